@@ -1,0 +1,1 @@
+"""Recall under a stated protocol, with ties, intervals and guards."""

@@ -1,0 +1,1 @@
+"""Features of pictures and captions, as arrays and as safetensors files."""

@@ -1,0 +1,131 @@
+"""Files that are either old or new, never half written; hashes; and which one is the newest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from cmpagl_core.errors import CmpaglError, DataError
+
+_HASH_CHUNK_BYTES = 1 << 20
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a path beside `target` to write to; it takes the target's place if the block succeeds.
+
+    Raises CmpaglError when the disk refuses (full, read-only), after removing the partial file.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+        os.close(handle)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    partial = Path(name)
+    try:
+        yield partial
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        partial.chmod(0o666 & ~_umask())
+        partial.replace(target)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_file(target: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file for writing ("w" text as UTF-8, "wb" bytes) that appears only when complete."""
+    with atomic_path(target) as partial:
+        options: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+        with partial.open(mode, **options) as stream:
+            yield stream
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_file(target) as stream:
+        stream.write(text)
+
+
+def write_bytes(target: Path, content: bytes) -> None:
+    """Write bytes atomically."""
+    with atomic_file(target, "wb") as stream:
+        stream.write(content)
+
+
+def write_json(target: Path, content: Any) -> None:
+    """Write JSON atomically: indented, keys in the order given, a newline at the end."""
+    write_text(target, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises DataError naming the file and line when it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})") from error
+    except RecursionError as error:
+        raise DataError(f"{path} is nested too deeply to be a file of ours") from error
+
+
+def canonical_json(content: Any) -> str:
+    """One spelling for equal content: sorted keys, no spaces; what hashes are taken of."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's bytes, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_text(text: str) -> str:
+    """Hex digest of a text's UTF-8 bytes (lone surrogates kept, so that no input can break it)."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def sha256_unordered(items: Iterable[str]) -> str:
+    """Hex digest of a multiset of texts: the order in which they come does not matter."""
+    digest = hashlib.sha256()
+    for item in sorted(sha256_text(item) for item in items):
+        digest.update(item.encode("ascii"))
+    return digest.hexdigest()
+
+
+def newest(folder: Path, marker: str) -> Path | None:
+    """The sub-folder of `folder` whose file `marker` was written last; None when there is none."""
+    found = [path for path in folder.glob(f"*/{marker}") if path.is_file()]
+    if not found:
+        return None
+    return max(found, key=lambda path: (path.stat().st_mtime_ns, path.parent.name)).parent
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _cannot_write(target: Path, error: OSError) -> CmpaglError:
+    return CmpaglError(
+        f"cannot write {target} ({error.strerror or error})",
+        hint="nothing was left half written; free the disk or choose another place",
+    )

@@ -1,0 +1,400 @@
+"""The typed recipe: every choice of a training run, validated once, then trusted."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from cmpagl_core.errors import RecipeError
+from cmpagl_core.files import canonical_json, sha256_text
+
+RECIPE_VERSION = 1
+STAGE_STRIDES = (4, 8, 16, 32)
+
+_MAX_RECIPE_BYTES = 1_000_000
+_SIZES: dict[str, tuple[int, tuple[int, int, int, int], tuple[int, int, int, int]]] = {
+    "tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "small": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "base": (128, (2, 2, 18, 2), (4, 8, 16, 32)),
+}
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+FourCounts = tuple[
+    Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]
+]
+
+
+def _word_not_boolean(value: Any) -> Any:
+    """YAML 1.1 reads off, no, on and yes as booleans; say so instead of "not a string"."""
+    if isinstance(value, bool):
+        raise ValueError("YAML reads off, on, no and yes as booleans; write the word none, or quote it")
+    return value
+
+
+Word = BeforeValidator(_word_not_boolean)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+
+class SelectionPart(_Part):
+    """Where models and gammas are chosen: a split, or a seeded share of train kept out of training."""
+
+    split: Annotated[Literal["val", "train", "test"], Word] = "val"
+    fraction: float = Field(0.1, gt=0.0, lt=1.0, description="share of train, by image; only for split train")
+    seed: int = 0
+
+
+class DataPart(_Part):
+    """Which prepared data set, and how a picture becomes numbers."""
+
+    dataset: str = Field("", description="name or path of a prepared data set; empty: the newest")
+    image_size_px: int = Field(224, ge=32, le=1024)
+    max_caption_tokens: int = Field(64, ge=8, le=512)
+    augment: Annotated[Literal["none", "flips", "dihedral"], Word] = Field(
+        "dihedral", description="flips, or flips and right angles; only for captions that name no direction"
+    )
+    crop_scale_min: float = Field(1.0, gt=0.0, le=1.0, description="smallest area share of a random crop; 1 is none")
+    workers: int = Field(0, ge=0, le=64, description="processes that decode pictures")
+    selection: SelectionPart = SelectionPart()
+
+
+class ImageEncoderPart(_Part):
+    """Gswin (section 2 of the method)."""
+
+    size: Annotated[Literal["tiny", "small", "base", "custom"], Word] = "tiny"
+    width: int = Field(96, ge=8, description="channels of stage 1; custom only")
+    depths: FourCounts = Field((2, 2, 6, 2), description="branches per stage, two a block; custom only")
+    num_heads: FourCounts = Field((3, 6, 12, 24), description="custom only")
+    window_size: int = Field(7, ge=2, le=64)
+    mlp_ratio: float = Field(4.0, gt=0.0)
+    drop_path: Fraction = 0.2
+    dropout: Fraction = 0.0
+    global_window: bool = True
+    global_window_source: Annotated[Literal["conv", "avgpool"], Word] = "conv"
+    global_query: Annotated[Literal["local", "global"], Word] = "local"
+    branches: Annotated[Literal["sequential", "parallel"], Word] = "sequential"
+    global_stages: tuple[Annotated[int, Field(ge=1, le=4)], ...] = (1, 2, 3, 4)
+    weights: Annotated[str, Word] = Field("random", description="timm:NAME, file:PATH or random")
+    stem: Annotated[str, Word] = Field("patch", description="patch, or the name of a timm feature extractor")
+    stem_strides: tuple[Literal[4, 8, 16, 32], ...] = Field(
+        (16,), description="maps taken from the stem, joined at the finest; which stages are left follows from it"
+    )
+    stem_head: bool = Field(False, description="take the stem's last 1x1 convolution with its widest map")
+    stem_weights: Annotated[str, Word] = Field("random", description="package:..., timm:NAME, file:PATH or random")
+    stem_trainable: bool = Field(False, description="false: frozen, its maps are cached on disk")
+    stem_unfreeze_epoch: int = Field(0, ge=0, description="a trainable stem stays frozen before this epoch")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_size(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        size = values.get("size", "tiny")
+        if not isinstance(size, str) or size not in _SIZES:
+            return values
+        given = dict(values)
+        for key, value in zip(("width", "depths", "num_heads"), _SIZES[size], strict=True):
+            if key in given and _plain(given[key]) != _plain(value):
+                raise ValueError(f"{key} is fixed by size {size}: leave it out, or write size: custom")
+            given[key] = value
+        return given
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        first = self.first_stage
+        if self.stem != "patch":
+            if not self.stem_strides:
+                raise ValueError("stem_strides needs at least one stride")
+            if any(self.depths[:first]):
+                raise ValueError(
+                    f"a stem at stride {min(self.stem_strides)} replaces the stages before stage {first + 1}: "
+                    f"set their depths to 0 (size: custom)"
+                )
+            if self.weights != "random":
+                raise ValueError("weights imports a whole Swin; with a stem use stem_weights")
+        if not all(self.depths[first:]):
+            raise ValueError("every stage from the first on needs a depth of at least 1")
+        for stage in range(first, 4):
+            if self.num_heads[stage] < 1 or self.stage_width(stage) % self.num_heads[stage]:
+                raise ValueError(f"num_heads of stage {stage + 1} must divide its width {self.stage_width(stage)}")
+        if self.branches == "parallel" and any(depth % 2 for depth in self.depths):
+            raise ValueError("parallel branches come in pairs: every depth must be even")
+        return self
+
+    @property
+    def first_stage(self) -> int:
+        """Index (0 to 3) of the first Gswin stage."""
+        return 0 if self.stem == "patch" else STAGE_STRIDES.index(min(self.stem_strides))
+
+    def stage_width(self, stage: int) -> int:
+        """Channels of stage 0 to 3."""
+        return self.width * 2**stage
+
+
+class TextEncoderPart(_Part):
+    """The lower half of BERT; its weights part also feeds the fusion half (section 1)."""
+
+    size: Annotated[Literal["bert-base", "minilm-l6", "tiny"], Word] = Field(
+        "bert-base", description="shape for random weights; other weights bring their own"
+    )
+    weights: Annotated[str, Word] = Field("random", description="package:..., hf:NAME, file:PATH or random")
+    layers: int | None = Field(None, ge=1, description="layers of the text half; empty: half of the depth")
+    pooling: Annotated[Literal["cls", "mean"], Word] = "cls"
+    dropout: Fraction = 0.1
+
+
+class FusionEncoderPart(_Part):
+    """The upper half of BERT, cross-attending from text to image tokens (section 1)."""
+
+    enabled: bool = True
+    dropout: Fraction = 0.1
+
+
+class LossesPart(_Part):
+    """Section 3; a weight of 0 switches a term off."""
+
+    embed_dim: int = Field(256, ge=2, description="width of image_features and text_features")
+    pre_alignment: bool = Field(True, description="false removes ITC and triplet: ranking then comes from ITM")
+    itc: Weight = 1.0
+    itc_soft_targets: Fraction = Field(0.0, description="ours: share of the target spread by caption similarity")
+    label_smoothing: Fraction = Field(0.0, description="ours: share of the ITC target spread over the batch")
+    triplet: Annotated[Literal["none", "plain", "intra", "circle", "supcon"], Word] = "intra"
+    triplet_negatives: Annotated[Literal["sum", "hardest"], Word] = "sum"
+    triplet_weight: Weight = 1.0
+    margin_cosine: float = Field(0.2, ge=0.0, le=2.0)
+    intra_weight: Weight = Field(1.0, description="lambda: how strongly a match is drawn towards 1")
+    itm: Weight = 1.0
+    mlm: Weight = 1.0
+    mlm_probability: float = Field(0.15, gt=0.0, lt=1.0)
+    logit_scale_init: float = Field(1 / 0.07, gt=0.0)
+    logit_scale_max: float = Field(100.0, gt=0.0)
+
+    @property
+    def uses_itc(self) -> bool:
+        return self.pre_alignment and self.itc > 0
+
+    @property
+    def uses_triplet(self) -> bool:
+        return self.pre_alignment and self.triplet != "none" and self.triplet_weight > 0
+
+    @property
+    def uses_fusion(self) -> bool:
+        return self.itm > 0 or self.mlm > 0
+
+
+class OptimPart(_Part):
+    """AdamW, warm-up, then cosine decay to zero."""
+
+    lr: float = Field(1.0e-4, gt=0.0, description="of new parts")
+    text_lr_scale: Weight = Field(0.1, description="of imported BERT layers, times lr; 0 freezes them")
+    image_lr_scale: Weight = Field(0.1, description="of imported Swin or stem weights, times lr; 0 freezes them")
+    weight_decay: Weight = 0.05
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.98
+    warmup_fraction: Fraction = 0.1
+    clip_norm: float = Field(1.0, gt=0.0)
+
+
+class TrainPart(_Part):
+    """The loop."""
+
+    epochs: int = Field(40, ge=1)
+    batch_size: int = Field(64, ge=2, description="pairs in one micro-batch; in-batch negatives come from it")
+    accumulate: int = Field(1, ge=1, description="micro-batches per optimiser step")
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], Word] = "bf16"
+    ema_decay: Fraction = Field(0.0, description="0 is none; the averaged weights are validated and kept")
+    patience_epochs: int = Field(0, ge=0, description="stop after so many validations without a better mR; 0: never")
+    validate_every_epochs: int = Field(1, ge=1)
+    seed: int = 0
+
+
+class EvaluatePart(_Part):
+    """Stages after the cosine ranking (section 4)."""
+
+    batch_size: int = Field(64, ge=1)
+    views: Annotated[Literal["one", "dihedral"], Word] = Field(
+        "one", description="ours: dihedral averages image_features over the eight flips and right angles"
+    )
+    itm_k: int = Field(16, ge=0, description="candidates per query and direction; 0: no ITM stage")
+    smr_form: Annotated[Literal["multiply", "add"], Word] = "multiply"
+    smr_gammas: tuple[Weight, ...] = Field((0.0, 0.25, 0.5, 1.0, 2.0, 4.0), description="the grid of gamma1 and gamma2")
+    smr: bool = True
+
+
+class Recipe(_Part):
+    """A whole recipe. Frozen; equal recipes have equal hashes."""
+
+    version: Literal[1] = 1
+    data: DataPart = DataPart()
+    image_encoder: ImageEncoderPart = ImageEncoderPart()
+    text_encoder: TextEncoderPart = TextEncoderPart()
+    fusion_encoder: FusionEncoderPart = FusionEncoderPart()
+    losses: LossesPart = LossesPart()
+    optim: OptimPart = OptimPart()
+    train: TrainPart = TrainPart()
+    evaluate: EvaluatePart = EvaluatePart()
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> Self:
+        losses, fusion = self.losses, self.fusion_encoder.enabled
+        if losses.uses_fusion and not fusion:
+            raise ValueError(
+                "ITM and MLM need fusion layers: set fusion_encoder.enabled true, or losses.itm and losses.mlm to 0"
+            )
+        if fusion and not losses.uses_fusion:
+            raise ValueError(
+                "nothing trains the fusion half: set fusion_encoder.enabled false, or give losses.itm or losses.mlm a weight"
+            )
+        if not (losses.uses_itc or losses.uses_triplet or losses.itm > 0):
+            raise ValueError("no loss ranks anything: give losses.itc, losses.triplet or losses.itm a weight")
+        if losses.itm > 0 and losses.pre_alignment and not (losses.uses_itc or losses.uses_triplet):
+            raise ValueError("without ITC and triplet there is no pre-alignment: write losses.pre_alignment false")
+        if self._caches_stem and self.data.crop_scale_min < 1.0:
+            raise ValueError(
+                "a frozen stem's maps are cached for flips and right angles only: crop_scale_min must be 1"
+            )
+        return self
+
+    @property
+    def _caches_stem(self) -> bool:
+        return self.image_encoder.stem != "patch" and not self.image_encoder.stem_trainable
+
+    def sha256(self) -> str:
+        """Hash of every resolved field."""
+        return sha256_text(canonical_json(self.model_dump(mode="json")))
+
+    def to_yaml(self) -> str:
+        """The recipe as resolved, every field written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+
+
+def parse_recipe(text: str, where: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe from YAML text and apply `key.path=value` overrides.
+
+    Raises RecipeError with the place, the offending value and the nearest valid key.
+    """
+    if len(text) > _MAX_RECIPE_BYTES:
+        raise RecipeError(f"{where} is too large for a recipe ({len(text):,} characters)")
+    try:
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise RecipeError(f"{where}{line}: not valid YAML ({problem})") from error
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{where}: a recipe is a mapping of parts, not a {type(tree).__name__}")
+    for override in overrides:
+        _apply_override(tree, override)
+    return _validate(tree, where)
+
+
+def override_recipe(recipe: Recipe, overrides: Iterable[str], where: str = "the overrides") -> Recipe:
+    """A new recipe with `key.path=value` overrides applied. Raises RecipeError."""
+    tree = recipe.model_dump(mode="json")
+    for override in overrides:
+        _apply_override(tree, override)
+    return _validate(tree, where)
+
+
+def recipe_folder() -> Path:
+    """Where the recipes that come with cmpagl lie, installed or in a checkout."""
+    installed = Path(__file__).parent / "recipes"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name and file of each recipe that comes with cmpagl."""
+    return {path.stem: path for path in sorted(recipe_folder().glob("*.yaml"))}
+
+
+def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """A recipe from a file, or one that comes with cmpagl by its name. Raises RecipeError."""
+    path = find_recipe(name_or_path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read as UTF-8 text") from error
+    return parse_recipe(text, str(path), overrides)
+
+
+def find_recipe(name_or_path: str | Path) -> Path:
+    """The file of a recipe given by path or by name. Raises RecipeError listing the names."""
+    path, shipped = Path(name_or_path), shipped_recipes()
+    if path.is_file():
+        return path
+    if str(name_or_path) in shipped:
+        return shipped[str(name_or_path)]
+    raise RecipeError(
+        f"there is no recipe {str(name_or_path)!r}, neither as a file nor among those that come with cmpagl",
+        hint=f"they are {', '.join(shipped)}" + _nearest(str(name_or_path), shipped),
+    )
+
+
+def _validate(tree: dict[str, Any], where: str) -> Recipe:
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise _one_sentence(error, where) from error
+
+
+def _one_sentence(error: ValidationError, where: str) -> RecipeError:
+    first = error.errors(include_url=False)[0]
+    keys = [str(key) for key in first["loc"]]
+    path = ".".join(keys)
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(keys[:-1])
+        hint = _nearest(keys[-1], known).removeprefix("; ") or f"known here: {', '.join(known)}"
+        return RecipeError(f"{where}: unknown key {path!r}", hint=hint)
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "value_error" and not isinstance(first["input"], str | int | float | bool):
+        return RecipeError(f"{where}: {path + ': ' if path else ''}{message}")
+    return RecipeError(f"{where}: {path} = {first['input']!r}: {message}")
+
+
+def _known_keys(keys: list[str]) -> list[str]:
+    part: Any = Recipe
+    for key in keys:
+        field = getattr(part, "model_fields", {}).get(key)
+        part = field.annotation if field is not None else None
+    return list(getattr(part, "model_fields", {}))
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"override {override!r} is not KEY=VALUE", hint="write for instance optim.lr=1.0e-4")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {override!r}: the value is not valid YAML") from error
+    node = tree
+    for key in keys[:-1]:
+        child = node.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise RecipeError(f"override {override!r}: {key!r} is a value, not a part with keys")
+        node = child
+    node[keys[-1]] = value
+    if keys[:-1] == ["image_encoder"] and keys[-1] == "size":
+        for fixed in ("width", "depths", "num_heads"):
+            node.pop(fixed, None)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple | list) else value

@@ -1,0 +1,1 @@
+"""Scores, re-ranking, indexes and search."""
