@@ -59,7 +59,7 @@ class MismatchError(CmpaglError):
     exit_code = ExitCode.MISMATCH
 
 
-class Interrupted(CmpaglError):
+class InterruptedByUserError(CmpaglError):
     """Stopped by the user; the message says how to go on."""
 
     exit_code = ExitCode.INTERRUPTED

@@ -251,7 +251,8 @@ class Recipe(_Part):
             )
         if fusion and not losses.uses_fusion:
             raise ValueError(
-                "nothing trains the fusion half: set fusion_encoder.enabled false, or give losses.itm or losses.mlm a weight"
+                "nothing trains the fusion half: set fusion_encoder.enabled false, or give losses.itm or "
+                "losses.mlm a weight"
             )
         if not (losses.uses_itc or losses.uses_triplet or losses.itm > 0):
             raise ValueError("no loss ranks anything: give losses.itc, losses.triplet or losses.itm a weight")

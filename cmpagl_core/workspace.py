@@ -34,7 +34,7 @@ class Workspace:
         if given is not None:
             return cls(given)
         named = os.environ.get("CMPAGL_WORKSPACE")
-        return cls(Path(named) if named else Path("."))
+        return cls(Path(named) if named else Path())
 
     def folder(self, kind: Kind, name: str) -> Path:
         """Where an artefact of that name belongs. Raises UsageError for a name that could leave the workspace."""
