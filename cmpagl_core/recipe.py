@@ -136,7 +136,7 @@ class ImageEncoderPart(_Part):
 
     def stage_width(self, stage: int) -> int:
         """Channels of stage 0 to 3."""
-        return self.width * 2**stage
+        return self.width * int(2**stage)
 
 
 class TextEncoderPart(_Part):
