@@ -1,0 +1,270 @@
+"""What a training leaves: a folder that is written atomically, opened with care, and from which its model is built."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from cmpagl_core import __version__
+from cmpagl_core.errors import DataError, MismatchError
+from cmpagl_core.files import atomic_path, canonical_json, read_json, sha256_file, write_json, write_text
+from cmpagl_core.recipe import Recipe, parse_recipe
+
+if TYPE_CHECKING:  # opening a run costs neither torch nor transformers; building its model does
+    import torch
+
+    from cmpagl_core.models.cmpagl import CmpaglModel
+    from cmpagl_core.models.tokenizer import CaptionTokenizer
+
+RUN_FORMAT = 1
+TRAINING_VERSION = 1
+"""Raised by hand whenever training the same recipe gives other weights: cached variants are then trained again."""
+
+RECIPE_FILE = "recipe.yaml"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+INFO_FILE = "run.json"
+LOG_FILE = "log.jsonl"
+RESUME_FOLDER = "resume"
+
+_MAX_JSON_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Code:
+    """Which code trained a run."""
+
+    version: str
+    commit: str | None
+    training_version: int = TRAINING_VERSION
+
+
+@dataclass(frozen=True)
+class Best:
+    """The validation result of the weights that were kept: mR in percent, after so many epochs."""
+
+    epoch: int
+    mr: float
+
+
+@dataclass(frozen=True)
+class SmrChoice:
+    """The gammas of SMR that were best on the selection split (section 4), and their mR there in percent."""
+
+    form: Literal["multiply", "add"]
+    gamma1: float
+    gamma2: float
+    mr: float | None = None
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """The content of run.json. Hashes are hex digests of SHA-256."""
+
+    name: str
+    dataset: str
+    dataset_root: str
+    manifest_sha256: str
+    train_sha256: str
+    selection_sha256: str
+    recipe_name: str
+    recipe_sha256: str
+    code: Code
+    versions: dict[str, str]
+    best: Best
+    smr: SmrChoice | None
+    vocab_size: int
+    seed: int
+    epochs: int
+    parameters: int
+    elapsed_s: float
+    seconds_per_epoch: float
+    started_at: str
+    device: str
+    weights_sha256: str = ""
+    format_version: int = RUN_FORMAT
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A run's model, ready to encode: eval mode, on its device."""
+
+    model: CmpaglModel
+    tokenizer: CaptionTokenizer
+    recipe: Recipe
+    sha256: str
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run folder."""
+
+    root: Path
+    recipe: Recipe
+    info: RunInfo
+
+    @property
+    def weights_path(self) -> Path:
+        return self.root / WEIGHTS_FILE
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.root / TOKENIZER_FILE
+
+    @property
+    def log_path(self) -> Path:
+        return self.root / LOG_FILE
+
+    def load(self, device: torch.device | None = None) -> LoadedModel:
+        """Build the model and read its weights onto `device` (CPU if None).
+
+        Raises MismatchError when the weights are not those of run.json or do not fit the recipe.
+        """
+        import torch
+
+        from cmpagl_core.models.cmpagl import build_model
+        from cmpagl_core.models.tokenizer import CaptionTokenizer
+
+        found = sha256_file(self.weights_path)
+        if found != self.info.weights_sha256:
+            raise MismatchError(
+                f"{self.weights_path} is not the file that {INFO_FILE} beside it describes "
+                f"(sha256 {found[:12]}, not {self.info.weights_sha256[:12]})",
+                hint="restore the run folder as it was, or train again",
+            )
+        model = build_model(self.recipe, vocab_size=self.info.vocab_size, pretrained=False)
+        try:
+            model.load_state_dict(read_tensors(self.weights_path))
+        except RuntimeError as error:
+            raise MismatchError(
+                f"{self.weights_path} does not fit {self.root / RECIPE_FILE} ({_first_line(error)})",
+                hint="the recipe must be the one the run was trained with",
+            ) from error
+        target = torch.device("cpu") if device is None else device
+        text = _read_text(self.tokenizer_path)
+        tokenizer = CaptionTokenizer.from_json(text, self.recipe.data.max_caption_tokens)
+        return LoadedModel(model.to(target).eval(), tokenizer, self.recipe, found, target)
+
+
+def open_run(path: Path) -> Run:
+    """Open a finished run. Raises DataError when a file of it is missing or not what it should be."""
+    for name in (INFO_FILE, RECIPE_FILE, WEIGHTS_FILE, TOKENIZER_FILE):
+        if not (path / name).is_file():
+            unfinished = (path / RESUME_FOLDER).is_dir()
+            hint = "finish it with `cmpagl train --resume`" if unfinished else "train one with `cmpagl train RECIPE`"
+            raise DataError(f"{path} is not a finished run: it has no {name}", hint=hint)
+    info = _read_info(path / INFO_FILE)
+    recipe = parse_recipe(_read_text(path / RECIPE_FILE), str(path / RECIPE_FILE))
+    return Run(path, recipe, info)
+
+
+def save_run(root: Path, recipe: Recipe, info: RunInfo, state: Mapping[str, torch.Tensor], tokenizer_json: str) -> Run:
+    """Write a run folder, run.json last, so that a folder with a run.json is whole.
+
+    state: the model's tensors; they are stored on the CPU as they are. Returns the run as opened again.
+    Raises CmpaglError when the disk refuses.
+    """
+    write_text(root / RECIPE_FILE, recipe.to_yaml())
+    write_text(root / TOKENIZER_FILE, tokenizer_json)
+    write_tensors(root / WEIGHTS_FILE, state, {"format_version": RUN_FORMAT, "recipe_sha256": recipe.sha256()})
+    write_info(root, replace(info, weights_sha256=sha256_file(root / WEIGHTS_FILE)))
+    return open_run(root)
+
+
+def write_info(root: Path, info: RunInfo) -> None:
+    """Write run.json (again: `cmpagl tune` keeps new gammas in it)."""
+    write_json(root / INFO_FILE, asdict(info))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, object]) -> None:
+    """Write tensors to a safetensors file, atomically and byte for byte the same for the same content.
+
+    about: kept as JSON under one metadata key (several keys would be stored in random order).
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+             for name, tensor in tensors.items()}  # fmt: skip
+    with atomic_path(path) as partial:
+        try:
+            save_file(plain, partial, metadata={"cmpagl": canonical_json(about)})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read all tensors of a safetensors file onto the CPU. Raises DataError if it is not one."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} cannot be read as safetensors ({_first_line(error)})") from error
+    return tensors
+
+
+def current_code() -> Code:
+    """The version of this package, and the commit when it runs from a checkout."""
+    return Code(__version__, _commit())
+
+
+def current_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a training computes."""
+    packages = ("torch", "transformers", "timm", "tokenizers", "numpy", "pillow")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
+
+
+def _read_info(path: Path) -> RunInfo:
+    content = read_json(path)
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != RUN_FORMAT:
+        raise DataError(
+            f"{path}: format_version is {version!r}, this cmpagl reads {RUN_FORMAT}",
+            hint="use the cmpagl that wrote it, or train again",
+        )
+    try:
+        return TypeAdapter(RunInfo).validate_python(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{path}: {key}: {first['msg']}", hint="the file was changed by hand or is broken") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise DataError(f"{path} is too large to be a file of ours ({path.stat().st_size:,} bytes)")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _commit() -> str | None:
+    checkout = Path(__file__).parent.parent
+    if not (checkout / ".git").exists():  # installed: an enclosing repository is someone else's
+        return None
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None if answer.returncode == 0 else None
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines else type(error).__name__
