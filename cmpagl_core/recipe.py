@@ -322,11 +322,21 @@ def shipped_recipes() -> dict[str, Path]:
 def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """A recipe from a file, or one that comes with cmpagl by its name. Raises RecipeError."""
     path = find_recipe(name_or_path)
+    return parse_recipe(read_recipe_text(path), str(path), overrides)
+
+
+def read_recipe_text(path: Path) -> str:
+    """A recipe file with its comments. Raises RecipeError if it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read as UTF-8 text") from error
-    return parse_recipe(text, str(path), overrides)
+
+
+def recipe_purpose(path: Path) -> str:
+    """What a recipe is for: the first line of the comment at its head."""
+    first, _, _ = read_recipe_text(path).partition("\n")
+    return first.lstrip("# ").strip() if first.startswith("#") else ""
 
 
 def find_recipe(name_or_path: str | Path) -> Path:

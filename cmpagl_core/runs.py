@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from cmpagl_core import __version__
-from cmpagl_core.errors import DataError, MismatchError
+from cmpagl_core.errors import CmpaglError, DataError, MismatchError
 from cmpagl_core.files import atomic_path, canonical_json, read_json, sha256_file, write_json, write_text
+from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe, parse_recipe
+from cmpagl_core.workspace import Workspace
 
 if TYPE_CHECKING:  # opening a run costs neither torch nor transformers; building its model does
     import torch
@@ -165,6 +167,17 @@ def open_run(path: Path) -> Run:
     info = _read_info(path / INFO_FILE)
     recipe = parse_recipe(_read_text(path / RECIPE_FILE), str(path / RECIPE_FILE))
     return Run(path, recipe, info)
+
+
+def list_runs(workspace: Workspace, progress: Progress) -> list[Run]:
+    """The workspace's finished runs, the newest first; a broken one is named through `progress` and left out."""
+    found = []
+    for marker in workspace.root.glob(f"runs/*/{INFO_FILE}"):
+        try:
+            found.append(open_run(marker.parent))
+        except CmpaglError as error:
+            progress.say(f"left out: {error}")
+    return sorted(found, key=lambda run: (run.info.started_at, run.root.name), reverse=True)
 
 
 def save_run(root: Path, recipe: Recipe, info: RunInfo, state: Mapping[str, torch.Tensor], tokenizer_json: str) -> Run:

@@ -1,0 +1,177 @@
+"""The app: every command by name, the options they share, and errors as one sentence and an exit code.
+
+Command modules import only Typer and the standard library at their top and take the core inside their
+bodies, so that `--help` needs no torch. A command's docstring is its help; lines after "Examples:" come last.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from cmpagl_cli.commands.options import Settings
+from cmpagl_cli.commands.recipe import recipe_list, recipe_schema, recipe_show, recipe_validate
+from cmpagl_cli.commands.runs import runs_list
+from cmpagl_cli.views import clean, make_progress
+from cmpagl_core import __version__
+from cmpagl_core.errors import CmpaglError, ExitCode
+from cmpagl_core.workspace import Workspace
+
+_SHARED_WITH_VALUE = ("--workspace", "--device", "--threads")
+_SHARED_FLAGS = ("--quiet", "-q", "--debug")
+_SHARED_HELP = "Also before or after any command: --workspace, --device, --threads, --quiet, --debug."
+
+_EXAMPLES = """Examples:
+  cmpagl prepare ucm --images UCM/images --annotations dataset_ucm.json
+  cmpagl train ucm-cpu
+  cmpagl evaluate
+  cmpagl retrieve "two baseball fields next to a road" --gallery found.html"""
+
+
+class CmpaglGroup(TyperGroup):
+    """The root group: shared options may stand anywhere, and errors leave as one sentence.
+
+    Translating in `invoke` makes the shell and Typer's CliRunner see the same exit code.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, shared_options_first(args))
+
+    def invoke(self, ctx: Any) -> Any:
+        debug = bool(ctx.params.get("debug"))
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except CmpaglError as error:
+            _fail(str(error), error.exit_code, debug)
+        except KeyboardInterrupt:
+            _fail("interrupted", ExitCode.INTERRUPTED, debug)
+        except BrokenPipeError:
+            # The reader (`| head`) has enough; what Python flushes at exit must not fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(ExitCode.DONE) from None
+        except MemoryError:
+            _fail("there is not enough memory; lower evaluate.batch_size or train.batch_size", ExitCode.FAILURE, debug)
+        except Exception as error:
+            if _is_typers_own(error):
+                raise
+            _fail(_unexpected(error), ExitCode.FAILURE, debug)
+
+
+def shared_options_first(args: Sequence[str]) -> list[str]:
+    """The arguments with the options that every command understands moved before the command's name."""
+    front: list[str] = []
+    rest: list[str] = []
+    waiting = list(args)
+    while waiting:
+        word = waiting.pop(0)
+        if word == "--":
+            rest += [word, *waiting]
+            break
+        if word in _SHARED_FLAGS or word.startswith(tuple(f"{name}=" for name in _SHARED_WITH_VALUE)):
+            front.append(word)
+        elif word in _SHARED_WITH_VALUE:
+            if not waiting:
+                raise typer.BadParameter("it needs a value", param_hint=word)
+            front += [word, waiting.pop(0)]
+        else:
+            rest.append(word)
+    return front + rest
+
+
+def _is_typers_own(error: Exception) -> bool:
+    """Usage errors, exits and aborts, which Typer shows itself (its click is not ours to import)."""
+    return isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "exit_code")
+
+
+def _fail(sentence: str, code: ExitCode, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    typer.echo(typer.style("error: ", fg="red", bold=True) + clean(sentence), err=True)
+    raise typer.Exit(int(code)) from None
+
+
+def _unexpected(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    said = " ".join(str(error).split()) or "no message"
+    return f"unexpected {type(error).__name__}{place} ({said}); run again with --debug for the whole story"
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"cmpagl {__version__}")
+        raise typer.Exit
+
+
+def _command(parent: typer.Typer, name: str, function: Callable[..., None]) -> None:
+    text, _, examples = inspect.cleandoc(function.__doc__ or "").partition("\nExamples:\n")
+    epilog = _SHARED_HELP + ("\n\n" + _as_it_is(f"Examples:\n{examples}") if examples else "")
+    parent.command(name, help=text, epilog=epilog)(function)
+
+
+def _group(name: str, text: str, *functions: Callable[..., None]) -> None:
+    """A command with commands of its own; `recipe_list` becomes `recipe list`."""
+    group = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
+    for function in functions:
+        _command(group, function.__name__.removeprefix(f"{name}_"), function)
+    app.add_typer(group, name=name)
+
+
+def _as_it_is(text: str) -> str:
+    """Help text whose lines are not to be wrapped."""
+    return "\b\n" + text
+
+
+app = typer.Typer(
+    name="cmpagl",
+    cls=CmpaglGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: drawing boxes would double the time that --help takes
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_as_it_is(_EXAMPLES),
+)
+
+
+@app.callback()
+def shared_options(
+    ctx: typer.Context,
+    workspace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder with data/, runs/ and indexes/; CMPAGL_WORKSPACE or the current folder if left out.",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="CPU threads; torch's choice if left out.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages on stderr.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Find remote-sensing images by text and text by image: CMPAGL (TGRS 2024), tested and reproducible."""
+    ctx.obj = Settings(Workspace.locate(workspace), device, threads, quiet, debug, make_progress(quiet))
+
+
+_group("recipe", "List, show and validate recipes.", recipe_list, recipe_show, recipe_validate, recipe_schema)
+_group("runs", "See what has been trained.", runs_list)
+
+
+def main() -> None:
+    """Entry point of the `cmpagl` command."""
+    app()

@@ -1,0 +1,74 @@
+"""`cmpagl recipe`: the recipes that come with cmpagl, and checks of one's own."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cmpagl_cli.commands.options import FormatOption, RecipeArgument, SetOption
+from cmpagl_cli.views import Column, echo, emit
+
+
+def recipe_list(format: FormatOption = "table") -> None:
+    """List the recipes that come with cmpagl.
+
+    Examples:
+      cmpagl recipe list
+      cmpagl recipe list --format json
+    """
+    from cmpagl_core.recipe import recipe_purpose, shipped_recipes
+
+    rows = [
+        {"name": name, "purpose": recipe_purpose(path), "path": str(path)} for name, path in shipped_recipes().items()
+    ]
+    columns = [Column("name"), Column("purpose")]
+    emit(rows, columns if format == "table" else [*columns, Column("path")], format)
+
+
+def recipe_show(
+    name: RecipeArgument,
+    overrides: SetOption = None,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Write out every field, also the defaults.")] = False,
+) -> None:
+    """Show a recipe: its file with its comments, or as resolved with --resolved or --set.
+
+    Examples:
+      cmpagl recipe show ucm-cpu
+      cmpagl recipe show ucm-cpu --resolved > mine.yaml
+      cmpagl recipe show ucm --set image_encoder.size=small
+    """
+    from cmpagl_core.recipe import find_recipe, load_recipe, read_recipe_text
+
+    recipe = load_recipe(name, overrides or ())
+    echo((recipe.to_yaml() if resolved or overrides else read_recipe_text(find_recipe(name))).rstrip("\n"))
+
+
+def recipe_validate(
+    names: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipe files or names.")],
+    overrides: SetOption = None,
+) -> None:
+    """Check recipes; the first wrong key or value ends it with exit code 2.
+
+    Examples:
+      cmpagl recipe validate mine.yaml
+      cmpagl recipe validate ucm-cpu --set optim.lr=2.0e-4
+    """
+    from cmpagl_core.recipe import load_recipe
+
+    for name in names:
+        recipe = load_recipe(name, overrides or ())
+        echo(f"{name}: valid, sha256 {recipe.sha256()[:12]}")
+
+
+def recipe_schema() -> None:
+    """Write the JSON Schema of a recipe, for editors and other programs.
+
+    Examples:
+      cmpagl recipe schema > recipe.schema.json
+    """
+    import json
+
+    from cmpagl_core.recipe import Recipe
+
+    echo(json.dumps(Recipe.model_json_schema(), indent=2))

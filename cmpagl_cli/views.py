@@ -1,0 +1,265 @@
+"""What the user sees: tables and machine formats on stdout, bars and messages on stderr; the only printing."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cmpagl_cli.commands.options import OutputFormat
+from cmpagl_core.progress import Advance, Progress, Silent
+
+if TYPE_CHECKING:
+    import rich.console
+    import rich.progress
+
+_PLAIN_LINE_EVERY_S = 15.0
+_WORTH_A_LINE_S = 1.0
+_PIPE_WIDTH = 240
+_LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    **{sign: "\\" + sign for sign in "&%$#_{}"},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: the row's key, its head, and how many decimals a number gets where people read it."""
+
+    key: str
+    head: str = ""
+    digits: int = 2
+
+    @property
+    def title(self) -> str:
+        return self.head or self.key
+
+
+def emit(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[Column | str],
+    format: OutputFormat = "table",
+    title: str = "",
+    document: Any = None,
+) -> None:
+    """Write rows to stdout. `json` writes `document` where one is given; machine formats keep every digit."""
+    chosen = [Column(column) if isinstance(column, str) else column for column in columns]
+    if format == "table":
+        _rich_table(rows, chosen, title)
+    else:
+        echo(render(rows, chosen, format, document))
+
+
+def render(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], format: OutputFormat, document: Any) -> str:
+    """Rows as text in one of the machine or paper formats, without the last newline."""
+    if format == "json":
+        content = document if document is not None else [_picked(row, columns) for row in rows]
+        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    if format == "jsonl":
+        return "\n".join(json.dumps(_picked(row, columns), ensure_ascii=False, allow_nan=False) for row in rows)
+    if format == "csv":
+        return _csv(rows, columns)
+    cells = [[shown(row.get(column.key), column.digits) for column in columns] for row in rows]
+    heads = [column.title for column in columns]
+    return _markdown(heads, cells) if format == "markdown" else _latex(heads, cells)
+
+
+def echo(text: str) -> None:
+    """Text to stdout as it is; what UTF-8 cannot say is written as an escape."""
+    typer.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def note(text: str) -> None:
+    """One line to stderr."""
+    typer.echo(clean(text), err=True)
+
+
+def clean(text: str) -> str:
+    """Text without control characters, which a caption or a file name could use to command the terminal."""
+    safe = "".join(sign if sign.isprintable() or sign in "\n\t" else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    return safe.encode("utf-8", "replace").decode("utf-8")
+
+
+def shown(value: Any, digits: int = 2) -> str:
+    """A value as people read it: numbers rounded, lists joined, nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.{digits}f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return ", ".join(shown(item, digits) for item in value)
+    return clean(str(value))
+
+
+def make_progress(quiet: bool) -> Progress:
+    """Bars on a terminal, plain lines elsewhere, nothing when quiet."""
+    if quiet:
+        return Silent()
+    return RichProgress() if sys.stderr.isatty() else PlainProgress()
+
+
+class RichProgress:
+    """Bars on stderr with rate and time left; nested tasks share one display."""
+
+    def __init__(self, console: rich.console.Console | None = None) -> None:
+        self._console = console
+        self._display: rich.progress.Progress | None = None
+        self._open = 0
+
+    @contextmanager
+    def task(self, description: str, total: int, unit: str = "") -> Iterator[Advance]:
+        display = self._started()
+        started_at = time.monotonic()
+        task = display.add_task(clean(description), total=total, rate="")
+        done_so_far = 0
+
+        def advance(done: int) -> None:
+            nonlocal done_so_far
+            done_so_far += done
+            rate = _rate(done_so_far, time.monotonic() - started_at, unit)
+            display.update(task, advance=done, rate=rate)
+
+        try:
+            yield advance
+        finally:
+            display.remove_task(task)
+            self._stopped()
+
+    def say(self, message: str) -> None:
+        if self._display is None:
+            note(message)
+        else:
+            self._display.console.print(clean(message), markup=False, highlight=False, soft_wrap=True)
+
+    def _started(self) -> rich.progress.Progress:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if self._display is None:
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}", markup=False),
+                TimeRemainingColumn(compact=True),
+            )
+            self._display = Progress(*columns, console=self._console or Console(stderr=True), transient=True)
+            self._display.start()
+        self._open += 1
+        return self._display
+
+    def _stopped(self) -> None:
+        self._open -= 1
+        if self._open == 0 and self._display is not None:
+            self._display.stop()
+            self._display = None
+
+
+class PlainProgress:
+    """One line now and then, for logs and pipes: a task that ends within a second says nothing."""
+
+    @contextmanager
+    def task(self, description: str, total: int, unit: str = "") -> Iterator[Advance]:
+        started_at = said_at = time.monotonic()
+        done_so_far = 0
+
+        def advance(done: int) -> None:
+            nonlocal done_so_far, said_at
+            done_so_far += done
+            now = time.monotonic()
+            if now - said_at >= _PLAIN_LINE_EVERY_S and done_so_far < total:
+                said_at = now
+                left_s = (now - started_at) * (total - done_so_far) / max(done_so_far, 1)
+                note(f"{line(now)}, about {duration(left_s)} left")
+
+        def line(now: float) -> str:
+            rate = _rate(done_so_far, now - started_at, unit)
+            return f"{description}: {done_so_far:,} of {total:,}{', ' + rate if rate else ''}"
+
+        yield advance
+        now = time.monotonic()
+        if now - started_at >= _WORTH_A_LINE_S:
+            note(f"{line(now)}, {duration(now - started_at)}")
+
+    def say(self, message: str) -> None:
+        note(message)
+
+
+def duration(elapsed_s: float) -> str:
+    """A span as people say it: 8 s, 3 min 20 s, 1 h 05 min."""
+    seconds = round(elapsed_s)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def _rate(done: int, elapsed_s: float, unit: str) -> str:
+    if elapsed_s <= 0 or not done:
+        return ""
+    return f"{done / elapsed_s:,.1f} {unit}/s" if unit else f"{done / elapsed_s:,.1f}/s"
+
+
+def _rich_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], title: str) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(file=sys.stdout)
+    if not console.is_terminal:
+        console = Console(file=sys.stdout, width=_PIPE_WIDTH)
+    table = Table(box=box.SIMPLE_HEAD, title=Text(clean(title)) if title else None, title_justify="left")
+    for column in columns:
+        numbers = any(isinstance(row.get(column.key), int | float) for row in rows)
+        table.add_column(Text(column.title), justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(shown(row.get(column.key), column.digits)) for column in columns))
+    console.print(table)
+
+
+def _picked(row: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Any]:
+    return {column.key: row.get(column.key) for column in columns}
+
+
+def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([column.key for column in columns])
+    for row in rows:
+        writer.writerow([_csv_cell(row.get(column.key)) for column in columns])
+    return stream.getvalue().rstrip("\n")
+
+
+def _csv_cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | tuple | dict) else value
+
+
+def _markdown(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    def row(values: Sequence[str]) -> str:
+        safe = (value.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;") for value in values)
+        return "| " + " | ".join(" ".join(value.split()) for value in safe) + " |"
+
+    return "\n".join([row(heads), "|" + "---|" * len(heads), *(row(values) for values in cells)])
+
+
+def _latex(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    def row(values: Sequence[str]) -> str:
+        safe = ("".join(_LATEX.get(sign, sign) for sign in " ".join(value.split())) for value in values)
+        return " & ".join(safe) + r" \\"
+
+    body = [r"\hline", row(heads), r"\hline", *(row(values) for values in cells), r"\hline"]
+    return "\n".join([rf"\begin{{tabular}}{{{'l' * len(heads)}}}", *body, r"\end{tabular}"])
