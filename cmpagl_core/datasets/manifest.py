@@ -1,0 +1,88 @@
+"""The manifest of a prepared data set: where it comes from, how it was split, and everything that was left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cmpagl_core.errors import DataError
+from cmpagl_core.files import canonical_json, read_json, sha256_text
+
+FORMAT_VERSION: Literal[1] = 1
+MANIFEST_FILE = "manifest.json"
+IMAGES_FILE = "images.csv"
+CAPTIONS_FILE = "captions.csv"
+SPLITS = ("train", "val", "test")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SplitCounts(_Record):
+    """What one split holds; unique_captions are counted after whitespace is normalised."""
+
+    images: int
+    captions: int
+    unique_captions: int
+
+
+class Source(_Record):
+    """A file or folder that was read; sha256 is empty for a folder."""
+
+    what: str
+    path: str
+    sha256: str = ""
+
+
+class Dropped(_Record):
+    """Something that the annotations name and the prepared set lacks."""
+
+    what: str
+    why: str
+
+
+class Manifest(_Record):
+    """`manifest.json`; written last, so that a folder with one is a whole data set."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    name: str
+    source: str  # rsicd, rsitmd, ucm, sydney, folder, synthetic
+    layout: str  # how the annotations were written
+    protocol: str  # where the splits come from, in words
+    complete: bool  # nothing but known defects was left out
+    counts: dict[str, SplitCounts]
+    split_sha256: dict[str, str]  # of captions, in any order: equal for every layout of one split
+    pictures_sha256: str  # of (image id, split, sha256 of the file), in any order
+    files: dict[str, str]  # images.csv and captions.csv, by sha256
+    sources: tuple[Source, ...]
+    dropped: tuple[Dropped, ...] = ()
+    fingerprint: str  # of the arguments and the state of the sources: equal means up to date
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the content: the same pictures, captions and splits anywhere have the same hash."""
+        content = {"splits": self.split_sha256, "pictures": self.pictures_sha256}
+        return sha256_text(canonical_json(content))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and validate `manifest.json`. Raises DataError naming the file and the way out."""
+    path = folder / MANIFEST_FILE
+    content = read_json(path)
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{path} has format version {version!r}, this cmpagl reads {FORMAT_VERSION}",
+            hint="make the data set again with `cmpagl prepare`",
+        )
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(key) for key in first["loc"])
+        raise DataError(
+            f"{path}: {place}: {first['msg']}", hint="make the data set again with `cmpagl prepare`"
+        ) from error

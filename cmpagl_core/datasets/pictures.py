@@ -1,0 +1,115 @@
+"""Pictures in any common format, decoded whole to RGB, and turned into `pixel_values`."""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cmpagl_core.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as timm's Swin and EfficientNet expect
+IMAGE_STD = (0.229, 0.224, 0.225)
+MAX_PIXELS = 100_000_000  # 300 MB as RGB
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2"})
+
+_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000")
+# What Pillow's decoders raise on broken files.
+_UNDECODABLE = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+_UNDECODABLE_TOO = (MemoryError, NotImplementedError, struct.error, zlib.error)
+
+# Our own bound refuses with a sentence; Pillow's warning would only print beside it.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """Every picture file under `folder`, sorted by path; hidden files and folders are left out.
+
+    Raises DataError when the folder is missing, cannot be read, or holds no picture.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder", hint="give a folder with pictures in it")
+    found: list[Path] = []
+    for parent, folders, files in os.walk(folder, onerror=_cannot_list):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
+        for name in files:
+            path = Path(parent, name)
+            if not name.startswith(".") and path.suffix.lower() in PICTURE_SUFFIXES and path.is_file():
+                found.append(path)
+    if not found:
+        raise DataError(f"there is no picture in {folder}", hint=f"known are {', '.join(sorted(PICTURE_SUFFIXES))}")
+    return sorted(found)
+
+
+def open_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a picture whole: RGB, 8 bits, upright by its EXIF orientation.
+
+    Deeper pixels are scaled so that the picture's largest value is white; transparent ones become black, the
+    field's "no data". Raises DataError for a missing, broken or truncated file, or one of over `max_pixels`.
+    """
+    try:
+        with path.open("rb") as stream, Image.open(stream, formats=_FORMATS) as picture:
+            width, height = picture.size
+            if width * height <= max_pixels:
+                picture.load()
+                return _to_rgb(ImageOps.exif_transpose(picture))
+    except FileNotFoundError as error:
+        raise DataError(f"picture {path} does not exist") from error
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{path} is not a picture of a known format", hint=f"known are {', '.join(_FORMATS)}"
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{path} is too large to decode safely (over {max_pixels:,} pixels)") from error
+    except (*_UNDECODABLE, *_UNDECODABLE_TOO) as error:
+        raise DataError(f"{path} is a broken picture ({_reason(error)})") from error
+    raise DataError(
+        f"{path} has {width:,} x {height:,} pixels, more than the {max_pixels:,} that are decoded safely",
+        hint="cut or shrink it first",
+    )
+
+
+def to_pixel_values(picture: Image.Image, image_size_px: int) -> Tensor:
+    """One RGB picture as normalised float32 [3, S, S]: bicubic, squashed to a square as the field does."""
+    import torch  # here, not above: `prepare` only checks pictures, and torch takes over a second to import
+
+    square = picture.resize((image_size_px, image_size_px), Image.Resampling.BICUBIC)
+    pixels = np.asarray(square, dtype=np.float32) / 255  # [S, S, 3]
+    normalised = (pixels - np.array(IMAGE_MEAN, dtype=np.float32)) / np.array(IMAGE_STD, dtype=np.float32)
+    return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "RGB":
+        return picture.copy()  # in memory, so that the file can be closed
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        return _scale_to_8_bits(picture).convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        seen = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", seen.size, (0, 0, 0, 255)), seen).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _scale_to_8_bits(picture: Image.Image) -> Image.Image:
+    values = np.nan_to_num(np.asarray(picture, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    largest = float(values.max())
+    scale = 255 / largest if largest > 255 or 0 < largest <= 1 else 1.0  # 0 to 255 and 0 to 1 are usual ranges too
+    return Image.fromarray(np.clip(values * scale, 0, 255).round().astype(np.uint8))
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error) or type(error).__name__
+    return " ".join(text.split())[:200]
+
+
+def _cannot_list(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be listed ({error.strerror})") from error

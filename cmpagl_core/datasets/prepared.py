@@ -1,0 +1,182 @@
+"""A prepared data set: pictures, captions and splits as three checked files, opened as one frozen object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from cmpagl_core.datasets.manifest import CAPTIONS_FILE, IMAGES_FILE, SPLITS, Manifest, read_manifest
+from cmpagl_core.errors import DataError
+from cmpagl_core.files import sha256_file, sha256_unordered
+
+IMAGE_COLUMNS = ("image_id", "path", "split", "width", "height", "sha256", "scene")
+CAPTION_COLUMNS = ("caption_id", "image_id", "text")
+
+SplitName = Literal["train", "val", "test", "all"]
+_MAKE_AGAIN = "make it again with `cmpagl prepare`"
+
+
+def normalise_whitespace(text: str) -> str:
+    """One space between words, none around: the spelling that hashes and duplicate checks see."""
+    return " ".join(text.split())
+
+
+def captions_sha256(image_ids: Sequence[str], texts: Sequence[str]) -> str:
+    """Hash of (image id, whitespace-normalised caption) pairs in any order; the id of a public set is its file stem.
+
+    Two layouts of one split have the same hash. A normalised text holds no tab, so no two pairs spell the same line.
+    """
+    return sha256_unordered(
+        f"{image_id}\t{normalise_whitespace(text)}" for image_id, text in zip(image_ids, texts, strict=True)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class DataSplit:
+    """The pictures and captions of one split, ready to be encoded: N pictures, M captions."""
+
+    dataset: str
+    name: str
+    image_ids: tuple[str, ...]
+    paths: tuple[Path, ...]
+    picture_sha256: tuple[str, ...]
+    scenes: tuple[str, ...]  # "" where the scene class is unknown
+    captions: tuple[str, ...]
+    caption_ids: tuple[str, ...]
+    caption_image: NDArray[np.int64]  # [M], row of the caption's own image
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Order-free hash over (image id, whitespace-normalised caption); see `captions_sha256`."""
+        return captions_sha256([self.image_ids[row] for row in self.caption_image], self.captions)
+
+    @cached_property
+    def _rows_of_captions(self) -> tuple[tuple[int, ...], ...]:
+        found: list[list[int]] = [[] for _ in self.image_ids]
+        for caption, row in enumerate(self.caption_image.tolist()):
+            found[row].append(caption)
+        return tuple(tuple(captions) for captions in found)
+
+    def captions_of(self, row: int) -> list[int]:
+        """Rows of the captions of one image."""
+        return list(self._rows_of_captions[row])
+
+    def subset(self, rows: Sequence[int] | NDArray[Any], name: str | None = None) -> DataSplit:
+        """The images of these rows, in this order, each with all its captions.
+
+        rows: row numbers, without repetition. Raises IndexError or ValueError for rows that are not of this split.
+        """
+        chosen = [int(row) for row in rows]
+        if len(set(chosen)) != len(chosen):
+            raise ValueError("a row is chosen twice")
+        if chosen and (min(chosen) < 0 or max(chosen) >= len(self)):
+            raise IndexError(f"rows must lie in 0 to {len(self) - 1}")
+        captions = [(new, caption) for new, row in enumerate(chosen) for caption in self._rows_of_captions[row]]
+        return DataSplit(
+            dataset=self.dataset,
+            name=self.name if name is None else name,
+            image_ids=tuple(self.image_ids[row] for row in chosen),
+            paths=tuple(self.paths[row] for row in chosen),
+            picture_sha256=tuple(self.picture_sha256[row] for row in chosen),
+            scenes=tuple(self.scenes[row] for row in chosen),
+            captions=tuple(self.captions[caption] for _, caption in captions),
+            caption_ids=tuple(self.caption_ids[caption] for _, caption in captions),
+            caption_image=np.array([new for new, _ in captions], dtype=np.int64),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedDataset:
+    """What `cmpagl prepare` leaves in a folder: `images.csv`, `captions.csv`, `manifest.json`."""
+
+    root: Path
+    name: str
+    images: pd.DataFrame  # IMAGE_COLUMNS, one row an image
+    captions: pd.DataFrame  # CAPTION_COLUMNS, grouped by image in the order of `images`
+    manifest: Manifest
+
+    def split(self, name: str) -> DataSplit:
+        """One split, or "all" of them. Raises DataError when there is no such split or nothing in it."""
+        if name not in (*SPLITS, "all"):
+            raise DataError(f"{self.root}: there is no split {name!r}", hint=f"there is {', '.join(SPLITS)} and all")
+        images = self.images if name == "all" else self.images[self.images["split"] == name]
+        if images.empty:
+            full = [split for split in SPLITS if (self.images["split"] == split).any()]
+            raise DataError(
+                f"{self.root}: the {name} split of {self.name} holds no picture",
+                hint=f"there are pictures in {', '.join(full)}; see `dropped` in its manifest.json",
+            )
+        row_of = {image_id: row for row, image_id in enumerate(images["image_id"])}
+        captions = self.captions[self.captions["image_id"].isin(row_of.keys())]
+        return DataSplit(
+            dataset=self.name,
+            name=name,
+            image_ids=tuple(images["image_id"]),
+            paths=tuple(self.root / path for path in images["path"]),
+            picture_sha256=tuple(images["sha256"]),
+            scenes=tuple(images["scene"]),
+            captions=tuple(captions["text"]),
+            caption_ids=tuple(captions["caption_id"]),
+            caption_image=np.array([row_of[image_id] for image_id in captions["image_id"]], dtype=np.int64),
+        )
+
+
+def open_prepared(folder: Path) -> PreparedDataset:
+    """Open a prepared data set and check that its files belong together.
+
+    Raises DataError naming the file when one is missing, was changed after it was made, or makes no sense.
+    Pictures are not opened here; whoever decodes one that has gone says so.
+    """
+    manifest = read_manifest(folder)
+    for file, expected in manifest.files.items():
+        path = folder / file
+        if not path.is_file():
+            raise DataError(f"{path} is missing", hint=_MAKE_AGAIN)
+        if sha256_file(path) != expected:
+            raise DataError(f"{path} was changed after it was made", hint=_MAKE_AGAIN)
+    images = _read_table(folder / IMAGES_FILE, IMAGE_COLUMNS)
+    captions = _read_table(folder / CAPTIONS_FILE, CAPTION_COLUMNS)
+    _check_images(folder / IMAGES_FILE, images)
+    _check_captions(folder / CAPTIONS_FILE, captions, images)
+    images = images.astype({"width": "int64", "height": "int64"})
+    return PreparedDataset(root=folder, name=manifest.name, images=images, captions=captions, manifest=manifest)
+
+
+def _read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, dtype="str", keep_default_na=False, na_filter=False, encoding="utf-8", engine="c")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path} cannot be read as CSV ({error})", hint=_MAKE_AGAIN) from error
+    if tuple(table.columns) != columns:
+        raise DataError(f"{path}: the columns are {list(table.columns)}, not {list(columns)}", hint=_MAKE_AGAIN)
+    return table
+
+
+def _check_images(path: Path, images: pd.DataFrame) -> None:
+    _refuse(path, images, images["image_id"].eq("") | images["image_id"].duplicated(), "image_id", "is empty or twice")
+    _refuse(path, images, ~images["split"].isin(SPLITS), "split", "is no split")
+    _refuse(path, images, ~images["width"].str.fullmatch(r"[1-9][0-9]{0,8}"), "width", "is no size in pixels")
+    _refuse(path, images, ~images["height"].str.fullmatch(r"[1-9][0-9]{0,8}"), "height", "is no size in pixels")
+    _refuse(path, images, ~images["sha256"].str.fullmatch(r"[0-9a-f]{64}"), "sha256", "is no hash")
+
+
+def _check_captions(path: Path, captions: pd.DataFrame, images: pd.DataFrame) -> None:
+    _refuse(path, captions, captions["caption_id"].duplicated(), "caption_id", "is there twice")
+    _refuse(path, captions, ~captions["image_id"].isin(images["image_id"]), "image_id", "is not in images.csv")
+    _refuse(path, captions, captions["text"].str.strip().eq(""), "text", "is blank")
+
+
+def _refuse(path: Path, table: pd.DataFrame, wrong: pd.Series[bool], column: str, why: str) -> None:
+    if wrong.any():
+        value = table.loc[wrong, column].iloc[0]
+        raise DataError(f"{path}: {column} {value!r} {why}", hint=_MAKE_AGAIN)
