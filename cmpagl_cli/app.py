@@ -43,7 +43,9 @@ class CmpaglGroup(TyperGroup):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, shared_options_first(args))
+        args = shared_options_first(args)
+        _show_help_early(self, ctx, args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         debug = bool(ctx.params.get("debug"))
@@ -86,6 +88,21 @@ def shared_options_first(args: Sequence[str]) -> list[str]:
         else:
             rest.append(word)
     return front + rest
+
+
+def _show_help_early(group: TyperGroup, ctx: Any, args: Sequence[str]) -> None:
+    """Show a command's help before any value is read: Typer reads values through pydantic, which takes its time."""
+    before = args[: args.index("--")] if "--" in args else args
+    if not {"-h", "--help"}.intersection(before):
+        return
+    command: Any = group
+    for word in before:
+        child = getattr(command, "commands", {}).get(word)
+        if child is not None:
+            command = child
+            ctx = child.context_class(child, info_name=word, parent=ctx, **child.context_settings)
+    typer.echo(command.get_help(ctx))
+    raise typer.Exit
 
 
 def _is_typers_own(error: Exception) -> bool:

@@ -1,0 +1,5 @@
+"""`python -m cmpagl_cli` is `cmpagl`."""
+
+from cmpagl_cli.app import main
+
+main()
