@@ -23,12 +23,14 @@ MAX_PIXELS = 100_000_000  # 300 MB as RGB
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2"})
 
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000")
-# What Pillow's decoders raise on broken files.
+# What Pillow's decoders raise on broken files; warnings too, where a caller has turned them into errors.
 _UNDECODABLE = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
-_UNDECODABLE_TOO = (MemoryError, NotImplementedError, struct.error, zlib.error)
+_UNDECODABLE_TOO = (MemoryError, NotImplementedError, struct.error, zlib.error, Warning)
 
-# Our own bound refuses with a sentence; Pillow's warning would only print beside it.
+# A picture is decoded or refused with a sentence; Pillow's own warnings would only print beside it. Set here, once,
+# because warnings.catch_warnings is not safe in the threads that decode.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def list_pictures(folder: Path) -> list[Path]:
