@@ -1,0 +1,48 @@
+"""On the plain install, with no extras and no test tools: every module imports and every `--help` answers."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+from typer.testing import CliRunner
+
+import cmpagl_cli
+import cmpagl_core
+
+
+def modules() -> Iterator[str]:
+    for package in (cmpagl_core, cmpagl_cli):
+        for found in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+            yield found.name
+
+
+def command_lines(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield words
+    for name, child in getattr(command, "commands", {}).items():
+        yield from command_lines(child, (*words, name))
+
+
+def main() -> None:
+    for folder in (cmpagl_core.__path__[0], cmpagl_cli.__path__[0]):
+        if not folder.startswith(sys.prefix):
+            sys.exit(f"{folder} is not the installed package")
+    names = list(modules())
+    for name in names:
+        importlib.import_module(name)
+    from cmpagl_cli.app import app
+
+    lines = list(command_lines(typer.main.get_command(app)))
+    for words in lines:
+        result = CliRunner().invoke(app, [*words, "--help"])
+        if result.exit_code != 0:
+            sys.exit(f"cmpagl {' '.join(words)} --help ended with {result.exit_code}: {result.output}")
+    print(f"{len(names)} modules import and {len(lines)} helps answer")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

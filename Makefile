@@ -1,0 +1,59 @@
+# The everyday jobs. `make quickstart` on a fresh machine, `make test lint` before a commit.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+WORKSPACE ?= quickstart
+BIN := $(VENV)/bin
+CMPAGL := $(BIN)/cmpagl --workspace $(WORKSPACE)
+
+.PHONY: help quickstart test test-slow lint bench docs clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make quickstart  a picture search from nothing: draw scenes, train, evaluate, search (about 5 minutes)"
+	@echo "make test        the test suite (make test-slow: what takes long)"
+	@echo "make lint        ruff, mypy, import-linter"
+	@echo "make bench       one JSON line per measurement"
+	@echo "make docs        write docs/cli.md and docs/recipe.md again from the code"
+	@echo "make clean       remove what these targets made"
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.quickstart: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install -q -e '.[offline,plots]' -c constraints.txt
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install -q -e '.[dev]' -c constraints.txt
+	touch $@
+
+quickstart: $(VENV)/.quickstart
+	$(CMPAGL) prepare synthetic
+	$(CMPAGL) train quickstart
+	$(CMPAGL) evaluate
+	$(CMPAGL) retrieve "airport near sea" --gallery $(WORKSPACE)/airport-near-sea.html
+
+# Each of the parallel workers computes on one thread: tests/conftest.py sees to it.
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev
+	@set -e; for file in benchmarks/[!_]*.py; do $(BIN)/python $$file; done
+
+docs: $(VENV)/.dev
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) $(WORKSPACE) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
