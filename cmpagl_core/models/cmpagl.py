@@ -1,0 +1,182 @@
+"""CMPAGL: Gswin and the two BERT halves, with the projections and heads between them (section 1)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmpagl_core.models.bert import (
+    BertShape,
+    CrossAttentionCache,
+    FusionEncoder,
+    MlmHead,
+    TextEncoder,
+    bert_shape,
+    text_layers,
+)
+from cmpagl_core.models.gswin import GswinEncoder
+from cmpagl_core.models.stem import FeatureStem
+from cmpagl_core.models.weights import ImportReport
+from cmpagl_core.recipe import Recipe
+
+Origin = Literal["imported_image", "imported_text", "new"]
+
+
+@dataclass(frozen=True)
+class ImageEncoding:
+    """What the image encoder says of a batch."""
+
+    tokens: Tensor  # [B, 1 + N, C], the paper's F, its mean first
+    features: Tensor  # [B, D], unit length
+
+
+@dataclass(frozen=True)
+class TextEncoding:
+    """What the text encoder says of a batch."""
+
+    tokens: Tensor  # [B, L, H], the paper's G
+    features: Tensor  # [B, D], unit length
+    attention_mask: Tensor  # [B, L] bool
+
+
+class CmpaglModel(nn.Module):
+    """The whole model. Build it with `build_model`; it holds only the parts that the recipe's losses train."""
+
+    def __init__(self, recipe: Recipe, shape: BertShape) -> None:
+        super().__init__()
+        losses, fused = recipe.losses, recipe.fusion_encoder.enabled
+        layers = text_layers(recipe.text_encoder, shape, fused)
+        self.import_reports: tuple[ImportReport, ...] = ()
+        self.logit_scale_max = losses.logit_scale_max
+        self.image_encoder = GswinEncoder(recipe.image_encoder, recipe.data.image_size_px)
+        self.text_encoder = TextEncoder(recipe.text_encoder, shape, layers)
+        width = self.image_encoder.width
+        self.fusion_encoder = (
+            FusionEncoder(recipe.fusion_encoder, shape, shape.num_layers - layers, width) if fused else None
+        )
+        self.image_projection = nn.Linear(width, losses.embed_dim)
+        self.text_projection = nn.Linear(shape.hidden_size, losses.embed_dim)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(losses.logit_scale_init)))
+        self.itm_head = nn.Linear(shape.hidden_size, 2) if fused and losses.itm > 0 else None
+        self.mlm_head = MlmHead(shape) if fused and losses.mlm > 0 else None
+        for head in (self.image_projection, self.text_projection, self.itm_head):
+            if head is not None:
+                nn.init.normal_(head.weight, std=0.02 if head is self.itm_head else head.in_features**-0.5)
+                nn.init.zeros_(head.bias)
+        # Without pre-alignment nothing trains the projections; a scale is trained only by losses that use it.
+        trained = losses.uses_itc or losses.uses_triplet
+        self.image_projection.requires_grad_(trained)
+        self.text_projection.requires_grad_(trained)
+        self.logit_scale.requires_grad_(losses.uses_itc)
+
+    def encode_images(self, pixel_values: Tensor) -> ImageEncoding:
+        """pixel_values: [B, 3, S, S]."""
+        return self.encode_stem_maps(self.stem_maps(pixel_values))
+
+    def stem_maps(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: [B, 3, S, S]. Returns [B, C, h, w]; of a frozen stem they may be cached."""
+        return self.image_encoder.stem(pixel_values)
+
+    def encode_stem_maps(self, maps: Tensor) -> ImageEncoding:
+        """maps: [B, C, h, w] from `stem_maps`."""
+        tokens = self.image_encoder.forward_map(maps)
+        return ImageEncoding(tokens, _unit(self.image_projection(tokens[:, 0])))
+
+    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> TextEncoding:
+        """input_ids: [B, L] int64. attention_mask: [B, L] bool."""
+        tokens = self.text_encoder(input_ids, attention_mask)
+        pooled = self.text_encoder.pool(tokens, attention_mask)
+        return TextEncoding(tokens, _unit(self.text_projection(pooled)), attention_mask)
+
+    def fuse(self, text: TextEncoding | tuple[Tensor, Tensor], image: Tensor | CrossAttentionCache) -> Tensor:
+        """text: an encoding, or (input_ids, attention_mask). image: tokens [B, 1 + N, C], or their cache.
+
+        Row i of the texts meets row i of the images. Returns [B, L, H].
+        """
+        if isinstance(text, TextEncoding):
+            tokens, mask = text.tokens, text.attention_mask
+        else:
+            tokens, mask = self.text_encoder(*text), text[1]
+        fused: Tensor = self._fusion()(tokens, mask, image)
+        return fused
+
+    def cross_attention_cache(self, image_tokens: Tensor) -> CrossAttentionCache:
+        """Keys and values of images [B, 1 + N, C] for every fusion layer, for use with many texts."""
+        return self._fusion().cross_attention_cache(image_tokens)
+
+    def itm_logits(self, fused: Tensor) -> Tensor:
+        """fused: [B, L, H]. Returns [B, 2]; index 1 is a match."""
+        if self.itm_head is None:
+            raise ValueError("this recipe trains no ITM head")
+        logits: Tensor = self.itm_head(fused[:, 0])
+        return logits
+
+    def mlm_logits(self, fused: Tensor) -> Tensor:
+        """fused: [..., H]. Returns logits over the vocabulary, [..., V]."""
+        if self.mlm_head is None:
+            raise ValueError("this recipe trains no MLM head")
+        logits: Tensor = self.mlm_head(fused, self.text_encoder.embeddings.word_embeddings.weight)
+        return logits
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keep the logit scale between 1 and the recipe's maximum; call it after each optimiser step."""
+        self.logit_scale.clamp_(0.0, math.log(self.logit_scale_max))
+
+    def parameter_origins(self) -> dict[str, Origin]:
+        """For each parameter: imported with the image weights, with the text weights, or new."""
+        imported = {name for report in self.import_reports for name in report.imported}
+        return {name: _origin(name) if name in imported else "new" for name, _ in self.named_parameters()}
+
+    def _fusion(self) -> FusionEncoder:
+        if self.fusion_encoder is None:
+            raise ValueError("this recipe has no fusion half")
+        return self.fusion_encoder
+
+
+def build_model(
+    recipe: Recipe, vocab_size: int, pretrained: bool = True, text_shape: BertShape | None = None
+) -> CmpaglModel:
+    """The model of a recipe; its random weights depend on the recipe's seed alone.
+
+    pretrained: import the weights that the recipe names; false builds the empty shape, to be filled from a run.
+    text_shape: the BERT's shape where it is already known (a run keeps it), else it is read with the weights.
+    Raises MismatchError when weights do not fit, CmpaglError when they cannot be had.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        model = CmpaglModel(recipe, text_shape or bert_shape(recipe.text_encoder, vocab_size))
+    if pretrained:
+        model.import_reports = tuple(_import_all(model, recipe))
+    return model
+
+
+def _import_all(model: CmpaglModel, recipe: Recipe) -> list[ImportReport]:
+    # Imported here: loading a run needs neither timm's registry nor any foreign file.
+    from cmpagl_core.models.imports import import_bert, import_stem, import_swin
+
+    part, reports = recipe.image_encoder, []
+    stem = model.image_encoder.patch_embed
+    if part.weights != "random":
+        reports.append(import_swin(model.image_encoder, part.weights).prefixed("image_encoder."))
+    if isinstance(stem, FeatureStem) and part.stem_weights != "random":
+        reports.append(import_stem(stem, part.stem, part.stem_weights).prefixed("image_encoder.patch_embed."))
+    if recipe.text_encoder.weights != "random":
+        names = {id(module): f"{name}." for name, module in model.named_children()}
+        found = import_bert(model.text_encoder, model.fusion_encoder, model.mlm_head, recipe.text_encoder.weights)
+        reports.extend(report.prefixed(names[id(module)]) for module, report in found)
+    return reports
+
+
+def _origin(name: str) -> Origin:
+    return "imported_image" if name.startswith("image_encoder.") else "imported_text"
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Unit length along the last axis, in fp32 so that equal inputs stay equal under autocast."""
+    return F.normalize(x.float(), dim=-1)

@@ -1,0 +1,149 @@
+"""The global window: made once per stage from its map, and the attention between it and local tokens (section 2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmpagl_core.models.windows import WindowGeometry, attend_windows, fitted_window, gather_bias
+from cmpagl_core.models.windows import relative_position_index as position_index
+
+_SQUEEZE = 4  # channels are squeezed by this factor before they are excited
+
+
+def halvings(map_size: int, window_size: int) -> int:
+    """How often a map may be halved (rounding up) and still hold a window."""
+    count = 0
+    while -(-map_size // 2) >= window_size and map_size > window_size:
+        map_size, count = -(-map_size // 2), count + 1
+    return count
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate computed from all channel means [Hu et al. 2018]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        squeezed = max(1, width // _SQUEEZE)
+        self.squeeze = nn.Linear(width, squeezed)
+        self.excite = nn.Linear(squeezed, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, C, H, W]. Returns the same shape."""
+        gates = self.excite(F.gelu(self.squeeze(x.mean(dim=(2, 3))))).sigmoid()
+        return x * gates[:, :, None, None]
+
+
+class GeneratorStep(nn.Module):
+    """x + 1x1(squeeze-excite(GELU(depthwise 3x3(x)))) [GCViT's fused block, as far as its paper tells]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width)
+        self.squeeze_excite = SqueezeExcite(width)
+        self.pointwise = nn.Conv2d(width, width, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, C, H, W]. Returns the same shape."""
+        return x + self.pointwise(self.squeeze_excite(F.gelu(self.depthwise(x))))
+
+
+class ConvGenerator(nn.Module):
+    """Halve a stage's map until it is as large as a window: the global window G [ours, section 2]."""
+
+    def __init__(self, width: int, map_size: int, window_size: int) -> None:
+        super().__init__()
+        self.window_size = fitted_window(window_size, map_size)
+        self.halvings = halvings(map_size, self.window_size)
+        self.steps = nn.ModuleList(GeneratorStep(width) for _ in range(max(1, self.halvings)))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, H, W, C]. Returns G: [B, w * w, C]."""
+        x = x.permute(0, 3, 1, 2)  # [B, C, H, W], channels last in memory
+        for index, step in enumerate(self.steps):
+            x = step(x)
+            if index < self.halvings:
+                x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+        if x.shape[-1] != self.window_size:
+            x = F.adaptive_avg_pool2d(x, self.window_size)
+        normed: Tensor = self.norm(x.flatten(2).transpose(1, 2))
+        return normed
+
+
+class AveragePoolGenerator(nn.Module):
+    """The switch `global_window_source: avgpool`: G is the stage's map, averaged down."""
+
+    def __init__(self, width: int, map_size: int, window_size: int) -> None:
+        super().__init__()
+        self.window_size = fitted_window(window_size, map_size)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, H, W, C]. Returns G: [B, w * w, C]."""
+        pooled = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), self.window_size)
+        normed: Tensor = self.norm(pooled.flatten(2).transpose(1, 2))
+        return normed
+
+
+class LocalQueryAttention(nn.Module):
+    """GLCA(X, G) = softmax(X Wq (G Wk)^T / sqrt(d)) G Wv Wo [section 2].
+
+    Keys and values are the same for every local token, so windows and their shift do not matter here and no
+    partition is needed: it is one attention of H * W queries over w * w keys.
+    """
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.proj_drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, global_window: Tensor) -> Tensor:
+        """x: [B, H, W, C], normalised. global_window: [B, w * w, C]. Returns [B, H, W, C]."""
+        batch, height, width, channels = x.shape
+        depth = channels // self.num_heads
+        query = self.query(x).view(batch, height * width, self.num_heads, depth).transpose(1, 2)
+        pair = self.key_value(global_window).view(batch, -1, 2, self.num_heads, depth)
+        key, value = pair.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+        out: Tensor = self.proj_drop(self.proj(attended.reshape(batch, height, width, channels)))
+        return out
+
+
+class GlobalQueryAttention(nn.Module):
+    """The switch `global_query: global`: GCViT's direction, the global window asks each local window.
+
+    Query p of the global window gives the output at position p of every local window; keys and values are local,
+    so windows are cut, and shifted ones masked, as in self-attention.
+    """
+
+    relative_position_index: Tensor
+
+    def __init__(self, width: int, num_heads: int, geometry: WindowGeometry, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.geometry = geometry
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * geometry.window_size - 1) ** 2, num_heads))
+        self.register_buffer("relative_position_index", position_index(geometry.window_size), persistent=False)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.proj_drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, global_window: Tensor) -> Tensor:
+        """x: [B, H, W, C], normalised. global_window: [B, w * w, C]. Returns [B, H, W, C]."""
+        batch, _, _, channels = x.shape
+        depth = channels // self.num_heads
+        windows = self.geometry.cut(x)  # [B * windows, N, C]
+        count, tokens, _ = windows.shape
+        pair = self.key_value(windows).view(count, tokens, 2, self.num_heads, depth)
+        key, value = pair.permute(2, 0, 3, 1, 4)
+        query = self.query(global_window).view(batch, 1, tokens, self.num_heads, depth).transpose(2, 3)
+        query = query.expand(-1, count // batch, -1, -1, -1).reshape(count, self.num_heads, tokens, depth)
+        bias = gather_bias(self.relative_position_bias_table, self.relative_position_index)
+        attended = attend_windows(query, key, value, bias, self.geometry.mask)
+        return self.geometry.uncut(self.proj_drop(self.proj(attended)))

@@ -1,0 +1,242 @@
+"""Gswin, the image encoder: Swin whose blocks also attend to a global window made once per stage (section 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cmpagl_core.models.global_window import (
+    AveragePoolGenerator,
+    ConvGenerator,
+    GlobalQueryAttention,
+    LocalQueryAttention,
+)
+from cmpagl_core.models.stem import FeatureStem, PatchStem, StemProjection
+from cmpagl_core.models.windows import WindowAttention, WindowGeometry
+from cmpagl_core.recipe import ImageEncoderPart
+
+
+class DropPath(nn.Module):
+    """Leave a residual branch out for whole pictures of a training batch [Huang et al. 2016]."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, ...]. Returns the same shape; kept pictures are scaled by 1 / (1 - rate)."""
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = torch.rand(x.shape[0], *([1] * (x.dim() - 1)), device=x.device) >= self.rate
+        return x * (keep / (1.0 - self.rate)).to(x.dtype)
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear; names as in timm."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = nn.GELU()
+        self.drop = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., C]. Returns the same shape."""
+        out: Tensor = self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        return out
+
+
+class GlobalBranch(nn.Module):
+    """gate * GLCA(LN(a), G): how local tokens and the global window meet; the gate starts at 0 (section 2)."""
+
+    def __init__(self, part: ImageEncoderPart, width: int, num_heads: int, geometry: WindowGeometry) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attn = (
+            LocalQueryAttention(width, num_heads, part.dropout)
+            if part.global_query == "local"
+            else GlobalQueryAttention(width, num_heads, geometry, part.dropout)
+        )
+        self.gate = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor, global_window: Tensor) -> Tensor:
+        """x: [B, H, W, C]. global_window: [B, w * w, C]. Returns what is added to x."""
+        out: Tensor = self.attn(self.norm(x), global_window)
+        return out * self.gate.to(out.dtype)
+
+
+class GswinBranch(nn.Module):
+    """One branch of a Gswin block: local windows, then the global window, then the MLP (section 2).
+
+    The upper branch (`shifted` false) works on regular windows, the lower on shifted ones. Without the global
+    window it is a Swin block.
+    """
+
+    def __init__(
+        self, part: ImageEncoderPart, stage: int, geometry: WindowGeometry, drop_path: float, with_global: bool
+    ) -> None:
+        super().__init__()
+        width, num_heads = part.stage_width(stage), part.num_heads[stage]
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = WindowAttention(width, num_heads, geometry, part.dropout)
+        self.global_branch = GlobalBranch(part, width, num_heads, geometry) if with_global else None
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, int(width * part.mlp_ratio), part.dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, global_window: Tensor | None) -> Tensor:
+        """x: [B, H, W, C]. global_window: [B, w * w, C], or None. Returns [B, H, W, C]."""
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        if self.global_branch is not None and global_window is not None:
+            x = x + self.drop_path(self.global_branch(x, global_window))
+        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
+        return out
+
+
+class ParallelMerge(nn.Module):
+    """The switch `branches: parallel`: both branches' outputs are concatenated and projected back.
+
+    It starts as their mean, so that imported weights keep their meaning.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2 * width, width)
+
+    def start_as_mean(self) -> None:
+        """Set the projection to the mean of its two inputs."""
+        half = torch.eye(self.linear.out_features) / 2
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.cat([half, half], dim=1))
+            self.linear.bias.zero_()
+
+    def forward(self, upper: Tensor, lower: Tensor) -> Tensor:
+        """Two [B, H, W, C]. Returns [B, H, W, C]."""
+        out: Tensor = self.linear(torch.cat([upper, lower], dim=-1))
+        return out
+
+
+class PatchMerging(nn.Module):
+    """Halve the map: 2 x 2 neighbours become one token of twice the width [Swin, section 3.1]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * width)
+        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, H, W, C]. Returns [B, ceil(H / 2), ceil(W / 2), 2 C]; an odd side is padded with zeros."""
+        _, height, width, _ = x.shape
+        if height % 2 or width % 2:
+            x = nn.functional.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        batch, height, width, channels = x.shape
+        x = x.view(batch, height // 2, 2, width // 2, 2, channels)
+        # Swin's order of the four neighbours: down first, then right.
+        merged = x.permute(0, 1, 3, 4, 2, 5).reshape(batch, height // 2, width // 2, 4 * channels)
+        out: Tensor = self.reduction(self.norm(merged))
+        return out
+
+
+class GswinStage(nn.Module):
+    """Patch merging (but for the first stage), the global window, and the branches in pairs."""
+
+    def __init__(self, part: ImageEncoderPart, stage: int, map_size: int, drop_paths: list[float]) -> None:
+        super().__init__()
+        width = part.stage_width(stage)
+        with_global = part.global_window and stage + 1 in part.global_stages
+        self.downsample = PatchMerging(width // 2) if stage > part.first_stage else None
+        self.generator: nn.Module | None = None
+        if with_global:
+            generator = ConvGenerator if part.global_window_source == "conv" else AveragePoolGenerator
+            self.generator = generator(width, map_size, part.window_size)
+        self.blocks = nn.ModuleList(
+            GswinBranch(part, stage, WindowGeometry(map_size, part.window_size, index % 2 == 1), rate, with_global)
+            for index, rate in enumerate(drop_paths)
+        )
+        self.merges = nn.ModuleList(
+            ParallelMerge(width) for _ in range(len(drop_paths) // 2 if part.branches == "parallel" else 0)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, H, W, C]. Returns the stage's map, [B, h, w, c]."""
+        if self.downsample is not None:
+            x = self.downsample(x)
+        global_window = None if self.generator is None else self.generator(x)
+        if not self.merges:
+            for block in self.blocks:
+                x = block(x, global_window)
+            return x
+        for merge, upper, lower in zip(self.merges, self.blocks[::2], self.blocks[1::2], strict=True):
+            x = merge(upper(x, global_window), lower(x, global_window))
+        return x
+
+
+class GswinEncoder(nn.Module):
+    """Pixels to image tokens F: the last map, normalised and flattened, with its mean in front (section 2)."""
+
+    def __init__(self, part: ImageEncoderPart, image_size_px: int) -> None:
+        super().__init__()
+        self.part = part
+        self.image_size_px = image_size_px
+        first, width = part.first_stage, part.stage_width(part.first_stage)
+        self.patch_embed: PatchStem | FeatureStem = PatchStem(width) if part.stem == "patch" else FeatureStem(part)
+        self.stem_projection = (
+            StemProjection(self.patch_embed.part_channels, width) if isinstance(self.patch_embed, FeatureStem) else None
+        )
+        self.map_size = self.patch_embed.map_size(image_size_px)
+        rates = torch.linspace(0, part.drop_path, sum(part.depths)).tolist()
+        self.layers = nn.ModuleDict()
+        size = self.map_size
+        for stage in range(first, 4):
+            size = size if stage == first else -(-size // 2)
+            drop_paths, rates = rates[: part.depths[stage]], rates[part.depths[stage] :]
+            self.layers[str(stage)] = GswinStage(part, stage, size, drop_paths)
+        self.last_map_size = size
+        self.width = part.stage_width(3)
+        self.norm = nn.LayerNorm(self.width)
+        self._initialise()
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: [B, 3, S, S]. Returns image tokens [B, 1 + N, C], their mean first."""
+        return self.forward_map(self.stem(pixel_values))
+
+    def stem(self, pixel_values: Tensor) -> Tensor:
+        """The first map, [B, C, h, w]; of a frozen stem it may be cached."""
+        out: Tensor = self.patch_embed(pixel_values)
+        return out
+
+    def forward_map(self, stem_map: Tensor) -> Tensor:
+        """stem_map: [B, C, h, w]. Returns image tokens [B, 1 + N, C]."""
+        x = stem_map.permute(0, 2, 3, 1)  # [B, h, w, C]
+        if x.shape[1:3] != (self.map_size, self.map_size):
+            raise ValueError(
+                f"a map of {tuple(x.shape[1:3])} came where {self.map_size} x {self.map_size} is built for"
+            )
+        if self.stem_projection is not None:
+            x = self.stem_projection(x)
+        for stage in self.layers.values():
+            x = stage(x)
+        tokens = self.norm(x).flatten(1, 2)  # [B, N, C]
+        return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+
+    def set_stem_trainable(self, trainable: bool) -> None:
+        """Freeze or free a timm stem; Swin's own patch embedding is always trained."""
+        if isinstance(self.patch_embed, FeatureStem):
+            self.patch_embed.set_trainable(trainable)
+
+    def _initialise(self) -> None:
+        """Truncated normal of 0.02 for linear layers and bias tables, zero biases; the stem keeps timm's."""
+        for name, module in self.named_modules():
+            if name.startswith("patch_embed.body") or name.startswith("patch_embed.head"):
+                continue
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            table = getattr(module, "relative_position_bias_table", None)
+            if isinstance(table, nn.Parameter):
+                nn.init.trunc_normal_(table, std=0.02)
+        for module in self.modules():
+            if isinstance(module, ParallelMerge):
+                module.start_as_mean()

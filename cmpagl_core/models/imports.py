@@ -1,0 +1,170 @@
+"""Foreign weights into our modules, name by name, with a report of what was imported, new and left over."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import timm
+import torch
+from timm.layers import resize_rel_pos_bias_table
+from torch import Tensor, nn
+
+from cmpagl_core.errors import CmpaglError, MismatchError
+from cmpagl_core.models.bert import FusionEncoder, MlmHead, TextEncoder
+from cmpagl_core.models.gswin import GswinEncoder
+from cmpagl_core.models.stem import FeatureStem
+from cmpagl_core.models.weights import ImportReport, Source, Tensors, load_state, parse_source
+
+_BUFFERS = ("relative_position_index", "attn_mask")
+_BIAS_TABLE = "relative_position_bias_table"
+
+
+def import_swin(encoder: GswinEncoder, spec: str) -> ImportReport:
+    """Plain Swin weights (timm's or the authors' names) into Gswin; what is new is the global window's.
+
+    Raises MismatchError when the tensors are not of a Swin of this size.
+    """
+    source = parse_source(spec)
+    tensors = _timm_state(source.name) if source.kind == "timm" else load_state(source)
+    renamed = _swin_names(tensors)
+    state = encoder.state_dict()
+    for name, tensor in renamed.items():
+        if name.endswith(_BIAS_TABLE) and name in state and tensor.dim() == 2 and tensor.shape != state[name].shape:
+            renamed[name] = _resized_table(name, tensor, state[name], source)
+    ours = {name for name in state if ".global_branch." in name or ".generator." in name or ".merges." in name}
+    return _copy(encoder, renamed, {name: name for name in set(state) - ours}, source)
+
+
+def import_stem(stem: FeatureStem, name: str, spec: str) -> ImportReport:
+    """ImageNet weights of a whole timm model into the part of it that serves as stem. Raises MismatchError."""
+    source = parse_source(spec)
+    if source.kind == "timm":
+        tensors = _timm_state(source.name)
+    elif source.kind == "package":
+        tensors = _in_order(name, load_state(source), source)
+    else:
+        tensors = load_state(source)
+    wanted: dict[str, str] = {}
+    for ours in stem.state_dict():
+        part, _, rest = ours.partition(".")
+        if part == "head":
+            position, _, leaf = rest.partition(".")
+            wanted[ours] = f"{('conv_head', 'bn2')[int(position)]}.{leaf}"
+        else:
+            wanted[ours] = _unflattened(rest, tensors)
+    return _copy(stem, tensors, wanted, source)
+
+
+def import_bert(
+    text: TextEncoder, fusion: FusionEncoder | None, mlm_head: MlmHead | None, spec: str
+) -> list[tuple[nn.Module, ImportReport]]:
+    """A BERT's tensors into the two halves and, where it has them, into the MLM head. Raises MismatchError."""
+    source = parse_source(spec)
+    tensors = {_bert_name(name): tensor for name, tensor in load_state(source).items()}
+    reports: list[tuple[nn.Module, ImportReport]] = []
+    wanted = {name: _bert_source_name(name, 0) for name in text.state_dict()}
+    reports.append((text, _copy(text, tensors, wanted, source)))
+    if fusion is not None:
+        first = len(text.layers)
+        own = ("image_projection.", "crossattention.")
+        wanted = {
+            name: _bert_source_name(name, first)
+            for name in fusion.state_dict()
+            if not any(part in name for part in own)
+        }
+        reports.append((fusion, _copy(fusion, tensors, wanted, source)))
+    if mlm_head is not None and "cls.predictions.bias" in tensors:
+        wanted = {name: f"cls.predictions.{name}" for name in mlm_head.state_dict()}
+        reports.append((mlm_head, _copy(mlm_head, tensors, wanted, source)))
+    return reports
+
+
+def _copy(module: nn.Module, tensors: Mapping[str, Tensor], wanted: Mapping[str, str], source: Source) -> ImportReport:
+    """Copy tensors[wanted[name]] into each named entry of the module. Raises MismatchError before changing any."""
+    state = module.state_dict()
+    for name, foreign in wanted.items():
+        if foreign not in tensors:
+            raise MismatchError(f"{source} has no {foreign}", hint="these weights are of another model")
+        if tensors[foreign].shape != state[name].shape:
+            raise MismatchError(
+                f"{foreign} of {source} is {tuple(tensors[foreign].shape)}, the recipe builds {tuple(state[name].shape)}",
+                hint="these weights are of another size",
+            )
+    with torch.no_grad():
+        for name, foreign in wanted.items():
+            state[name].copy_(tensors[foreign])
+    return ImportReport(
+        source=str(source),
+        imported=tuple(sorted(wanted)),
+        new=tuple(sorted(set(state) - set(wanted))),
+        left_over=tuple(sorted(set(tensors) - set(wanted.values()))),
+    )
+
+
+def _swin_names(tensors: Tensors) -> Tensors:
+    """timm's names; the authors' files put each downsampling at the end of the stage before."""
+    at_end = "layers.0.downsample.reduction.weight" in tensors
+    renamed: Tensors = {}
+    for name, tensor in tensors.items():
+        if name.endswith(_BUFFERS):
+            continue
+        if at_end:
+            name = re.sub(r"^layers\.(\d)\.downsample", lambda found: f"layers.{int(found[1]) + 1}.downsample", name)
+        renamed[name] = tensor
+    return renamed
+
+
+def _resized_table(name: str, tensor: Tensor, target: Tensor, source: Source) -> Tensor:
+    """The bias table of another window size, interpolated as timm does it."""
+    window = (round(target.shape[0] ** 0.5) + 1) // 2
+    side = round(tensor.shape[0] ** 0.5)
+    if side * side != tensor.shape[0] or tensor.shape[1] != target.shape[1]:
+        raise MismatchError(f"{name} of {source} is {tuple(tensor.shape)}, no bias table of this size's heads")
+    resized: Tensor = resize_rel_pos_bias_table(tensor, new_window_size=(window, window), new_bias_shape=target.shape)
+    return resized
+
+
+def _timm_state(name: str) -> Tensors:
+    """A model's published tensors through timm's hub. Raises CmpaglError when it cannot be reached."""
+    try:
+        return dict(timm.create_model(name, pretrained=True).state_dict())
+    except Exception as error:
+        raise CmpaglError(
+            f"timm:{name} cannot be had ({type(error).__name__})",
+            hint="check the name and the network, or download its file and write file:PATH",
+        ) from error
+
+
+def _in_order(name: str, tensors: Tensors, source: Source) -> Tensors:
+    """The package's tensors under timm's names: both list the same layers in the same order."""
+    with torch.device("meta"):
+        target = timm.create_model(name, pretrained=False).state_dict()
+    same = len(target) == len(tensors) and all(
+        ours.shape == theirs.shape for ours, theirs in zip(target.values(), tensors.values(), strict=False)
+    )
+    if not same:
+        raise MismatchError(f"{source} does not hold the weights of {name}", hint="it is a tf_efficientnet_lite0")
+    return dict(zip(target, tensors.values(), strict=True))
+
+
+def _unflattened(name: str, tensors: Mapping[str, Tensor]) -> str:
+    """timm's feature extractors may spell `stem.0.weight` as `stem_0.weight`."""
+    if name in tensors:
+        return name
+    first, dot, rest = name.partition(".")
+    for position in [found.start() for found in re.finditer("_", first)]:
+        candidate = first[:position] + "." + first[position + 1 :] + dot + rest
+        if candidate in tensors:
+            return candidate
+    return name
+
+
+def _bert_name(name: str) -> str:
+    """Without the `bert.` in front, and today's names of a LayerNorm's parameters."""
+    name = name.removeprefix("bert.")
+    return re.sub(r"LayerNorm\.(gamma|beta)$", lambda f: f"LayerNorm.{'weight' if f[1] == 'gamma' else 'bias'}", name)
+
+
+def _bert_source_name(name: str, first_layer: int) -> str:
+    return re.sub(r"^layers\.(\d+)\.", lambda found: f"encoder.layer.{int(found[1]) + first_layer}.", name)

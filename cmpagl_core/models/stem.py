@@ -1,0 +1,124 @@
+"""What turns pixels into the first map: Swin's patch embedding, or a timm feature extractor (section 2)."""
+
+from __future__ import annotations
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmpagl_core.errors import RecipeError
+from cmpagl_core.recipe import ImageEncoderPart
+
+
+class PatchStem(nn.Module):
+    """Swin's patch embedding: a 4 x 4 convolution of stride 4, and a LayerNorm."""
+
+    stride = 4
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.channels = width
+        self.proj = nn.Conv2d(3, width, kernel_size=4, stride=4)
+        self.norm = nn.LayerNorm(width)
+
+    def map_size(self, image_size_px: int) -> int:
+        """Side of the map; pixels beyond a multiple of 4 are left out, as in timm."""
+        return image_size_px // 4
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: [B, 3, S, S]. Returns [B, C, h, w]."""
+        x = self.proj(pixel_values).permute(0, 2, 3, 1)
+        normed: Tensor = self.norm(x)
+        return normed.permute(0, 3, 1, 2)
+
+
+class FeatureStem(nn.Module):
+    """Maps of a timm feature extractor at the recipe's strides, joined at the finest by channel [ours].
+
+    Coarser maps are brought to the finest one's size bilinearly. Its batch norms always use their stored
+    statistics, so a picture's map never depends on the batch it came in.
+    """
+
+    def __init__(self, part: ImageEncoderPart) -> None:
+        super().__init__()
+        self.stride = min(part.stem_strides)
+        self.body, strides, channels = _extractor(part.stem, tuple(sorted(set(part.stem_strides))))
+        self.head: nn.Sequential | None = None
+        if part.stem_head:
+            self.head = _last_convolution(part.stem, max(strides))
+            channels[-1] = int(self.head[0].out_channels)  # type: ignore[arg-type]
+        self.part_channels = tuple(channels)
+        self.channels = sum(channels)
+        self.set_trainable(part.stem_trainable)
+
+    def set_trainable(self, trainable: bool) -> None:
+        """Freeze or free all weights."""
+        self.trainable = trainable
+        self.requires_grad_(trainable)
+
+    def train(self, mode: bool = True) -> FeatureStem:
+        """Stay in evaluation mode: stored batch norm statistics, no dropout."""
+        return super().train(False)
+
+    def map_size(self, image_size_px: int) -> int:
+        """Side of the finest map."""
+        return -(-image_size_px // self.stride)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: [B, 3, S, S]. Returns [B, C, h, w]; without a graph while frozen."""
+        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+            maps = list(self.body(pixel_values))
+            if self.head is not None:
+                maps[-1] = self.head(maps[-1])
+            finest = maps[0].shape[-2:]
+            sized = [
+                x if x.shape[-2:] == finest else F.interpolate(x, size=finest, mode="bilinear", align_corners=False)
+                for x in maps
+            ]
+            return sized[0] if len(sized) == 1 else torch.cat(sized, dim=1)
+
+
+class StemProjection(nn.Module):
+    """From the stem's channels to the first stage's width: LayerNorm of each map's channels, then linear."""
+
+    def __init__(self, part_channels: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.part_channels = part_channels
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for channels in part_channels)
+        self.linear = nn.Linear(sum(part_channels), width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, h, w, C of the stem]. Returns [B, h, w, width]."""
+        parts = x.split(self.part_channels, dim=-1)
+        normed = [norm(part) for norm, part in zip(self.norms, parts, strict=True)]
+        out: Tensor = self.linear(torch.cat(normed, dim=-1))
+        return out
+
+
+def _extractor(name: str, strides: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...], list[int]]:
+    """The extractor that ends at the coarsest wanted stride, its strides and channels, finest first."""
+    try:
+        with torch.device("meta"):
+            known = timm.create_model(name, pretrained=False, features_only=True).feature_info.reduction()
+        missing = [stride for stride in strides if stride not in known]
+        if missing:
+            raise RecipeError(f"stem {name} has no map at stride {missing[0]}", hint=f"it has {sorted(set(known))}")
+        indices = tuple(len(known) - 1 - known[::-1].index(stride) for stride in strides)
+        body = timm.create_model(name, pretrained=False, features_only=True, out_indices=indices)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise RecipeError(
+            f"stem {name!r} is no feature extractor of timm", hint="write patch, or for instance tf_efficientnet_lite0"
+        ) from error
+    return body, strides, [int(channels) for channels in body.feature_info.channels()]
+
+
+def _last_convolution(name: str, widest_stride: int) -> nn.Sequential:
+    """The 1x1 convolution and norm that EfficientNets and MobileNets end with."""
+    full = timm.create_model(name, pretrained=False, num_classes=0)
+    convolution, norm = getattr(full, "conv_head", None), getattr(full, "bn2", None)
+    if not isinstance(convolution, nn.Conv2d) or not isinstance(norm, nn.Module):
+        raise RecipeError(f"stem {name} has no last 1x1 convolution", hint="set image_encoder.stem_head false")
+    if widest_stride != 32:
+        raise RecipeError("stem_head belongs to the map at stride 32", hint="add 32 to image_encoder.stem_strides")
+    return nn.Sequential(convolution, norm)

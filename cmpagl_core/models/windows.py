@@ -1,0 +1,145 @@
+"""Local window self-attention, regular and shifted, as in Swin (section 2); tokens are [B, H, W, C]."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_OUTSIDE = -100.0  # what timm adds for a pair of tokens that shifting brought into one window
+
+
+def fitted_window(window_size: int, map_size: int) -> int:
+    """The window's side on a square map: a map smaller than the window shrinks it."""
+    return min(window_size, map_size)
+
+
+def partition(x: Tensor, window_size: int) -> Tensor:
+    """Cut [B, H, W, C] into windows [B * windows, w * w, C]; H and W are multiples of w."""
+    batch, height, width, channels = x.shape
+    w = window_size
+    x = x.view(batch, height // w, w, width // w, w, channels)
+    return x.transpose(2, 3).reshape(-1, w * w, channels)
+
+
+def join(windows: Tensor, window_size: int, height: int, width: int) -> Tensor:
+    """Undo `partition`: [B * windows, w * w, C] to [B, H, W, C]."""
+    w, channels = window_size, windows.shape[-1]
+    x = windows.view(-1, height // w, width // w, w, w, channels)
+    return x.transpose(2, 3).reshape(-1, height, width, channels)
+
+
+def relative_position_index(window_size: int) -> Tensor:
+    """Row of the bias table for each pair of tokens of one window: [w * w, w * w] int64."""
+    side = torch.arange(window_size)
+    rows, columns = torch.meshgrid(side, side, indexing="ij")
+    rows, columns = rows.flatten(), columns.flatten()
+    vertical = rows[:, None] - rows[None, :] + window_size - 1
+    horizontal = columns[:, None] - columns[None, :] + window_size - 1
+    return vertical * (2 * window_size - 1) + horizontal
+
+
+def shift_mask(padded_size: int, window_size: int, shift: int) -> Tensor:
+    """What is added to the attention of shifted windows: [windows, w * w, w * w], 0 or -100.
+
+    Shifting rolls the map, so that windows at its far edges hold tokens from opposite sides; such pairs are
+    masked, as in Swin.
+    """
+    band = torch.zeros(padded_size, dtype=torch.long)
+    band[-window_size:-shift] = 1
+    band[-shift:] = 2
+    region = (3 * band[:, None] + band[None, :]).view(1, padded_size, padded_size, 1)
+    windows = partition(region, window_size).squeeze(-1)  # [windows, w * w]
+    different = windows[:, :, None] != windows[:, None, :]
+    return different.float() * _OUTSIDE
+
+
+class WindowGeometry(nn.Module):
+    """Rolls, pads and cuts a square map of one size into windows, and puts them together again."""
+
+    mask: Tensor | None
+
+    def __init__(self, map_size: int, window_size: int, shifted: bool) -> None:
+        super().__init__()
+        self.map_size = map_size
+        self.window_size = fitted_window(window_size, map_size)
+        self.shift = self.window_size // 2 if shifted and map_size > self.window_size else 0
+        self.padded_size = -(-map_size // self.window_size) * self.window_size
+        mask = shift_mask(self.padded_size, self.window_size, self.shift) if self.shift else None
+        self.register_buffer("mask", mask, persistent=False)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] to [B * windows, w * w, C]; what pads the map is zero, as in Swin."""
+        if self.shift:
+            x = torch.roll(x, shifts=(-self.shift, -self.shift), dims=(1, 2))
+        padding = self.padded_size - self.map_size
+        if padding:
+            x = F.pad(x, (0, 0, 0, padding, 0, padding))
+        return partition(x, self.window_size)
+
+    def uncut(self, windows: Tensor) -> Tensor:
+        """[B * windows, w * w, C] to [B, H, W, C]."""
+        x = join(windows, self.window_size, self.padded_size, self.padded_size)
+        if self.padded_size != self.map_size:
+            x = x[:, : self.map_size, : self.map_size]
+        if self.shift:
+            x = torch.roll(x, shifts=(self.shift, self.shift), dims=(1, 2))
+        return x
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside each window (W-MSA, and SW-MSA when shifted) [Swin, section 3.2].
+
+    Parameter names are timm's, so that published Swin weights map one to one.
+    """
+
+    relative_position_index: Tensor
+
+    def __init__(self, width: int, num_heads: int, geometry: WindowGeometry, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.geometry = geometry
+        offsets = (2 * geometry.window_size - 1) ** 2
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(offsets, num_heads))
+        self.register_buffer("relative_position_index", relative_position_index(geometry.window_size), persistent=False)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.proj_drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, H, W, C], normalised. Returns [B, H, W, C]."""
+        windows = self.geometry.cut(x)  # [B * windows, N, C]
+        count, tokens, width = windows.shape
+        qkv = self.qkv(windows).view(count, tokens, 3, self.num_heads, width // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B * windows, heads, N, d]
+        attended = attend_windows(query, key, value, self.bias(), self.geometry.mask)
+        return self.geometry.uncut(self.proj_drop(self.proj(attended)))
+
+    def bias(self) -> Tensor:
+        """The relative position bias: [heads, N, N]."""
+        return gather_bias(self.relative_position_bias_table, self.relative_position_index)
+
+
+def gather_bias(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of a bias table [offsets, heads] laid out for each pair of tokens: [heads, N, N]."""
+    return table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1).contiguous()
+
+
+def attend_windows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention in all windows at once.
+
+    query, key, value: [B * windows, heads, N, d]. bias: [heads, N, N]. mask: [windows, N, N] or None.
+    Returns [B * windows, N, heads * d].
+    """
+    count, heads, tokens, depth = query.shape
+    if mask is None:
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype)[None])
+    else:
+        # One mask for the windows of a picture, broadcast over the batch: never expanded per picture.
+        windows = mask.shape[0]
+        merged = (bias[None] + mask[:, None]).to(query.dtype)  # [windows, heads, N, N]
+        folded = [part.reshape(-1, windows * heads, tokens, depth) for part in (query, key, value)]
+        attended = F.scaled_dot_product_attention(
+            *folded, attn_mask=merged.view(1, windows * heads, tokens, tokens)
+        ).view(count, heads, tokens, depth)
+    return attended.transpose(1, 2).reshape(count, tokens, heads * depth)
