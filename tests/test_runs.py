@@ -157,7 +157,7 @@ def test_a_full_disk_leaves_the_old_weights_and_nothing_half_written(tmp_path: P
     path = tmp_path / "w.safetensors"
     write_tensors(path, {"weight": torch.zeros(10)}, {})
     before = path.read_bytes()
-    with disk_of(4096), pytest.raises(CmpaglError, match="cannot write .*nothing was left half written"):
+    with disk_of(4096), pytest.raises(CmpaglError, match=r"cannot write .*nothing was left half written"):
         write_tensors(path, {"weight": torch.zeros(100_000)}, {})
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["w.safetensors"]

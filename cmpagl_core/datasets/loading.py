@@ -1,0 +1,213 @@
+"""Batches of image-caption pairs: what chance decides for each, which pairs are positives, and pictures ahead of time.
+
+All chance comes from (seed, epoch, row), never from order, worker or clock, so that any batch of any epoch can be
+made again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL.Image import Resampling
+from torch import Tensor
+
+from cmpagl_core.datasets.pictures import open_picture, to_pixel_values
+from cmpagl_core.datasets.prepared import DataSplit
+from cmpagl_core.datasets.views import allowed_views, dihedral
+from cmpagl_core.errors import DataError
+from cmpagl_core.recipe import DataPart
+
+_BATCHES_AHEAD = 2
+_ORDER_STREAM = 1  # keeps the order of an epoch apart from the choices for its samples
+_SAMPLE_STREAM = 2
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom as shares of the picture."""
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What chance decided for one pair: row of its image, row of its caption, view and crop."""
+
+    row: int
+    caption: int
+    view: int
+    box: Box
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """B pairs as they enter the model; row i of images belongs to row i of the captions."""
+
+    images: Tensor  # pixel_values [B, 3, S, S], or a frozen stem's maps [B, C, h, w]
+    input_ids: Tensor  # [B, L] int64
+    attention_mask: Tensor  # [B, L] bool
+    positives: Tensor  # [B, B] bool, image i and caption j match
+    captions: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def to(self, device: torch.device) -> PairBatch:
+        """The same pairs on another device."""
+        if device.type == "cpu":
+            return self
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=True),
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            attention_mask=self.attention_mask.to(device, non_blocking=True),
+            positives=self.positives.to(device, non_blocking=True),
+        )
+
+
+class Tokens(Protocol):
+    """What a tokenizer gives."""
+
+    @property
+    def input_ids(self) -> Tensor: ...
+    @property
+    def attention_mask(self) -> Tensor: ...
+
+
+class ImageSource(Protocol):
+    """Where the images of a batch come from: files, or a cache of a frozen stem's maps."""
+
+    def gather(self, draws: Sequence[Draw]) -> Tensor:
+        """Images of these draws, stacked in their order: float32 [B, ...]."""
+
+
+@dataclass(frozen=True)
+class PictureFiles:
+    """Decodes pictures each time they are asked for, cropped, squashed to a square and turned."""
+
+    split: DataSplit
+    image_size_px: int
+
+    def gather(self, draws: Sequence[Draw]) -> Tensor:
+        return torch.stack([self._pixel_values(draw) for draw in draws])  # [B, 3, S, S]
+
+    def _pixel_values(self, draw: Draw) -> Tensor:
+        picture = open_picture(self.split.paths[draw.row])
+        if draw.box != WHOLE:
+            left, top, right, bottom = draw.box
+            box = (left * picture.width, top * picture.height, right * picture.width, bottom * picture.height)
+            picture = picture.resize((self.image_size_px, self.image_size_px), Resampling.BICUBIC, box=box)
+        return dihedral(to_pixel_values(picture, self.image_size_px), draw.view)
+
+
+class PairLoader:
+    """Gives every captioned image of a split once an epoch, with one of its captions."""
+
+    def __init__(
+        self,
+        split: DataSplit,
+        part: DataPart,
+        batch_size: int,
+        tokenizer: Callable[[Sequence[str]], Tokens],
+        source: ImageSource,
+        seed: int,
+    ) -> None:
+        """Raises DataError if there are not at least two captioned images to tell apart."""
+        self._split, self._part, self._seed = split, part, seed
+        self._tokenizer, self._source = tokenizer, source
+        self._rows = np.unique(split.caption_image)
+        if len(self._rows) < 2:
+            raise DataError(
+                f"the {split.name} split of {split.dataset} has {len(self._rows)} captioned images; "
+                f"training needs at least 2"
+            )
+        self._batches = -(-len(self._rows) // batch_size)
+        self._image_key = _numbered(split.picture_sha256)
+        self._caption_key = _numbered([caption_key(text) for text in split.captions])
+
+    def __len__(self) -> int:
+        """Batches an epoch; their sizes differ by one at most, so that no image waits for a full batch."""
+        return self._batches
+
+    @property
+    def pairs(self) -> int:
+        """Pairs an epoch."""
+        return len(self._rows)
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[PairBatch]:
+        """The batches of an epoch from number `first` on, made ahead by `workers` threads."""
+        order = np.random.default_rng([self._seed, _ORDER_STREAM, epoch]).permutation(self._rows)
+        parts = np.array_split(order, self._batches)[first:]
+        return _ahead(lambda rows: self._batch(epoch, rows), parts, self._part.workers)
+
+    def draw(self, epoch: int, row: int) -> Draw:
+        """What chance decides for an image in an epoch."""
+        rng = np.random.default_rng([self._seed, _SAMPLE_STREAM, epoch, row])
+        captions = self._split.captions_of(row)
+        caption = captions[rng.integers(len(captions))]
+        views = allowed_views(self._part.augment, self._split.captions[caption])
+        view = views[rng.integers(len(views))]
+        return Draw(row, caption, view, _random_box(rng, self._part.crop_scale_min))
+
+    def _batch(self, epoch: int, rows: NDArray[np.int64]) -> PairBatch:
+        draws = [self.draw(epoch, int(row)) for row in rows]
+        captions = tuple(self._split.captions[draw.caption] for draw in draws)
+        tokens = self._tokenizer(captions)
+        return PairBatch(
+            images=self._source.gather(draws),
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            positives=self._positives(draws),
+            captions=captions,
+        )
+
+    def _positives(self, draws: Sequence[Draw]) -> Tensor:
+        """bool [B, B]: the same picture, or the same words (section 3)."""
+        images = self._image_key[[draw.row for draw in draws]]
+        captions = self._caption_key[[draw.caption for draw in draws]]
+        return torch.from_numpy((images[:, None] == images) | (captions[:, None] == captions))
+
+
+def caption_key(text: str) -> str:
+    """Equal for captions with the same words: case, punctuation and spacing are left out."""
+    words = re.findall(r"\w+", text.casefold())
+    return " ".join(words) if words else " ".join(text.split())
+
+
+def _numbered(keys: Sequence[str]) -> NDArray[np.int64]:
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+
+
+def _random_box(rng: np.random.Generator, smallest_area: float) -> Box:
+    """A crop of the picture's own shape, of an area share drawn from `smallest_area` to 1."""
+    if smallest_area == 1.0:
+        return WHOLE
+    side = float(np.sqrt(rng.uniform(smallest_area, 1.0)))
+    left, top = (float(corner) for corner in rng.uniform(0.0, 1.0 - side, size=2))
+    return left, top, left + side, top + side
+
+
+def _ahead(
+    make: Callable[[NDArray[np.int64]], PairBatch], parts: Sequence[NDArray[np.int64]], workers: int
+) -> Iterator[PairBatch]:
+    """make(part) of every part in order, computed ahead in threads: decoding and copying release Python's lock."""
+    if workers == 0:
+        yield from map(make, parts)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
+    waiting: deque[Future[PairBatch]] = deque()
+    try:
+        for part in parts:
+            waiting.append(pool.submit(make, part))
+            if len(waiting) >= workers + _BATCHES_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,162 @@
+"""The failure signatures that a training can show, each told once, in one line with its likely cause (ours)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any
+
+COLLAPSED_COSINE = 0.9
+CLAMP_SHARE = 0.999
+DOMINATING_SHARE = 0.95
+DEAD_GATE = 1.0e-3
+STARVING_SHARE = 0.5
+SPIKE_FACTOR = 10.0
+FALLS_IN_A_ROW = 3
+
+_SPIKE_WINDOW = 100
+_SPIKE_MINIMUM = 20
+
+
+@dataclass(frozen=True)
+class Sign:
+    """One thing that goes wrong: a short name, and the sentence for the user."""
+
+    name: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class EpochFigures:
+    """What an epoch showed, averaged over its steps unless said otherwise."""
+
+    epoch: int
+    warmed_up: bool  # the warm-up of the rate is over
+    loss: float
+    unmatched_cosine: float  # mean cosine of pairs that do not match
+    logit_scale: float
+    logit_scale_max: float
+    gradient_shares: Mapping[str, float]  # of each loss in what reaches the image tokens; sums to 1
+    gates: Mapping[str, float]  # mean size of the global window's gates by stage; empty without one
+    waiting_share: float  # of the time, spent waiting for the loader
+
+
+@dataclass
+class Watch:
+    """Remembers just enough of a training to notice; a sign is told once in a run."""
+
+    told: list[str] = field(default_factory=list)
+    gradient_norms: list[float] = field(default_factory=list)
+    validations: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed training needs, as JSON."""
+        return asdict(self)
+
+    def step(self, step: int, gradient_norm: float) -> list[Sign]:
+        """Look at the gradient norm before clipping (not finite when fp16 overflowed, which is no spike)."""
+        known = self.gradient_norms
+        usual = statistics.median(known) if len(known) >= _SPIKE_MINIMUM else None
+        signs = []
+        if usual is not None and SPIKE_FACTOR * usual < gradient_norm < float("inf"):
+            signs.append(
+                Sign(
+                    "gradient spike",
+                    f"gradient spike: its norm at step {step} is {gradient_norm:.3g}, {gradient_norm / usual:.0f} "
+                    f"times the usual; the rate is likely too high (optim.lr) or the warm-up too short "
+                    f"(optim.warmup_fraction)",
+                )
+            )
+        if gradient_norm < float("inf"):
+            self.gradient_norms = [*known, gradient_norm][-_SPIKE_WINDOW:]
+        return self._new(signs)
+
+    def epoch(self, figures: EpochFigures) -> list[Sign]:
+        """Look at a finished epoch."""
+        looks = (_collapsed, _clamped, _dominated, _dead_gates, _starved)
+        return self._new([sign for look in looks if (sign := look(figures)) is not None])
+
+    def validation(self, mr: float, loss: float) -> list[Sign]:
+        """Look at a validation: mR in percent, and the training loss since the last one."""
+        self.validations = [*self.validations, mr][-FALLS_IN_A_ROW - 1 :]
+        self.losses = [*self.losses, loss][-FALLS_IN_A_ROW - 1 :]
+        signs = []
+        if len(self.validations) > FALLS_IN_A_ROW and _falling(self.validations) and _falling(self.losses):
+            signs.append(
+                Sign(
+                    "overfitting",
+                    f"overfitting: validation mR fell {FALLS_IN_A_ROW} times in a row, to {mr:.2f}, while the loss "
+                    f"fell to {loss:.3g}; likely too many epochs or too little regularisation (train.patience_epochs, "
+                    f"image_encoder.drop_path, optim.weight_decay)",
+                )
+            )
+        return self._new(signs)
+
+    def _new(self, signs: list[Sign]) -> list[Sign]:
+        new = [sign for sign in signs if sign.name not in self.told]
+        self.told.extend(sign.name for sign in new)
+        return new
+
+
+def _collapsed(figures: EpochFigures) -> Sign | None:
+    if not figures.unmatched_cosine > COLLAPSED_COSINE:
+        return None
+    return Sign(
+        "collapsed features",
+        f"collapsed features: pairs that do not match have a mean cosine of {figures.unmatched_cosine:.2f} after "
+        f"epoch {figures.epoch}; likely the rate is too high (optim.lr), or no loss pushes them apart (losses.itc)",
+    )
+
+
+def _clamped(figures: EpochFigures) -> Sign | None:
+    if figures.logit_scale < CLAMP_SHARE * figures.logit_scale_max:
+        return None
+    return Sign(
+        "logit scale at its clamp",
+        f"logit scale at its clamp: {figures.logit_scale:.1f} after epoch {figures.epoch}; likely the training pairs "
+        f"are told apart already and it overfits (fewer epochs, more augmentation), or losses.logit_scale_max is low",
+    )
+
+
+def _dominated(figures: EpochFigures) -> Sign | None:
+    if len(figures.gradient_shares) < 2:
+        return None
+    name, share = max(figures.gradient_shares.items(), key=lambda item: item[1])
+    if share <= DOMINATING_SHARE:
+        return None
+    return Sign(
+        "one loss dominates",
+        f"one loss dominates: {name} gives {100 * share:.0f} % of the gradient that reaches the image tokens in epoch "
+        f"{figures.epoch}; likely its weight is too large beside the others (losses.{_WEIGHTS.get(name, name)})",
+    )
+
+
+def _dead_gates(figures: EpochFigures) -> Sign | None:
+    dead = [stage for stage, size in figures.gates.items() if size < DEAD_GATE]
+    if not figures.warmed_up or not dead:
+        return None
+    return Sign(
+        "dead global window",
+        f"dead global window: the gates of {', '.join(dead)} are still under {DEAD_GATE:g} after epoch "
+        f"{figures.epoch}; likely the rate of new parts is too low (optim.lr) or the training too short",
+    )
+
+
+def _starved(figures: EpochFigures) -> Sign | None:
+    if figures.waiting_share <= STARVING_SHARE:
+        return None
+    return Sign(
+        "starving loader",
+        f"starving loader: {100 * figures.waiting_share:.0f} % of epoch {figures.epoch} went by waiting for pictures; "
+        f"likely too few decoders (data.workers), or the pictures lie on a slow disk",
+    )
+
+
+def _falling(values: list[float]) -> bool:
+    return all(later < earlier for earlier, later in pairwise(values))
+
+
+_WEIGHTS = {"triplet": "triplet_weight"}

@@ -1,0 +1,91 @@
+"""Each failure signature is provoked once, told once, and names its likely cause."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from cmpagl_core.training.watch import EpochFigures, Watch
+
+HEALTHY = EpochFigures(
+    epoch=3,
+    warmed_up=True,
+    loss=2.0,
+    unmatched_cosine=0.1,
+    logit_scale=20.0,
+    logit_scale_max=100.0,
+    gradient_shares={"itc": 0.4, "itm": 0.6},
+    gates={"stage 3": 0.02},
+    waiting_share=0.1,
+)
+
+
+def test_a_healthy_training_is_told_nothing() -> None:
+    watch = Watch()
+    assert watch.epoch(HEALTHY) == []
+    assert [sign for step in range(200) for sign in watch.step(step, 1.0 + 0.1 * (step % 7))] == []
+    assert [sign for mr in (40.0, 39.0, 41.0, 40.5) for sign in watch.validation(mr, 1.0)] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"unmatched_cosine": 0.97}, "collapsed features: pairs that do not match have a mean cosine of 0.97"),
+        ({"logit_scale": 100.0}, "logit scale at its clamp: 100.0 after epoch 3; likely"),
+        (
+            {"gradient_shares": {"itc": 0.01, "triplet": 0.99}},
+            "one loss dominates: triplet gives 99 % of the gradient.*losses.triplet_weight",
+        ),
+        ({"gates": {"stage 3": 0.02, "stage 4": 1e-5}}, "dead global window: the gates of stage 4 are still under"),
+        ({"waiting_share": 0.8}, r"starving loader: 80 % of epoch 3 .*data\.workers"),
+    ],
+)
+def test_a_sick_epoch_is_told_once(change: dict[str, object], sentence: str) -> None:
+    watch = Watch()
+    signs = watch.epoch(replace(HEALTHY, **change))  # type: ignore[arg-type]
+    assert len(signs) == 1
+    assert re.match(sentence, signs[0].sentence)
+    assert watch.epoch(replace(HEALTHY, **change)) == []  # type: ignore[arg-type]
+
+
+def test_gates_are_not_judged_during_the_warm_up() -> None:
+    assert Watch().epoch(replace(HEALTHY, warmed_up=False, gates={"stage 3": 0.0})) == []
+
+
+def test_a_single_loss_cannot_dominate() -> None:
+    assert Watch().epoch(replace(HEALTHY, gradient_shares={"itc": 1.0})) == []
+
+
+def test_features_that_are_not_a_number_are_no_collapse() -> None:
+    assert Watch().epoch(replace(HEALTHY, unmatched_cosine=float("nan"))) == []
+
+
+def test_a_gradient_spike_is_told_beside_the_usual_norm() -> None:
+    watch = Watch()
+    for step in range(30):
+        assert watch.step(step, 2.0) == []
+    (sign,) = watch.step(30, 50.0)
+    assert sign.sentence.startswith("gradient spike: its norm at step 30 is 50, 25 times the usual; the rate is likely")
+
+
+def test_overflow_of_fp16_is_no_spike_and_is_not_remembered() -> None:
+    watch = Watch(gradient_norms=[2.0] * 30)
+    assert watch.step(30, float("inf")) == []
+    assert watch.gradient_norms == [2.0] * 30
+
+
+def test_validation_falling_while_the_loss_falls_is_overfitting() -> None:
+    watch = Watch()
+    figures = [(40.0, 3.0), (39.0, 2.0), (38.0, 1.0), (37.0, 0.5)]
+    signs = [watch.validation(mr, loss) for mr, loss in figures]
+    assert signs[:3] == [[], [], []]
+    assert signs[3][0].sentence.startswith("overfitting: validation mR fell 3 times in a row, to 37.00, while the loss")
+
+
+def test_a_resumed_watch_remembers() -> None:
+    watch = Watch()
+    watch.epoch(replace(HEALTHY, waiting_share=0.8))
+    again = Watch(**watch.state())
+    assert again.epoch(replace(HEALTHY, waiting_share=0.8)) == []
