@@ -67,10 +67,17 @@ class FeatureStem(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """pixel_values: [B, 3, S, S]. Returns [B, C, h, w]; without a graph while frozen."""
+        return self.join(self.parts(pixel_values))
+
+    def parts(self, pixel_values: Tensor) -> list[Tensor]:
+        """The extractor's own maps, finest first, before the head and before they are joined: what a cache keeps."""
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
-            maps = list(self.body(pixel_values))
-            if self.head is not None:
-                maps[-1] = self.head(maps[-1])
+            return list(self.body(pixel_values))
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """parts: [B, C_i, h_i, w_i] of `parts`. Returns [B, C, h, w]."""
+        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+            maps = [*parts[:-1], parts[-1] if self.head is None else self.head(parts[-1])]
             finest = maps[0].shape[-2:]
             sized = [
                 x if x.shape[-2:] == finest else F.interpolate(x, size=finest, mode="bilinear", align_corners=False)
