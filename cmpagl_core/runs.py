@@ -83,6 +83,7 @@ class RunInfo:
     best: Best
     smr: SmrChoice | None
     vocab_size: int
+    text_shape: dict[str, int | float]  # of the BERT, so that loading needs none of its files
     seed: int
     epochs: int
     parameters: int
@@ -131,11 +132,6 @@ class Run:
 
         Raises MismatchError when the weights are not those of run.json or do not fit the recipe.
         """
-        import torch
-
-        from cmpagl_core.models.cmpagl import build_model
-        from cmpagl_core.models.tokenizer import CaptionTokenizer
-
         found = sha256_file(self.weights_path)
         if found != self.info.weights_sha256:
             raise MismatchError(
@@ -143,7 +139,14 @@ class Run:
                 f"(sha256 {found[:12]}, not {self.info.weights_sha256[:12]})",
                 hint="restore the run folder as it was, or train again",
             )
-        model = build_model(self.recipe, vocab_size=self.info.vocab_size, pretrained=False)
+        import torch
+
+        from cmpagl_core.models.bert import BertShape
+        from cmpagl_core.models.cmpagl import build_model
+        from cmpagl_core.models.tokenizer import CaptionTokenizer
+
+        shape = BertShape.from_dict(self.info.text_shape)
+        model = build_model(self.recipe, self.info.vocab_size, pretrained=False, text_shape=shape)
         try:
             model.load_state_dict(read_tensors(self.weights_path))
         except RuntimeError as error:

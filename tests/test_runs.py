@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from cmpagl_core.errors import CmpaglError, DataError, MismatchError
+from cmpagl_core.models.bert import BertShape
 from cmpagl_core.recipe import Recipe, parse_recipe
 from cmpagl_core.runs import (
     Best,
@@ -46,6 +47,7 @@ def small_info(recipe: Recipe) -> RunInfo:
         best=Best(epoch=3, mr=41.5),
         smr=SmrChoice("multiply", 1.0, 4.0, 43.0),
         vocab_size=99,
+        text_shape=BertShape(99, 128, 4, 4, 512).to_dict(),
         seed=0,
         epochs=5,
         parameters=10,
