@@ -1,0 +1,264 @@
+"""The losses of section 3: tensors in, a scalar out. A duplicate (P, `positives`) is never a negative.
+
+Throughout, `scores` are cosines [B, B] of image i and caption j, row i of the images belonging to column i, and
+`positives` is the symmetric bool [B, B] of pairs that match: same image, or identical caption text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cmpagl_core.models.cmpagl import CmpaglModel, ImageEncoding, TextEncoding
+from cmpagl_core.recipe import LossesPart
+
+CIRCLE_GAMMA = 64.0  # scale of the circle loss [Sun et al. 2020 use 32 to 256]
+SUPCON_TEMPERATURE = 0.1  # [Khosla et al. 2020, section 4]
+_SOFT_TEMPERATURE = 0.1  # of the caption overlaps that spread a soft target (ours)
+_MASKED, _RANDOM = 0.8, 0.1  # of the chosen tokens; the rest stay as they are [BERT]
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The weighted sum that is differentiated, and each term before its weight, detached."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+def itc_loss(
+    logits: Tensor,
+    positives: Tensor,
+    soft_targets: Tensor | None = None,
+    soft_share: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Contrastive loss both ways; other positives are left out of the denominator (section 3).
+
+    logits: [B, B], scores times the logit scale. soft_targets: [B, B], how alike captions are (ours).
+    A row's loss is (1 - shares) times the mean over its positives p of -log(e^p / (e^p + sum over negatives e^n)),
+    plus soft_share and label_smoothing times the cross-entropy between the negatives' distribution and
+    soft_targets' or the uniform one. Both are among negatives alone, so no positive is ever pushed away.
+    """
+    forward = _itc_rows(logits, positives, soft_targets, soft_share, label_smoothing)
+    turned = None if soft_targets is None else soft_targets.t()
+    backward = _itc_rows(logits.t(), positives.t(), turned, soft_share, label_smoothing)
+    return (forward.mean() + backward.mean()) / 2
+
+
+def triplet_loss(
+    scores: Tensor,
+    positives: Tensor,
+    margin: float = 0.2,
+    intra_weight: float = 0.0,
+    negatives: Literal["sum", "hardest"] = "sum",
+) -> Tensor:
+    """Hinge against negatives both ways, plus intra_weight (1 - s_ii), which draws a match towards 1 [paper].
+
+    margin is a cosine. intra_weight 0 is the plain triplet loss. The sum over negatives, or the hardest alone, is
+    averaged over the batch.
+    """
+    match = scores.diagonal()
+    violated_texts = (margin - match[:, None] + scores).clamp(min=0).masked_fill(positives, 0)
+    violated_images = (margin - match[None, :] + scores).clamp(min=0).masked_fill(positives, 0)
+    if negatives == "sum":
+        hinges = violated_texts.sum(dim=1) + violated_images.sum(dim=0)
+    else:
+        hinges = violated_texts.amax(dim=1) + violated_images.amax(dim=0)
+    return (hinges + intra_weight * (1 - match)).mean()
+
+
+def circle_loss(scores: Tensor, positives: Tensor, margin: float = 0.25, gamma: float = CIRCLE_GAMMA) -> Tensor:
+    """Circle loss of each row and each column [Sun et al. 2020, equation 6], averaged."""
+    pull = (1 + margin - scores).clamp(min=0).detach()
+    push = (scores + margin).clamp(min=0).detach()
+    to_positives = (-gamma * pull * (scores - (1 - margin))).masked_fill(~positives, -torch.inf)
+    to_negatives = (gamma * push * (scores - margin)).masked_fill(positives, _lowest(scores))
+    rows = F.softplus(to_positives.logsumexp(dim=1) + to_negatives.logsumexp(dim=1))
+    columns = F.softplus(to_positives.logsumexp(dim=0) + to_negatives.logsumexp(dim=0))
+    return (rows.mean() + columns.mean()) / 2
+
+
+def supcon_loss(scores: Tensor, positives: Tensor, temperature: float = SUPCON_TEMPERATURE) -> Tensor:
+    """Supervised contrastive loss, L_out between modalities, both ways [Khosla et al. 2020, equation 2].
+
+    As published, a positive's denominator holds the row's other positives too: they compete among themselves.
+    """
+    logits = scores / temperature
+    counts = positives.sum(dim=1)
+    forward = -(logits.log_softmax(dim=1) * positives).sum(dim=1) / counts
+    backward = -(logits.log_softmax(dim=0) * positives).sum(dim=0) / positives.sum(dim=0)
+    return (forward.mean() + backward.mean()) / 2
+
+
+def metric_loss(part: LossesPart, scores: Tensor, positives: Tensor) -> Tensor:
+    """What the recipe's `triplet` names: triplet loss in one of its forms, circle or supcon."""
+    if part.triplet == "circle":
+        return circle_loss(scores, positives, part.margin_cosine)
+    if part.triplet == "supcon":
+        return supcon_loss(scores, positives)
+    intra = part.intra_weight if part.triplet == "intra" else 0.0
+    return triplet_loss(scores, positives, part.margin_cosine, intra, part.triplet_negatives)
+
+
+@dataclass(frozen=True)
+class ItmPairs:
+    """K pairs for the matching head: rows of images and of texts, and which of them match."""
+
+    images: Tensor  # [K] int64
+    texts: Tensor  # [K] int64
+    matches: Tensor  # [K] bool
+
+
+def hard_negatives(logits: Tensor, positives: Tensor, generator: torch.Generator) -> Tensor:
+    """One negative column for each row, drawn from the softmax of its logits with P masked: [B], -1 where none is.
+
+    logits: [B, B], scores times the logit scale. The generator lives on the CPU.
+    """
+    chances = logits.detach().float().masked_fill(positives, -torch.inf).cpu()
+    has_negative = ~positives.all(dim=1).cpu()
+    drawn = torch.full((len(chances),), -1, dtype=torch.long)
+    if bool(has_negative.any()):
+        weights = chances[has_negative].softmax(dim=1)
+        drawn[has_negative] = torch.multinomial(weights, 1, generator=generator).squeeze(1)
+    return drawn.to(logits.device)
+
+
+def itm_pairs(logits: Tensor, positives: Tensor, generator: torch.Generator) -> ItmPairs:
+    """All B matches, one hard negative text for each image, one hard negative image for each text (section 3)."""
+    texts = hard_negatives(logits, positives, generator)
+    images = hard_negatives(logits.t(), positives.t(), generator)
+    own = torch.arange(len(logits), device=logits.device)
+    with_text, with_image = texts >= 0, images >= 0
+    image_rows = torch.cat([own, own[with_text], images[with_image]])
+    text_rows = torch.cat([own, texts[with_text], own[with_image]])
+    return ItmPairs(image_rows, text_rows, torch.arange(len(image_rows), device=logits.device) < len(own))
+
+
+def itm_loss(logits: Tensor, matches: Tensor) -> Tensor:
+    """Cross-entropy of two classes, index 1 being a match. logits: [K, 2]. matches: bool [K]."""
+    return F.cross_entropy(logits.float(), matches.long())
+
+
+@dataclass(frozen=True)
+class MaskedTokens:
+    """A batch for MLM: ids after masking, and where the model has to say what was there."""
+
+    input_ids: Tensor  # [B, L] int64
+    chosen: Tensor  # [B, L] bool
+
+
+def mask_tokens(
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    probability: float,
+    mask_id: int,
+    special_ids: tuple[int, ...],
+    vocab_size: int,
+    generator: torch.Generator,
+) -> MaskedTokens:
+    """Choose tokens with `probability`; of those 80 % become [MASK], 10 % a random token, 10 % stay [BERT].
+
+    Padding and `special_ids` are never chosen. The generator lives on the CPU.
+    """
+    shape = input_ids.shape
+    draw = torch.rand(2, *shape, generator=generator).to(input_ids.device)
+    random_ids = torch.randint(vocab_size, shape, generator=generator).to(input_ids.device)
+    special = torch.isin(input_ids, torch.tensor(special_ids, device=input_ids.device))
+    chosen = (draw[0] < probability) & attention_mask & ~special
+    masked = torch.where(chosen & (draw[1] < _MASKED), mask_id, input_ids)
+    masked = torch.where(chosen & (draw[1] >= 1 - _RANDOM), random_ids, masked)
+    return MaskedTokens(masked, chosen)
+
+
+def mlm_loss(logits: Tensor, targets: Tensor, normaliser: float | None = None) -> Tensor:
+    """Cross-entropy at the chosen tokens. logits: [K, V]. targets: [K].
+
+    The sum is divided by `normaliser`, or by K: with accumulation, give every micro-batch the tokens of all of them
+    divided by their number, and accumulation changes nothing.
+    """
+    total = F.cross_entropy(logits.float(), targets, reduction="sum")
+    return total / max(1.0, float(len(targets)) if normaliser is None else normaliser)
+
+
+def caption_overlap(input_ids: Tensor, attention_mask: Tensor, vocab_size: int) -> Tensor:
+    """How alike captions are: shared tokens over all tokens of both (Jaccard), [B, B] in 0 to 1 (ours)."""
+    present = torch.zeros(len(input_ids), vocab_size, device=input_ids.device)
+    present.scatter_(1, input_ids, attention_mask.float(), reduce="add")
+    present = (present > 0).float()
+    shared = present @ present.t()
+    sizes = present.sum(dim=1)
+    return shared / (sizes[:, None] + sizes[None, :] - shared).clamp(min=1)
+
+
+def compute_losses(
+    model: CmpaglModel,
+    part: LossesPart,
+    images: ImageEncoding,
+    texts: TextEncoding,
+    input_ids: Tensor,
+    positives: Tensor,
+    masked: MaskedTokens | None,
+    generator: torch.Generator,
+    mlm_normaliser: float | None = None,
+) -> LossTerms:
+    """The recipe's weighted sum for one micro-batch (section 3).
+
+    masked: the captions masked for MLM, needed when losses.mlm > 0. generator: draws the hard negatives.
+    """
+    with torch.autocast(images.features.device.type, enabled=False):  # cosines keep all their digits
+        scores = images.features @ texts.features.t()  # [B, B]
+        logits = scores * model.logit_scale.exp()
+    weighted: list[Tensor] = []
+    terms: dict[str, Tensor] = {}
+
+    def add(name: str, weight: float, loss: Tensor) -> None:
+        terms[name] = loss.detach()
+        weighted.append(weight * loss)
+
+    if part.uses_itc:
+        soft = None
+        if part.itc_soft_targets > 0:
+            soft = caption_overlap(input_ids, texts.attention_mask, model.text_encoder.shape.vocab_size)
+        add("itc", part.itc, itc_loss(logits, positives, soft, part.itc_soft_targets, part.label_smoothing))
+    if part.uses_triplet:
+        add("triplet", part.triplet_weight, metric_loss(part, scores, positives))
+    if part.itm > 0:
+        pairs = itm_pairs(logits, positives, generator)
+        chosen = TextEncoding(texts.tokens[pairs.texts], texts.features[pairs.texts], texts.attention_mask[pairs.texts])
+        fused = model.fuse(chosen, images.tokens[pairs.images])
+        add("itm", part.itm, itm_loss(model.itm_logits(fused), pairs.matches))
+    if part.mlm > 0 and masked is not None:
+        fused = model.fuse((masked.input_ids, texts.attention_mask), images.tokens)
+        said = model.mlm_logits(fused[masked.chosen])  # [K, V]
+        add("mlm", part.mlm, mlm_loss(said, input_ids[masked.chosen], mlm_normaliser))
+    return LossTerms(torch.stack(weighted).sum(), terms)
+
+
+def _itc_rows(
+    logits: Tensor, positives: Tensor, soft_targets: Tensor | None, soft_share: float, smoothing: float
+) -> Tensor:
+    """The loss of each row: [B]."""
+    lowest = _lowest(logits)
+    negatives = logits.masked_fill(positives, lowest)
+    rest = negatives.logsumexp(dim=1, keepdim=True)  # [B, 1]
+    pulled = (F.softplus(rest - logits) * positives).sum(dim=1) / positives.sum(dim=1)
+    rows = (1 - soft_share - smoothing) * pulled
+    has_negative = (~positives).any(dim=1)
+    log_shares = (negatives - rest).masked_fill(positives, 0)  # [B, B], of the negatives
+    if smoothing > 0:
+        uniform = (~positives) / (~positives).sum(dim=1, keepdim=True).clamp(min=1)
+        rows = rows - smoothing * torch.where(has_negative, (uniform * log_shares).sum(dim=1), 0.0)
+    if soft_share > 0 and soft_targets is not None:
+        target = (soft_targets.to(logits.dtype) / _SOFT_TEMPERATURE).masked_fill(positives, lowest).softmax(dim=1)
+        rows = rows - soft_share * torch.where(has_negative, (target * log_shares).sum(dim=1), 0.0)
+    return rows
+
+
+def _lowest(like: Tensor) -> float:
+    """Low enough to vanish in a softmax, yet finite, so that a row without negatives has no NaN gradient."""
+    return torch.finfo(like.dtype).min / 4
