@@ -70,13 +70,15 @@ def write_json(target: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises DataError naming the file and line when it is missing or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # with or without a byte order mark
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text") from error
+    except ValueError as error:  # Python refuses to read integers of over 4,300 digits
+        raise DataError(f"{path}: not valid JSON ({error})") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})") from error
     except RecursionError as error:
