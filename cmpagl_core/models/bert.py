@@ -182,7 +182,7 @@ class FusionEncoder(nn.Module):
         """
         x, bias = text_tokens, attention_bias(attention_mask, text_tokens.dtype)
         cache = self.cross_attention_cache(image) if isinstance(image, Tensor) else image
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(_bert_layers(self.layers)):
             x, _ = layer.attention(x, bias)
             if cache is not None:
                 x = _cross_attend(layer, x, cache.keys[index], cache.values[index])
@@ -194,7 +194,7 @@ class FusionEncoder(nn.Module):
         x = self.image_projection(image_tokens)  # [B, T, H]
         batch, tokens, hidden = x.shape
         split = (batch, tokens, self.num_heads, hidden // self.num_heads)
-        attentions = [layer.crossattention.self for layer in self.layers]
+        attentions = [layer.crossattention.self for layer in _bert_layers(self.layers)]
         return CrossAttentionCache(
             tuple(attention.key(x).view(split).transpose(1, 2) for attention in attentions),
             tuple(attention.value(x).view(split).transpose(1, 2) for attention in attentions),
@@ -215,7 +215,12 @@ class MlmHead(nn.Module):
         return F.linear(self.transform(fused), word_embeddings, self.bias)
 
 
-def _cross_attend(layer: nn.Module, text: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _bert_layers(layers: nn.ModuleList) -> list[Any]:
+    """The layers, typed so that their parts may be called."""
+    return list(layers)
+
+
+def _cross_attend(layer: Any, text: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """The cross-attention of a BertLayer with keys and values that are ready.
 
     text: [B, L, H]. key, value: [B, heads, T, d]. Returns [B, L, H].

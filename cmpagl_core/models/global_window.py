@@ -6,8 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmpagl_core.models.windows import WindowGeometry, attend_windows, fitted_window, gather_bias
-from cmpagl_core.models.windows import relative_position_index as position_index
+from cmpagl_core.models.windows import (
+    WindowGeometry,
+    attend_windows,
+    fitted_window,
+    gather_bias,
+    pair_offsets,
+)
 
 _SQUEEZE = 4  # channels are squeezed by this factor before they are excited
 
@@ -32,7 +37,8 @@ class SqueezeExcite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, C, H, W]. Returns the same shape."""
         gates = self.excite(F.gelu(self.squeeze(x.mean(dim=(2, 3))))).sigmoid()
-        return x * gates[:, :, None, None]
+        scaled: Tensor = x * gates[:, :, None, None]
+        return scaled
 
 
 class GeneratorStep(nn.Module):
@@ -46,7 +52,8 @@ class GeneratorStep(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, C, H, W]. Returns the same shape."""
-        return x + self.pointwise(self.squeeze_excite(F.gelu(self.depthwise(x))))
+        out: Tensor = x + self.pointwise(self.squeeze_excite(F.gelu(self.depthwise(x))))
+        return out
 
 
 class ConvGenerator(nn.Module):
@@ -128,7 +135,7 @@ class GlobalQueryAttention(nn.Module):
         self.num_heads = num_heads
         self.geometry = geometry
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * geometry.window_size - 1) ** 2, num_heads))
-        self.register_buffer("relative_position_index", position_index(geometry.window_size), persistent=False)
+        self.register_buffer("relative_position_index", pair_offsets(geometry.window_size), persistent=False)
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)

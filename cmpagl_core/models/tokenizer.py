@@ -77,7 +77,8 @@ class CaptionTokenizer:
         return self._id("[MASK]")
 
     def _id(self, token: str) -> int:
-        return int(self.backend.token_to_id(token))
+        token_id: int = self.backend.token_to_id(token)
+        return token_id
 
     def token(self, token_id: int) -> str:
         """The text of one token id ("[UNK]" for one that is not in the vocabulary)."""

@@ -29,7 +29,7 @@ def join(windows: Tensor, window_size: int, height: int, width: int) -> Tensor:
     return x.transpose(2, 3).reshape(-1, height, width, channels)
 
 
-def relative_position_index(window_size: int) -> Tensor:
+def pair_offsets(window_size: int) -> Tensor:
     """Row of the bias table for each pair of tokens of one window: [w * w, w * w] int64."""
     side = torch.arange(window_size)
     rows, columns = torch.meshgrid(side, side, indexing="ij")
@@ -101,7 +101,7 @@ class WindowAttention(nn.Module):
         self.geometry = geometry
         offsets = (2 * geometry.window_size - 1) ** 2
         self.relative_position_bias_table = nn.Parameter(torch.zeros(offsets, num_heads))
-        self.register_buffer("relative_position_index", relative_position_index(geometry.window_size), persistent=False)
+        self.register_buffer("relative_position_index", pair_offsets(geometry.window_size), persistent=False)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)
@@ -138,8 +138,8 @@ def attend_windows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask
         # One mask for the windows of a picture, broadcast over the batch: never expanded per picture.
         windows = mask.shape[0]
         merged = (bias[None] + mask[:, None]).to(query.dtype)  # [windows, heads, N, N]
-        folded = [part.reshape(-1, windows * heads, tokens, depth) for part in (query, key, value)]
-        attended = F.scaled_dot_product_attention(
-            *folded, attn_mask=merged.view(1, windows * heads, tokens, tokens)
-        ).view(count, heads, tokens, depth)
+        query, key, value = (part.reshape(-1, windows * heads, tokens, depth) for part in (query, key, value))
+        merged = merged.view(1, windows * heads, tokens, tokens)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=merged)
+        attended = attended.view(count, heads, tokens, depth)
     return attended.transpose(1, 2).reshape(count, tokens, heads * depth)
