@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -370,7 +371,7 @@ def _one_sentence(error: ValidationError, where: str) -> RecipeError:
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "value_error" and not isinstance(first["input"], str | int | float | bool):
         return RecipeError(f"{where}: {path + ': ' if path else ''}{message}")
-    return RecipeError(f"{where}: {path} = {first['input']!r}: {message}")
+    return RecipeError(f"{where}: {path} = {reprlib.repr(first['input'])[:120]}: {message}")
 
 
 def _known_keys(keys: list[str]) -> list[str]:
