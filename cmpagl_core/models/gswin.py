@@ -210,9 +210,7 @@ class GswinEncoder(nn.Module):
         """stem_map: [B, C, h, w]. Returns image tokens [B, 1 + N, C]."""
         x = stem_map.permute(0, 2, 3, 1)  # [B, h, w, C]
         if x.shape[1:3] != (self.map_size, self.map_size):
-            raise ValueError(
-                f"a map of {tuple(x.shape[1:3])} came where {self.map_size} x {self.map_size} is built for"
-            )
+            raise ValueError(f"a map of {tuple(x.shape[1:3])} came, the encoder is built for {self.map_size} squared")
         if self.stem_projection is not None:
             x = self.stem_projection(x)
         for stage in self.layers.values():
@@ -228,7 +226,7 @@ class GswinEncoder(nn.Module):
     def _initialise(self) -> None:
         """Truncated normal of 0.02 for linear layers and bias tables, zero biases; the stem keeps timm's."""
         for name, module in self.named_modules():
-            if name.startswith("patch_embed.body") or name.startswith("patch_embed.head"):
+            if name.startswith(("patch_embed.body", "patch_embed.head")):
                 continue
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)

@@ -87,8 +87,9 @@ def _copy(module: nn.Module, tensors: Mapping[str, Tensor], wanted: Mapping[str,
         if foreign not in tensors:
             raise MismatchError(f"{source} has no {foreign}", hint="these weights are of another model")
         if tensors[foreign].shape != state[name].shape:
+            found, built = tuple(tensors[foreign].shape), tuple(state[name].shape)
             raise MismatchError(
-                f"{foreign} of {source} is {tuple(tensors[foreign].shape)}, the recipe builds {tuple(state[name].shape)}",
+                f"{foreign} of {source} is {found}, the recipe builds {built}",
                 hint="these weights are of another size",
             )
     with torch.no_grad():

@@ -97,7 +97,7 @@ class StemProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, h, w, C of the stem]. Returns [B, h, w, width]."""
-        parts = torch.split(x, self.part_channels, dim=-1)
+        parts = torch.split(x, list(self.part_channels), dim=-1)
         normed = [norm(part) for norm, part in zip(self.norms, parts, strict=True)]
         out: Tensor = self.linear(torch.cat(normed, dim=-1))
         return out

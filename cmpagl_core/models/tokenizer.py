@@ -77,7 +77,8 @@ class CaptionTokenizer:
         return self._id("[MASK]")
 
     def _id(self, token: str) -> int:
-        token_id: int = self.backend.token_to_id(token)
+        token_id = self.backend.token_to_id(token)
+        assert token_id is not None  # checked when this was made
         return token_id
 
     def token(self, token_id: int) -> str:
