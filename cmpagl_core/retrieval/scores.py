@@ -85,6 +85,11 @@ class ScoreMatrix:
                 raise DataError(f"scores[{rows.start + row}, {col}] is {tile[row, col]}, not a finite number")
         return matrix
 
+    @classmethod
+    def zeros(cls, shape: tuple[int, int], budget_bytes: int = DEFAULT_BUDGET_BYTES) -> ScoreMatrix:
+        """Nothing known of any pair, in no memory: a ground for `with_candidates`."""
+        return cls(_ArraySource(np.broadcast_to(np.float32(0.0), shape)), budget_bytes)
+
     @property
     def shape(self) -> tuple[int, int]:
         return self.source.shape
@@ -119,7 +124,7 @@ class ScoreMatrix:
         Raises ValueError for a pair given twice or outside the matrix.
         """
         source = _CandidateSource.build(
-            self.source, np.asarray(rows, np.int64), np.asarray(cols, np.int64), np.asarray(added, np.float32)
+            self.source, np.asarray(rows, np.int64), np.asarray(cols, np.int64), _as_floats(np.asarray(added))
         )
         return ScoreMatrix(source, self.budget_bytes)
 
@@ -197,10 +202,10 @@ class _CandidateSource:
     base: ScoreSource
     rows: Rows
     cols: Rows
-    added: NDArray[np.float32]
+    added: Floats
 
     @classmethod
-    def build(cls, base: ScoreSource, rows: Rows, cols: Rows, added: NDArray[np.float32]) -> _CandidateSource:
+    def build(cls, base: ScoreSource, rows: Rows, cols: Rows, added: Floats) -> _CandidateSource:
         queries, gallery = base.shape
         if len(rows) and (rows.min() < 0 or cols.min() < 0 or rows.max() >= queries or cols.max() >= gallery):
             raise ValueError("a candidate lies outside the score matrix")
@@ -215,15 +220,16 @@ class _CandidateSource:
         return self.base.shape
 
     def block(self, rows: slice, cols: slice) -> Floats:
-        scores = np.array(self.base.block(rows, cols))
+        scores = self.base.block(rows, cols).astype(self._dtype())  # a copy, to be written into
         first, last = np.searchsorted(self.rows, [rows.start, rows.stop])
-        inside = (self.cols[first:last] >= cols.start) & (self.cols[first:last] < cols.stop)
-        at = (self.rows[first:last][inside] - rows.start, self.cols[first:last][inside] - cols.start)
-        scores[at] += self.added[first:last][inside]
+        part = slice(int(first), int(last))
+        inside = (self.cols[part] >= cols.start) & (self.cols[part] < cols.stop)
+        at = (self.rows[part][inside] - rows.start, self.cols[part][inside] - cols.start)
+        scores[at] += self.added[part][inside]
         return scores
 
     def at(self, rows: Rows, cols: Rows) -> Floats:
-        scores = np.array(self.base.at(rows, cols))
+        scores = self.base.at(rows, cols).astype(self._dtype())
         gallery = self.shape[1]
         known, wanted = self.rows * gallery + self.cols, rows * gallery + cols
         if len(known) == 0:
@@ -235,6 +241,9 @@ class _CandidateSource:
 
     def transposed(self) -> _CandidateSource:
         return _CandidateSource.build(self.base.transposed(), self.cols, self.rows, self.added)
+
+    def _dtype(self) -> np.dtype[Any]:
+        return np.result_type(self.base.block(slice(0, 1), slice(0, 1)), self.added)
 
 
 @dataclass(frozen=True, eq=False)

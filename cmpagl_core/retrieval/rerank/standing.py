@@ -6,6 +6,7 @@ Equal scores share the best rank: ordinal ranks would let file order decide betw
 from __future__ import annotations
 
 import tempfile
+import weakref
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -73,7 +74,9 @@ class ColumnRanks:
         queries, gallery = self.scores.shape
         held = queries * gallery * self.dtype.itemsize <= self.scores.budget_bytes // _SHARE_HELD
         ranks: Ranks | None = np.empty(self.scores.shape, self.dtype) if held else None
-        self._file = None if held else tempfile.TemporaryFile()  # noqa: SIM115
+        if not held:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with its last user
+            weakref.finalize(self, self._file.close)
         for cols, tile in self.scores.transposed().row_tiles():
             target = self._mapped("r+" if cols.start else "w+") if ranks is None else ranks
             target[:, cols] = rank_rows(tile, self.dtype).T

@@ -1,0 +1,85 @@
+"""Both directions of a score matrix, and re-rankings by name, alone or one after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+from cmpagl_core.errors import UsageError
+from cmpagl_core.retrieval.rerank.galr import galr
+from cmpagl_core.retrieval.rerank.offsets import csls, dual_softmax
+from cmpagl_core.retrieval.rerank.smr import SmrForm, smr
+from cmpagl_core.retrieval.rerank.standing import Standing
+from cmpagl_core.retrieval.scores import ScoreMatrix
+
+Reranking = Literal["smr", "galr", "csls", "dual_softmax"]
+RERANKINGS: tuple[Reranking, ...] = get_args(Reranking)
+
+
+@dataclass(frozen=True)
+class Gammas:
+    """SMR's form and parameters."""
+
+    form: SmrForm
+    gamma1: float
+    gamma2: float
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was chosen on the selection split; None where nothing was."""
+
+    smr: Gammas | None = None
+    dual_softmax: float | None = None
+
+    def allows(self, name: Reranking) -> bool:
+        """Whether a re-ranking has all its parameters."""
+        return {"smr": self.smr, "dual_softmax": self.dual_softmax}.get(name, True) is not None
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """Scores of images x texts and of texts x images; the second is None where it is the first's transpose."""
+
+    i2t: ScoreMatrix
+    own_t2i: ScoreMatrix | None = None
+
+    @cached_property
+    def t2i(self) -> ScoreMatrix:
+        return self.i2t.transposed() if self.own_t2i is None else self.own_t2i
+
+    @cached_property
+    def standings(self) -> tuple[Standing, Standing]:
+        """Ranks and ranges of both, worked out once for all re-rankings that stand on these scores."""
+        forward = Standing.of(self.i2t)
+        return forward, forward.transposed() if self.own_t2i is None else Standing.of(self.own_t2i)
+
+
+def rerank(scores: Directions, name: Reranking, tuned: Tuned) -> Directions:
+    """One re-ranking of both directions. Raises UsageError for one whose parameters were never chosen."""
+    if name == "csls":
+        return Directions(*(csls(side.scores) for side in scores.standings))
+    if name == "galr":
+        return Directions(*(galr(side.scores, standing=side) for side in scores.standings))
+    if name == "dual_softmax" and tuned.dual_softmax is not None:
+        temperature = tuned.dual_softmax
+        return Directions(*(dual_softmax(side.scores, temperature) for side in scores.standings))
+    if name == "smr" and tuned.smr is not None:
+        chosen = tuned.smr
+        return Directions(
+            *(smr(side.scores, chosen.gamma1, chosen.gamma2, chosen.form, side) for side in scores.standings)
+        )
+    raise UsageError(
+        f"the parameters of {name} were never chosen for these scores",
+        hint="choose them on a selection split: a run keeps its own, for files give --choose-on",
+    )
+
+
+def parse_chain(text: str) -> tuple[Reranking, ...]:
+    """Split "csls+smr" into its parts. Raises UsageError naming what there is."""
+    parts = tuple(part.strip().replace("-", "_") for part in text.split("+"))
+    found = tuple(name for part in parts for name in RERANKINGS if name == part)
+    if len(found) != len(parts):
+        raise UsageError(f"{text!r} is no re-ranking", hint=f"there is {', '.join(RERANKINGS)}, joined by '+'")
+    return found
