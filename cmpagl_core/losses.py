@@ -24,10 +24,11 @@ _MASKED, _RANDOM = 0.8, 0.1  # of the chosen tokens; the rest stay as they are [
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The weighted sum that is differentiated, and each term before its weight, detached."""
+    """The weighted sum that is differentiated, each term before its weight, detached, and with it, not detached."""
 
     total: Tensor
     terms: dict[str, Tensor]
+    weighted: dict[str, Tensor]
 
 
 def itc_loss(
@@ -213,12 +214,12 @@ def compute_losses(
     with torch.autocast(images.features.device.type, enabled=False):  # cosines keep all their digits
         scores = images.features @ texts.features.t()  # [B, B]
         logits = scores * model.logit_scale.exp()
-    weighted: list[Tensor] = []
+    weighted: dict[str, Tensor] = {}
     terms: dict[str, Tensor] = {}
 
     def add(name: str, weight: float, loss: Tensor) -> None:
         terms[name] = loss.detach()
-        weighted.append(weight * loss)
+        weighted[name] = weight * loss
 
     if part.uses_itc:
         soft = None
@@ -236,7 +237,7 @@ def compute_losses(
         fused = model.fuse((masked.input_ids, texts.attention_mask), images.tokens)
         said = model.mlm_logits(fused[masked.chosen])  # [K, V]
         add("mlm", part.mlm, mlm_loss(said, input_ids[masked.chosen], mlm_normaliser))
-    return LossTerms(torch.stack(weighted).sum(), terms)
+    return LossTerms(torch.stack(list(weighted.values())).sum(), terms, weighted)
 
 
 def _itc_rows(
