@@ -1,0 +1,199 @@
+"""Unpack archives of others safely: nothing outside the folder, no links, no devices, bounds on size and number."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import re
+import shutil
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from cmpagl_core.datasets.pictures import PICTURE_SUFFIXES
+from cmpagl_core.errors import DataError
+from cmpagl_core.progress import Advance, Progress
+
+_DECOMPRESSORS: dict[str, Callable[[IO[bytes]], Any]] = {
+    ".tar": lambda packed: packed,
+    **dict.fromkeys((".tar.gz", ".tgz"), lambda packed: gzip.GzipFile(fileobj=packed)),
+    **dict.fromkeys((".tar.bz2", ".tbz2"), bz2.BZ2File),
+    **dict.fromkeys((".tar.xz", ".txz"), lzma.LZMAFile),
+}
+_FOREIGN = (".rar", ".7z")
+_WANTED = PICTURE_SUFFIXES | {".json", ".csv", ".tsv", ".txt"}
+_CHUNK_BYTES = 1 << 20
+_LONGEST_READ_BYTES = 16 << 20  # what tarfile may ask for at once: our chunks, or an extended header
+_LONGEST_NAME_BYTES = 255
+# What zipfile and tarfile raise on broken archives.
+_UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError)
+_UNREADABLE_TOO = (ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError, TypeError)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How much an archive may hold; pictures are compressed already, so a large ratio means harm."""
+
+    files: int = 1_000_000
+    unpacked_bytes: int = 256 << 30
+    ratio: int = 50
+    always_bytes: int = 1 << 30  # so much is allowed whatever the ratio
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is called like an archive, of a kind that can be read or not."""
+    return path.is_file() and path.name.lower().endswith((".zip", *_DECOMPRESSORS, *_FOREIGN))
+
+
+def unpack(archive: Path, folder: Path, progress: Progress, bounds: Bounds | None = None) -> None:
+    """Unpack the pictures and annotation files of a zip or tar archive into `folder`, which exists.
+
+    Raises DataError for a broken archive, one that reaches outside the folder, holds links or devices, or is larger
+    than the bounds; OSError when the disk refuses. What was written by then stays: call it inside `stage_folder`.
+    """
+    if archive.name.lower().endswith(_FOREIGN):
+        raise DataError(f"{archive} is of a kind that cmpagl does not read", hint="unpack it and give the folder")
+    budget = _Budget(archive, folder, bounds or Bounds())
+    unpack_members = _unpack_zip if archive.name.lower().endswith(".zip") else _unpack_tar
+    with progress.task(f"unpacking {archive.name}", archive.stat().st_size, "B") as advance:
+        unpack_members(folder, budget, advance)
+
+
+class _Budget:
+    """What may still be unpacked from one archive, and how refusals are worded."""
+
+    def __init__(self, archive: Path, folder: Path, bounds: Bounds) -> None:
+        by_ratio = max(bounds.always_bytes, bounds.ratio * archive.stat().st_size)
+        self.archive = archive
+        self._allowance = min(bounds.unpacked_bytes, by_ratio, shutil.disk_usage(folder).free)
+        self._bytes_left = self._allowance
+        self._files_left = bounds.files
+
+    def count_file(self) -> None:
+        self._files_left -= 1
+        if self._files_left < 0:
+            raise self.refuse("holds too many files")
+
+    def spend(self, size: int) -> None:
+        self._bytes_left -= size
+        if self._bytes_left < 0:
+            raise self.refuse(
+                f"unpacks to more than the {self._allowance:,} bytes that such an archive or the disk allows"
+            )
+
+    def refuse(self, why: str) -> DataError:
+        return DataError(f"{self.archive} {why}", hint="nothing of it was kept; if you trust it, unpack it yourself")
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (*_UNREADABLE, *_UNREADABLE_TOO) as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise DataError(f"{self.archive} is a broken archive ({reason})", hint="get it again") from error
+
+
+class _BoundedStream:
+    """An uncompressed tar stream that counts what is read or skipped, so that no header or hole can be endless."""
+
+    def __init__(self, plain: Any, budget: _Budget) -> None:
+        self._plain = plain
+        self._budget = budget
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _LONGEST_READ_BYTES:
+            raise self._budget.refuse("has a header that is too long")
+        found = cast(bytes, self._plain.read(size))
+        self._budget.spend(len(found))
+        return found
+
+    def seek(self, position: int) -> int:
+        self._budget.spend(max(0, position - self._plain.tell()))
+        return int(self._plain.seek(position))
+
+    def tell(self) -> int:
+        return int(self._plain.tell())
+
+
+def _unpack_zip(folder: Path, budget: _Budget, advance: Advance) -> None:
+    with budget.reading():
+        opened = zipfile.ZipFile(budget.archive)
+    with opened:
+        for info in opened.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            path = _place(info.filename, folder, budget)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise budget.refuse(f"holds a link or device, {info.filename[:100]!r}")
+            if path is not None and not info.is_dir():
+                if info.flag_bits & 1:
+                    raise budget.refuse("is encrypted")
+                with budget.reading():
+                    stream = opened.open(info)
+                with stream:
+                    _write(stream, path, budget, count=True)
+            advance(info.compress_size)
+
+
+def _unpack_tar(folder: Path, budget: _Budget, advance: Advance) -> None:
+    suffix = next(suffix for suffix in _DECOMPRESSORS if budget.archive.name.lower().endswith(suffix))
+    with budget.archive.open("rb") as packed:
+        with budget.reading():
+            plain = _BoundedStream(_DECOMPRESSORS[suffix](packed), budget)
+            opened = tarfile.open(fileobj=cast(IO[bytes], plain), mode="r:")  # noqa: SIM115  # owns nothing to close
+        seen = 0
+        while True:
+            with budget.reading():
+                member = opened.next()
+            if member is None:
+                return
+            opened.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has read
+            path = _place(member.name, folder, budget)
+            if not (member.isreg() or member.isdir()):
+                raise budget.refuse(f"holds a link or device, {member.name[:100]!r}")
+            if path is not None and member.isreg():
+                with budget.reading():
+                    stream = opened.extractfile(member)
+                if stream is not None:
+                    _write(stream, path, budget, count=False)  # the stream below counts
+            advance(packed.tell() - seen)
+            seen = packed.tell()
+
+
+def _place(name: str, folder: Path, budget: _Budget) -> Path | None:
+    """Where a member belongs; None for one that nobody needs. Raises DataError for a name that reaches outside."""
+    budget.count_file()
+    readable = name.encode("utf-8", "replace").decode("utf-8").replace("\\", "/")
+    parts = [part for part in readable.split("/") if part not in ("", ".")]
+    if readable.startswith("/") or re.match(r"[A-Za-z]:", readable) or ".." in parts or "\0" in readable:
+        raise budget.refuse(f"holds a file that would land outside its folder, {name[:100]!r}")
+    if any(len(part.encode()) > _LONGEST_NAME_BYTES for part in parts):
+        raise budget.refuse(f"holds a file name that is too long, {name[:100]!r}")
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    if not parts or hidden or Path(parts[-1]).suffix.lower() not in _WANTED:
+        return None
+    return folder.joinpath(*parts)
+
+
+def _write(stream: IO[bytes], path: Path, budget: _Budget, count: bool) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        target = path.open("xb")
+    except (FileExistsError, NotADirectoryError) as error:
+        raise budget.refuse(f"holds {path.name[:100]!r} twice in one place") from error
+    with target:
+        while True:
+            with budget.reading():
+                chunk = stream.read(_CHUNK_BYTES)
+            if not chunk:
+                return
+            if count:
+                budget.spend(len(chunk))
+            target.write(chunk)

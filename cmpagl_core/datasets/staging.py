@@ -1,0 +1,73 @@
+"""Folders that appear only when complete: unpacked archives, copied pictures, generated scenes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from cmpagl_core.errors import CmpaglError, DataError
+from cmpagl_core.files import read_json, write_json
+
+_STAMP = ".cmpagl-stamp.json"
+
+
+def stage_folder(target: Path, stamp: Mapping[str, Any], fill: Callable[[Path], None]) -> None:
+    """Make `target` hold what `fill` writes, unless it was filled under an equal stamp before.
+
+    `fill` gets an empty folder beside the target, which takes its place when `fill` returns; if `fill` raises, or
+    the process is killed, the target stays as it was. Raises DataError when the target is not one of ours,
+    CmpaglError when the disk refuses.
+    """
+    if is_staged(target, stamp):
+        return
+    if target.exists() and not (target / _STAMP).is_file():
+        raise DataError(f"{target} was not made by cmpagl and would be replaced", hint="move it away, or use --name")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    except OSError as error:
+        raise CmpaglError(f"cannot write {target} ({error.strerror or error})") from error
+    try:
+        fill(partial)
+        write_json(partial / _STAMP, dict(stamp))
+        _swap(partial, target)
+    except OSError as error:
+        raise CmpaglError(
+            f"cannot write {error.filename or target} ({error.strerror or error})",
+            hint="nothing was left half made; free the disk or choose another --workspace",
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def is_staged(target: Path, stamp: Mapping[str, Any]) -> bool:
+    """Whether the target was filled under an equal stamp."""
+    if not (target / _STAMP).is_file():
+        return False
+    with suppress(DataError):
+        return bool(read_json(target / _STAMP) == dict(stamp))
+    return False
+
+
+def _swap(partial: Path, target: Path) -> None:
+    mask = os.umask(0)
+    os.umask(mask)
+    partial.chmod(0o777 & ~mask)
+    if target.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        target.rename(old / target.name)
+        partial.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        partial.rename(target)
+
+
+def _remove_leftovers(target: Path) -> None:
+    for left in target.parent.glob(f".{target.name}.*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
