@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from cmpagl_cli.commands.doctor import doctor
 from cmpagl_cli.commands.options import Settings
 from cmpagl_cli.commands.recipe import recipe_list, recipe_schema, recipe_show, recipe_validate
 from cmpagl_cli.commands.runs import runs_list
@@ -185,6 +186,7 @@ def shared_options(
     ctx.obj = Settings(Workspace.locate(workspace), device, threads, quiet, debug, make_progress(quiet))
 
 
+_command(app, "doctor", doctor)
 _group("recipe", "List, show and validate recipes.", recipe_list, recipe_show, recipe_validate, recipe_schema)
 _group("runs", "See what has been trained.", runs_list)
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 OutputFormat = Literal["table", "json", "csv", "markdown", "latex", "jsonl"]
 
 FormatOption = Annotated[OutputFormat, typer.Option("--format", help="How to write the result on stdout.")]
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one that comes with cmpagl.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one that comes with cmpagl.")
+]
 DataOption = Annotated[
     str | None, typer.Option("--data", metavar="NAME|DIR", help="Prepared data set; the newest if left out.")
 ]
