@@ -18,8 +18,11 @@ import typer
 from typer.core import TyperGroup
 
 from cmpagl_cli.commands.doctor import doctor
+from cmpagl_cli.commands.export import export
+from cmpagl_cli.commands.index import index
 from cmpagl_cli.commands.options import Settings
 from cmpagl_cli.commands.recipe import recipe_list, recipe_schema, recipe_show, recipe_validate
+from cmpagl_cli.commands.retrieve import retrieve
 from cmpagl_cli.commands.runs import runs_list
 from cmpagl_cli.views import clean, make_progress
 from cmpagl_core import __version__
@@ -186,6 +189,9 @@ def shared_options(
     ctx.obj = Settings(Workspace.locate(workspace), device, threads, quiet, debug, make_progress(quiet))
 
 
+_command(app, "export", export)
+_command(app, "index", index)
+_command(app, "retrieve", retrieve)
 _command(app, "doctor", doctor)
 _group("recipe", "List, show and validate recipes.", recipe_list, recipe_show, recipe_validate, recipe_schema)
 _group("runs", "See what has been trained.", runs_list)

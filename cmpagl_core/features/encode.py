@@ -18,6 +18,7 @@ from cmpagl_core.datasets.views import VIEWS, dihedral
 from cmpagl_core.device import autocast
 from cmpagl_core.errors import DataError
 from cmpagl_core.features.decode import Broken, Decode, decoded_batches
+from cmpagl_core.features.feature_set import unique_texts
 from cmpagl_core.files import atomic_path
 from cmpagl_core.models.cmpagl import TextEncoding
 from cmpagl_core.progress import Progress
@@ -77,7 +78,7 @@ def encode_with(
 ) -> Iterator[EncodedBatch]:
     """Run any image encoder ([B, 3, S, S] to [B, D]) over picture files, decoding in the background."""
     for batch in decoded_batches(paths, decode, batch_size):
-        features = _unit_rows(encode(batch.pixel_values)) if batch.rows else np.empty((0, 0), dtype=np.float32)
+        features = unit_rows(encode(batch.pixel_values)) if batch.rows else np.empty((0, 0), dtype=np.float32)
         yield EncodedBatch(features, batch.rows, batch.broken)
 
 
@@ -106,7 +107,7 @@ def encode_captions(loaded: LoadedModel, texts: Sequence[str], progress: Progres
     features: Features | None = None
     with progress.task("encode captions", len(unique), "captions") as advance:
         for group in encode_text_groups(loaded, unique):
-            block = _unit_rows(group.encoding.features)
+            block = unit_rows(group.encoding.features)
             if features is None:
                 features = np.empty((len(unique), block.shape[1]), dtype=np.float32)
             features[group.rows] = block
@@ -173,13 +174,6 @@ def preprocessing(recipe: Recipe) -> str:
     return f"RGB, bicubic to {recipe.data.image_size_px} x {recipe.data.image_size_px}, ImageNet mean and std"
 
 
-def unique_texts(texts: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
-    """The different texts in order of first appearance, and for each text [M] which of them it is."""
-    place: dict[str, int] = {}
-    row_of = np.fromiter((place.setdefault(text, len(place)) for text in texts), dtype=np.int64, count=len(texts))
-    return list(place), row_of
-
-
 def length_groups(lengths: NDArray[np.int64], tokens_per_group: int) -> list[NDArray[np.int64]]:
     """Rows sorted from long to short, cut so that a group's padded size stays within the token budget."""
     order = np.argsort(-lengths, kind="stable")
@@ -200,7 +194,7 @@ def _image_features(loaded: LoadedModel, pixel_values: Tensor, views: Views) -> 
     return torch.stack(each).mean(dim=0)
 
 
-def _unit_rows(features: Tensor) -> Features:
+def unit_rows(features: Tensor) -> Features:
     """float32 on the CPU, of unit length to fp32 also when the model computed in bf16."""
     rows: Features = F.normalize(features.float(), dim=-1).cpu().numpy()
     return rows

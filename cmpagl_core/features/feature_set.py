@@ -5,6 +5,7 @@ Any model's features come in this shape, so evaluation and retrieval never need 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,13 @@ def require_same_model(found: str, expected: str, what: str, expected_of: str) -
             f"({expected[:12] or 'unknown'})",
             hint="export or index again with that run, or name the run that made them with --run",
         )
+
+
+def unique_texts(texts: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """The different texts in order of first appearance, and for each text [M] which of them it is."""
+    place: dict[str, int] = {}
+    row_of = np.fromiter((place.setdefault(text, len(place)) for text in texts), dtype=np.int64, count=len(texts))
+    return list(place), row_of
 
 
 def is_unit_length(features: NDArray[np.float32]) -> bool:

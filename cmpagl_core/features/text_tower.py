@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from cmpagl_core.errors import DataError, MismatchError
 from cmpagl_core.features.tensor_file import TensorFile, open_tensor_file, write_tensor_file
@@ -42,6 +43,14 @@ class TowerInfo:
     format_version: int = TOWER_FORMAT
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How the tokenizer reads a text: how many tokens it knows, and whether it was cut at max_tokens."""
+
+    known: int
+    cut: bool
+
+
 @dataclass(frozen=True, eq=False)
 class TextTower:
     """Weights by the model's own names, mapped from the file; `encode` turns texts into features."""
@@ -52,13 +61,24 @@ class TextTower:
 
     def encode(self, texts: list[str]) -> Array:
         """text_features, float32 [M, D] of unit length. Any text is accepted; long ones are cut at max_tokens."""
-        tokenizer = self._tokenizer()
-        rows = [tokenizer.encode(text.encode("utf-8", "replace").decode("utf-8")).ids for text in texts]
+        rows = [self._tokens(text).ids for text in texts]
         known = len(self.weights["embeddings.word_embeddings.weight"])
         if not all(ids and max(ids) < known for ids in rows):
             raise MismatchError("the index holds a tokenizer that is not of its text half", hint=_AGAIN)
         return np.stack([self._features(np.array(ids, dtype=np.int64)) for ids in rows])
 
+    def read(self, text: str) -> Reading:
+        """How much of a text the model takes in."""
+        encoded = self._tokens(text)
+        words = [
+            token for token, special in zip(encoded.tokens, encoded.special_tokens_mask, strict=True) if not special
+        ]
+        return Reading(sum(token != "[UNK]" for token in words), bool(encoded.overflowing))
+
+    def _tokens(self, text: str) -> Encoding:
+        return self._tokenizer.encode(text.encode("utf-8", "replace").decode("utf-8"))
+
+    @cached_property
     def _tokenizer(self) -> Tokenizer:
         try:
             tokenizer = Tokenizer.from_str(self.tokenizer_json)

@@ -7,6 +7,7 @@ Opening an index needs NumPy alone; `indexing.py` makes one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmpagl_core.errors import DataError, MismatchError
-from cmpagl_core.features.feature_set import FeatureSet
+from cmpagl_core.features.feature_set import FeatureSet, unique_texts
 from cmpagl_core.features.tensor_file import Array, TensorFile, TextTable, open_tensor_file, write_tensor_file
 from cmpagl_core.files import read_json, write_json
 
@@ -85,6 +86,11 @@ class GalleryIndex:
         first, last = np.searchsorted(self.caption_image, [row, row + 1])
         return [self.captions[text] for text in self.caption_text[first:last].tolist()]
 
+    def images_of(self, text: int) -> tuple[str, ...]:
+        """The ids of the pictures that a caption was written for, each once."""
+        rows = self.caption_image[np.flatnonzero(self.caption_text == text)]
+        return tuple(self.image_ids[row] for row in dict.fromkeys(rows.tolist()))
+
 
 def open_index(root: Path) -> GalleryIndex:
     """Open an index without reading its features.
@@ -104,21 +110,20 @@ def open_index(root: Path) -> GalleryIndex:
 
 def index_of_features(path: Path, features: FeatureSet) -> GalleryIndex:
     """The gallery of an exported feature set, so that its pictures can be searched as they are."""
-    order = np.argsort(np.array(features.image_ids, dtype=object), kind="stable")
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
     by_image = np.argsort(features.text_image, kind="stable")
+    captions, caption_text = unique_texts(features.captions)
+    _, first = np.unique(caption_text, return_index=True)
     info = features.info
     return GalleryIndex(
         root=path,
         image_features=features.image_features,
         image_ids=TextTable.of(features.image_ids),
         paths=TextTable.of(features.paths),
-        captions=TextTable.of(features.captions),
-        text_features=features.text_features,
+        captions=TextTable.of(captions),
+        text_features=features.text_features[first],
         caption_image=features.text_image[by_image],
-        caption_text=by_image.astype(np.int64),
-        tie_order=place,
+        caption_text=caption_text[by_image],
+        tie_order=places(features.image_ids),
         fingerprints=None,
         info=IndexInfo(
             name=path.stem,
@@ -133,6 +138,14 @@ def index_of_features(path: Path, features: FeatureSet) -> GalleryIndex:
             precision=info.precision,
         ),
     )
+
+
+def places(texts: Sequence[str]) -> NDArray[np.int64]:
+    """The place of each text among all of them in sorted order, [N]."""
+    order = np.argsort(np.array(list(texts), dtype=object), kind="stable")
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    return place
 
 
 def save_index(index: GalleryIndex, skipped: list[dict[str, str]]) -> None:

@@ -17,7 +17,8 @@ from cmpagl_core.datasets.pictures import list_pictures
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.errors import CmpaglError, DataError, InterruptedByUserError, UsageError
 from cmpagl_core.features.decode import Broken
-from cmpagl_core.features.encode import encode_captions, encoded_batches, preprocessing, unique_texts
+from cmpagl_core.features.encode import encode_captions, encoded_batches, preprocessing
+from cmpagl_core.features.feature_set import unique_texts
 from cmpagl_core.features.tensor_file import TextTable
 from cmpagl_core.features.text_tower import TowerInfo, open_text_tower, save_text_tower
 from cmpagl_core.progress import Progress

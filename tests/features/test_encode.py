@@ -23,8 +23,8 @@ from cmpagl_core.features.encode import (
     encode_pictures,
     encoded_batches,
     length_groups,
-    unique_texts,
 )
+from cmpagl_core.features.feature_set import unique_texts
 from cmpagl_core.progress import Silent
 from cmpagl_core.runs import LoadedModel, open_run
 
