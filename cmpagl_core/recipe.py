@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -13,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from cmpagl_core.errors import RecipeError
 from cmpagl_core.files import canonical_json, sha256_text
+from cmpagl_core.recipe_errors import nearest, one_sentence
 
 RECIPE_VERSION = 1
 STAGE_STRIDES = (4, 8, 16, 32)
@@ -25,6 +24,7 @@ _SIZES: dict[str, tuple[int, tuple[int, int, int, int], tuple[int, int, int, int
 }
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Stage = Annotated[int, Field(ge=1, le=4)]
 Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 FourCounts = tuple[
     Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]
@@ -48,17 +48,19 @@ class _Part(BaseModel):
 class SelectionPart(_Part):
     """Where models and gammas are chosen: a split, or a seeded share of train kept out of training."""
 
-    split: Annotated[Literal["val", "train", "test"], Word] = "val"
+    split: Annotated[Literal["val", "train", "test"], Word] = Field(
+        "val", description="val, or train for a share of it; test is refused"
+    )
     fraction: float = Field(0.1, gt=0.0, lt=1.0, description="share of train, by image; only for split train")
-    seed: int = 0
+    seed: int = Field(0, description="of the share's draw")
 
 
 class DataPart(_Part):
     """Which prepared data set, and how a picture becomes numbers."""
 
     dataset: str = Field("", description="name or path of a prepared data set; empty: the newest")
-    image_size_px: int = Field(224, ge=32, le=1024)
-    max_caption_tokens: int = Field(64, ge=8, le=512)
+    image_size_px: int = Field(224, ge=32, le=1024, description="pictures are squashed to this square")
+    max_caption_tokens: int = Field(64, ge=8, le=512, description="longer captions are cut")
     augment: Annotated[Literal["none", "flips", "dihedral"], Word] = Field(
         "dihedral", description="flips, or flips and right angles; only for captions that name no direction"
     )
@@ -70,19 +72,27 @@ class DataPart(_Part):
 class ImageEncoderPart(_Part):
     """Gswin (section 2 of the method)."""
 
-    size: Annotated[Literal["tiny", "small", "base", "custom"], Word] = "tiny"
+    size: Annotated[Literal["tiny", "small", "base", "custom"], Word] = Field(
+        "tiny", description="Swin's sizes; custom takes the three fields below"
+    )
     width: int = Field(96, ge=8, description="channels of stage 1; custom only")
     depths: FourCounts = Field((2, 2, 6, 2), description="branches per stage, two a block; custom only")
-    num_heads: FourCounts = Field((3, 6, 12, 24), description="custom only")
-    window_size: int = Field(7, ge=2, le=64)
-    mlp_ratio: float = Field(4.0, gt=0.0)
-    drop_path: Fraction = 0.2
-    dropout: Fraction = 0.0
-    global_window: bool = True
-    global_window_source: Annotated[Literal["conv", "avgpool"], Word] = "conv"
-    global_query: Annotated[Literal["local", "global"], Word] = "local"
-    branches: Annotated[Literal["sequential", "parallel"], Word] = "sequential"
-    global_stages: tuple[Annotated[int, Field(ge=1, le=4)], ...] = (1, 2, 3, 4)
+    num_heads: FourCounts = Field((3, 6, 12, 24), description="per stage; custom only")
+    window_size: int = Field(7, ge=2, le=64, description="tokens along a side of a window; a smaller map shrinks it")
+    mlp_ratio: float = Field(4.0, gt=0.0, description="hidden width of an MLP, times its input's")
+    drop_path: Fraction = Field(0.2, description="at the last block; grows linearly from 0")
+    dropout: Fraction = Field(0.0, description="in attention and MLP outputs")
+    global_window: bool = Field(True, description="false: plain Swin")
+    global_window_source: Annotated[Literal["conv", "avgpool"], Word] = Field(
+        "conv", description="how the global window is made from the stage's map"
+    )
+    global_query: Annotated[Literal["local", "global"], Word] = Field(
+        "local", description="local: tokens ask the global window; global: GCViT's direction"
+    )
+    branches: Annotated[Literal["sequential", "parallel"], Word] = Field(
+        "sequential", description="parallel: both branches read the block's input and are joined"
+    )
+    global_stages: tuple[Stage, ...] = Field((1, 2, 3, 4), description="stages that have a global window")
     weights: Annotated[str, Word] = Field("random", description="timm:NAME, file:PATH or random")
     stem: Annotated[str, Word] = Field("patch", description="patch, or the name of a timm feature extractor")
     stem_strides: tuple[Literal[4, 8, 16, 32], ...] = Field(
@@ -148,15 +158,17 @@ class TextEncoderPart(_Part):
     )
     weights: Annotated[str, Word] = Field("random", description="package:..., hf:NAME, file:PATH or random")
     layers: int | None = Field(None, ge=1, description="layers of the text half; empty: half of the depth")
-    pooling: Annotated[Literal["cls", "mean"], Word] = "cls"
-    dropout: Fraction = 0.1
+    pooling: Annotated[Literal["cls", "mean"], Word] = Field(
+        "cls", description="token that stands for the caption, or the mean of all"
+    )
+    dropout: Fraction = Field(0.1, description="in BERT's layers")
 
 
 class FusionEncoderPart(_Part):
     """The upper half of BERT, cross-attending from text to image tokens (section 1)."""
 
-    enabled: bool = True
-    dropout: Fraction = 0.1
+    enabled: bool = Field(True, description="false: no fusion half, so neither ITM nor MLM")
+    dropout: Fraction = Field(0.1, description="in BERT's layers")
 
 
 class LossesPart(_Part):
@@ -164,19 +176,23 @@ class LossesPart(_Part):
 
     embed_dim: int = Field(256, ge=2, description="width of image_features and text_features")
     pre_alignment: bool = Field(True, description="false removes ITC and triplet: ranking then comes from ITM")
-    itc: Weight = 1.0
+    itc: Weight = Field(1.0, description="weight of the contrastive loss")
     itc_soft_targets: Fraction = Field(0.0, description="ours: share of the target spread by caption similarity")
     label_smoothing: Fraction = Field(0.0, description="ours: share of the ITC target spread over the batch")
-    triplet: Annotated[Literal["none", "plain", "intra", "circle", "supcon"], Word] = "intra"
-    triplet_negatives: Annotated[Literal["sum", "hardest"], Word] = "sum"
-    triplet_weight: Weight = 1.0
-    margin_cosine: float = Field(0.2, ge=0.0, le=2.0)
+    triplet: Annotated[Literal["none", "plain", "intra", "circle", "supcon"], Word] = Field(
+        "intra", description="plain; intra adds lambda (1 - s_ii); circle and supcon take its place"
+    )
+    triplet_negatives: Annotated[Literal["sum", "hardest"], Word] = Field(
+        "sum", description="every negative counts, or the hardest alone"
+    )
+    triplet_weight: Weight = Field(1.0, description="of whichever triplet stands above")
+    margin_cosine: float = Field(0.2, ge=0.0, le=2.0, description="m: how far a negative must stay below its match")
     intra_weight: Weight = Field(1.0, description="lambda: how strongly a match is drawn towards 1")
-    itm: Weight = 1.0
-    mlm: Weight = 1.0
-    mlm_probability: float = Field(0.15, gt=0.0, lt=1.0)
-    logit_scale_init: float = Field(1 / 0.07, gt=0.0)
-    logit_scale_max: float = Field(100.0, gt=0.0)
+    itm: Weight = Field(1.0, description="weight of image-text matching")
+    mlm: Weight = Field(1.0, description="weight of masked language modelling")
+    mlm_probability: float = Field(0.15, gt=0.0, lt=1.0, description="share of the tokens that are masked")
+    logit_scale_init: float = Field(1 / 0.07, gt=0.0, description="of the learned scale")
+    logit_scale_max: float = Field(100.0, gt=0.0, description="the scale is clamped here")
 
     @property
     def uses_itc(self) -> bool:
@@ -197,43 +213,43 @@ class OptimPart(_Part):
     lr: float = Field(1.0e-4, gt=0.0, description="of new parts")
     text_lr_scale: Weight = Field(0.1, description="of imported BERT layers, times lr; 0 freezes them")
     image_lr_scale: Weight = Field(0.1, description="of imported Swin or stem weights, times lr; 0 freezes them")
-    weight_decay: Weight = 0.05
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.98
-    warmup_fraction: Fraction = 0.1
-    clip_norm: float = Field(1.0, gt=0.0)
+    weight_decay: Weight = Field(0.05, description="not on norms and biases")
+    beta1: Fraction = Field(0.9, description="of AdamW")
+    beta2: Fraction = Field(0.98, description="of AdamW")
+    warmup_fraction: Fraction = Field(0.1, description="share of all steps")
+    clip_norm: float = Field(1.0, gt=0.0, description="gradient norm, after backward")
 
 
 class TrainPart(_Part):
     """The loop."""
 
-    epochs: int = Field(40, ge=1)
+    epochs: int = Field(40, ge=1, description="each image once an epoch, with one of its captions")
     batch_size: int = Field(64, ge=2, description="pairs in one micro-batch; in-batch negatives come from it")
     accumulate: int = Field(1, ge=1, description="micro-batches per optimiser step")
-    precision: Annotated[Literal["fp32", "bf16", "fp16"], Word] = "bf16"
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], Word] = Field("bf16", description="of autocast; fp32 is none")
     ema_decay: Fraction = Field(0.0, description="0 is none; the averaged weights are validated and kept")
     patience_epochs: int = Field(0, ge=0, description="stop after so many validations without a better mR; 0: never")
-    validate_every_epochs: int = Field(1, ge=1)
-    seed: int = 0
+    validate_every_epochs: int = Field(1, ge=1, description="how often mR on the selection split is taken")
+    seed: int = Field(0, description="of weights, order, captions, augmentation, dropout")
 
 
 class EvaluatePart(_Part):
     """Stages after the cosine ranking (section 4)."""
 
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, description="pictures encoded at once; features do not depend on it")
     views: Annotated[Literal["one", "dihedral"], Word] = Field(
         "one", description="ours: dihedral averages image_features over the eight flips and right angles"
     )
     itm_k: int = Field(16, ge=0, description="candidates per query and direction; 0: no ITM stage")
-    smr_form: Annotated[Literal["multiply", "add"], Word] = "multiply"
+    smr_form: Annotated[Literal["multiply", "add"], Word] = Field("multiply", description="section 4")
     smr_gammas: tuple[Weight, ...] = Field((0.0, 0.25, 0.5, 1.0, 2.0, 4.0), description="the grid of gamma1 and gamma2")
-    smr: bool = True
+    smr: bool = Field(True, description="re-rank with SMR")
 
 
 class Recipe(_Part):
     """A whole recipe. Frozen; equal recipes have equal hashes."""
 
-    version: Literal[1] = 1
+    version: Literal[1] = Field(1, description="of the recipe format")
     data: DataPart = DataPart()
     image_encoder: ImageEncoderPart = ImageEncoderPart()
     text_encoder: TextEncoderPart = TextEncoderPart()
@@ -349,7 +365,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
         return shipped[str(name_or_path)]
     raise RecipeError(
         f"there is no recipe {str(name_or_path)!r}, neither as a file nor among those that come with cmpagl",
-        hint=f"they are {', '.join(shipped)}" + _nearest(str(name_or_path), shipped),
+        hint=f"they are {', '.join(shipped)}" + nearest(str(name_or_path), shipped),
     )
 
 
@@ -357,34 +373,7 @@ def _validate(tree: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise _one_sentence(error, where) from error
-
-
-def _one_sentence(error: ValidationError, where: str) -> RecipeError:
-    first = error.errors(include_url=False)[0]
-    keys = [str(key) for key in first["loc"]]
-    path = ".".join(keys)
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(keys[:-1])
-        hint = _nearest(keys[-1], known).removeprefix("; ") or f"known here: {', '.join(known)}"
-        return RecipeError(f"{where}: unknown key {path!r}", hint=hint)
-    message = str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] == "value_error" and not isinstance(first["input"], str | int | float | bool):
-        return RecipeError(f"{where}: {path + ': ' if path else ''}{message}")
-    return RecipeError(f"{where}: {path} = {reprlib.repr(first['input'])[:120]}: {message}")
-
-
-def _known_keys(keys: list[str]) -> list[str]:
-    part: Any = Recipe
-    for key in keys:
-        field = getattr(part, "model_fields", {}).get(key)
-        part = field.annotation if field is not None else None
-    return list(getattr(part, "model_fields", {}))
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
+        raise one_sentence(error, where, Recipe) from error
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

@@ -1,0 +1,41 @@
+"""What pydantic says of a wrong recipe, as one sentence of ours."""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from cmpagl_core.errors import RecipeError
+
+
+def one_sentence(error: ValidationError, where: str, model: type[BaseModel]) -> RecipeError:
+    """The first complaint with its place, the offending value in short, and for a wrong key the nearest valid one."""
+    first = error.errors(include_url=False)[0]
+    keys = [str(key) for key in first["loc"]]
+    path = ".".join(keys)
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(model, keys[:-1])
+        hint = nearest(keys[-1], known).removeprefix("; ") or f"known here: {', '.join(known)}"
+        return RecipeError(f"{where}: unknown key {path!r}", hint=hint)
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "value_error" and not isinstance(first["input"], str | int | float | bool):
+        return RecipeError(f"{where}: {path + ': ' if path else ''}{message}")
+    return RecipeError(f"{where}: {path} = {reprlib.repr(first['input'])[:120]}: {message}")
+
+
+def _known_keys(model: type[BaseModel], keys: list[str]) -> list[str]:
+    part: Any = model
+    for key in keys:
+        field = getattr(part, "model_fields", {}).get(key)
+        part = field.annotation if field is not None else None
+    return list(getattr(part, "model_fields", {}))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean ...?" when something known is near, else nothing."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""

@@ -1,0 +1,72 @@
+"""The documents say what the code does: generated pages are current, every command and field has its words."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cmpagl_core.recipe import Recipe, load_recipe
+
+ROOT = Path(__file__).parent.parent.parent
+README = ROOT / "README.md"
+
+
+@pytest.fixture(scope="module")
+def generate() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "docs" / "generate.py"))
+
+
+@pytest.mark.parametrize(("page", "maker"), [("cli.md", "cli_page"), ("recipe.md", "recipe_page")])
+def test_the_generated_pages_are_current(generate: dict[str, Any], page: str, maker: str) -> None:
+    assert (ROOT / "docs" / page).read_text(encoding="utf-8") == generate[maker](), "run `make docs`"
+
+
+def test_every_recipe_field_says_what_it_means(generate: dict[str, Any]) -> None:
+    silent = [path for path, meaning in generate["fields"](Recipe) if not meaning]
+    assert silent == []
+
+
+def readme_commands() -> list[str]:
+    """Lines of the README's shell blocks that call cmpagl."""
+    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("cmpagl ")]
+
+
+def test_the_readme_calls_only_commands_and_options_that_exist(generate: dict[str, Any]) -> None:
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    shared = {"--workspace", "--device", "--threads", "--quiet", "--debug", "--help"}
+    for line in readme_commands():
+        words = line.split()
+        heading = next((" ".join(words[:n]) for n in (3, 2, 1) if f"## {' '.join(words[:n])}\n" in page), None)
+        assert heading not in (None, "cmpagl") or words[1].startswith("--"), line
+        section = page.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+        options = {word.partition("=")[0] for word in words if word.startswith("--")} - shared
+        assert [option for option in options if not re.search(rf"{option}\b", section)] == [], line
+
+
+def test_every_recipe_named_in_the_readme_loads() -> None:
+    for line in readme_commands():
+        if line.startswith("cmpagl train "):
+            load_recipe(line.split()[2])
+
+
+def test_every_command_has_its_section(generate: dict[str, Any]) -> None:
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    import typer
+
+    from cmpagl_cli.app import app
+
+    for words in generate["command_lines"](typer.main.get_command(app)):
+        assert f"## {' '.join(('cmpagl', *words))}\n" in page
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            if not target.startswith(("http://", "https://", "mailto:")):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
