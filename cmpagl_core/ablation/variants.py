@@ -1,0 +1,201 @@
+"""Variants of a recipe: one switch for each claim of the paper, alone or combined (sections 2 to 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal, get_args
+
+from cmpagl_core.errors import RecipeError, UsageError
+from cmpagl_core.recipe import Recipe, override_recipe
+
+Study = Literal["gswin", "pre-alignment", "triplet", "smr", "all"]
+
+BASELINE = "baseline"
+MAX_VARIANTS = 128
+
+
+@dataclass(frozen=True)
+class Switch:
+    """One level of one factor: what is changed, and which claim that questions."""
+
+    name: str
+    factor: str
+    overrides: tuple[str, ...]
+    claim: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe with some switches thrown. `notes` says what else had to change for it to be a valid recipe."""
+
+    name: str
+    recipe: Recipe
+    switches: tuple[Switch, ...]
+    notes: tuple[str, ...] = ()
+
+
+_LOSS = "the loss term helps"
+SWITCHES: dict[str, Switch] = {
+    switch.name: switch
+    for switch in (
+        Switch("no-global-window", "global_window", ("image_encoder.global_window=false",), "the global window helps"),
+        Switch(
+            "global-window-source-avgpool",
+            "global_window_source",
+            ("image_encoder.global_window_source=avgpool",),
+            "the global window is best made by convolutions (ours)",
+        ),
+        Switch(
+            "global-query-global",
+            "global_query",
+            ("image_encoder.global_query=global",),
+            "local tokens ask the global window, not the other way round (ours)",
+        ),
+        Switch(
+            "branches-parallel",
+            "branches",
+            ("image_encoder.branches=parallel",),
+            "the two branches of a block work one after the other (ours)",
+        ),
+        Switch("no-pre-alignment", "pre_alignment", ("losses.pre_alignment=false",), "alignment before fusion helps"),
+        Switch("no-itc", "itc", ("losses.itc=0.0",), _LOSS),
+        Switch("no-triplet", "triplet", ("losses.triplet=none",), "the triplet term helps beside ITC"),
+        Switch("triplet-plain", "triplet", ("losses.triplet=plain",), "the intra-class distance term helps"),
+        Switch("triplet-intra", "triplet", ("losses.triplet=intra",), "the intra-class distance term helps"),
+        Switch(
+            "triplet-hardest",
+            "triplet",
+            ("losses.triplet=intra", "losses.triplet_negatives=hardest"),
+            "all negatives count, not the hardest alone (ours)",
+        ),
+        Switch("triplet-circle", "triplet", ("losses.triplet=circle",), "the triplet term beats circle loss"),
+        Switch("triplet-supcon", "triplet", ("losses.triplet=supcon",), "it beats supervised contrastive loss"),
+        Switch("no-itm", "itm", ("losses.itm=0.0",), _LOSS),
+        Switch("no-mlm", "mlm", ("losses.mlm=0.0",), _LOSS),
+        Switch("no-smr", "smr", ("evaluate.smr=false",), "SMR improves the ranking"),
+        Switch("smr-add", "smr", ("evaluate.smr=true", "evaluate.smr_form=add"), "SMR's form (ours)"),
+        Switch("smr-multiply", "smr", ("evaluate.smr=true", "evaluate.smr_form=multiply"), "SMR's form (ours)"),
+    )
+}
+STUDIES: dict[Study, tuple[str, ...]] = {
+    "gswin": ("no-global-window", "global-window-source-avgpool", "global-query-global", "branches-parallel"),
+    "pre-alignment": ("no-pre-alignment", "no-itc", "no-triplet", "no-itm", "no-mlm"),
+    "triplet": ("no-triplet", "triplet-plain", "triplet-intra", "triplet-hardest", "triplet-circle", "triplet-supcon"),
+    "smr": ("no-smr", "smr-add", "smr-multiply"),
+    "all": (),
+}
+
+
+def text_split(layers: int) -> Switch:
+    """So many layers for the text half; the rest is the fusion half. The paper gives each half of the depth."""
+    return Switch(f"text-split-{layers}", "text_split", (f"text_encoder.layers={layers}",), "halving the depth is best")
+
+
+def switches_of(names: Iterable[str] = (), studies: Iterable[Study] = (), splits: Iterable[int] = ()) -> list[Switch]:
+    """The switches that are named, those of whole studies, and text splits; each once. Raises UsageError."""
+    chosen: dict[str, Switch] = {}
+    for name in names:
+        if name not in SWITCHES:
+            raise UsageError(f"there is no switch {name!r}", hint=f"they are {', '.join(SWITCHES)}")
+        chosen[name] = SWITCHES[name]
+    for study in studies:
+        parts = get_args(Study)[:-1] if study == "all" else (study,)
+        chosen.update((name, SWITCHES[name]) for part in parts for name in STUDIES[part])
+    chosen.update((switch.name, switch) for switch in map(text_split, splits))
+    if not chosen:
+        raise UsageError("no switch is named", hint="for instance --no-global-window, or --study gswin")
+    return list(chosen.values())
+
+
+def baseline_of(recipe: Recipe) -> Variant:
+    """The recipe as it is."""
+    return Variant(BASELINE, recipe, ())
+
+
+def one_at_a_time(recipe: Recipe, switches: Sequence[Switch]) -> tuple[Variant, ...]:
+    """The baseline, then one variant per switch; a switch that changes nothing in this recipe is left out.
+
+    Raises UsageError for one that leaves no valid recipe.
+    """
+    variants = [baseline_of(recipe)]
+    for switch in switches:
+        variant = _thrown(recipe, (switch,))
+        if variant is not None:
+            variants.append(variant)
+    return _different(variants)
+
+
+def full_factorial(recipe: Recipe, switches: Sequence[Switch]) -> tuple[Variant, ...]:
+    """Every combination of one level per factor; combinations that leave no valid recipe are left out.
+
+    Raises UsageError when there are more than MAX_VARIANTS.
+    """
+    factors: dict[str, list[tuple[Switch, ...]]] = {}
+    for switch in switches:
+        factors.setdefault(switch.factor, [()]).append((switch,))
+    count = 1
+    for levels in factors.values():
+        count *= len(levels)
+    if count > MAX_VARIANTS:
+        raise UsageError(
+            f"{count} combinations are more than the {MAX_VARIANTS} allowed", hint="name fewer switches at once"
+        )
+    variants = []
+    for combination in product(*factors.values()):
+        thrown = tuple(switch for level in combination for switch in level)
+        try:
+            variant = _thrown(recipe, thrown) if thrown else baseline_of(recipe)
+        except UsageError:
+            continue
+        if variant is not None:
+            variants.append(variant)
+    return _different(variants)
+
+
+def left_out(switches: Sequence[Switch], variants: Sequence[Variant]) -> list[str]:
+    """Names of switches that stand in no variant, since they change nothing in this recipe."""
+    used = {switch.name for variant in variants for switch in variant.switches}
+    return [switch.name for switch in switches if switch.name not in used]
+
+
+def _thrown(recipe: Recipe, switches: tuple[Switch, ...]) -> Variant | None:
+    """The recipe with switches thrown, mended where they contradict it; None if nothing changes."""
+    overrides = [override for switch in switches for override in switch.overrides]
+    name = "+".join(switch.name for switch in switches)
+    wanted, notes = _mended(recipe, overrides)
+    try:
+        changed = override_recipe(recipe, wanted, where=name)
+    except RecipeError as error:
+        raise UsageError(f"{name} leaves no recipe that can be trained ({error.message})", error.hint) from error
+    if changed == recipe:
+        return None
+    return Variant(" ".join([name, *(f"({note})" for note in notes)]), changed, switches, tuple(notes))
+
+
+def _mended(recipe: Recipe, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Overrides with what must go along with them for the recipe to hold together, and words for that."""
+    given = dict(override.split("=", 1) for override in overrides)
+    losses = recipe.losses
+    itm = float(given.get("losses.itm", losses.itm))
+    mlm = float(given.get("losses.mlm", losses.mlm))
+    itc = float(given.get("losses.itc", losses.itc))
+    triplet = given.get("losses.triplet", losses.triplet)
+    pre_alignment = given.get("losses.pre_alignment", str(losses.pre_alignment).lower()) == "true"
+    wanted, notes = list(overrides), []
+    if recipe.fusion_encoder.enabled and itm == 0 and mlm == 0:
+        wanted.append("fusion_encoder.enabled=false")
+        notes.append("no fusion half")
+    if pre_alignment and itc == 0 and (triplet == "none" or losses.triplet_weight == 0) and itm > 0:
+        wanted.append("losses.pre_alignment=false")
+        notes.append("no pre-alignment")
+    return wanted, notes
+
+
+def _different(variants: Sequence[Variant]) -> tuple[Variant, ...]:
+    """Variants whose recipes differ; the first of equal ones stays."""
+    kept: dict[str, Variant] = {}
+    for variant in variants:
+        kept.setdefault(variant.recipe.sha256(), variant)
+    return tuple(kept.values())
