@@ -21,6 +21,7 @@ from cmpagl_cli.commands.doctor import doctor
 from cmpagl_cli.commands.export import export
 from cmpagl_cli.commands.index import index
 from cmpagl_cli.commands.options import Settings
+from cmpagl_cli.commands.prepare import prepare
 from cmpagl_cli.commands.recipe import recipe_list, recipe_schema, recipe_show, recipe_validate
 from cmpagl_cli.commands.retrieve import retrieve
 from cmpagl_cli.commands.runs import runs_list
@@ -189,6 +190,7 @@ def shared_options(
     ctx.obj = Settings(Workspace.locate(workspace), device, threads, quiet, debug, make_progress(quiet))
 
 
+_command(app, "prepare", prepare)
 _command(app, "export", export)
 _command(app, "index", index)
 _command(app, "retrieve", retrieve)

@@ -36,7 +36,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 def list_pictures(folder: Path) -> list[Path]:
     """Every picture file under `folder`, sorted by path; hidden files and folders are left out.
 
-    Raises DataError when the folder is missing, cannot be read, or holds no picture.
+    Raises DataError when the folder is missing, cannot be read, or holds no picture, or a name is not UTF-8.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder", hint="give a folder with pictures in it")
@@ -46,6 +46,7 @@ def list_pictures(folder: Path) -> list[Path]:
         for name in files:
             path = Path(parent, name)
             if not name.startswith(".") and path.suffix.lower() in PICTURE_SUFFIXES and path.is_file():
+                _check_name(path)
                 found.append(path)
     if not found:
         raise DataError(f"there is no picture in {folder}", hint=f"known are {', '.join(sorted(PICTURE_SUFFIXES))}")
@@ -111,6 +112,14 @@ def _scale_to_8_bits(picture: Image.Image) -> Image.Image:
 def _reason(error: BaseException) -> str:
     text = str(error) or type(error).__name__
     return " ".join(text.split())[:200]
+
+
+def _check_name(path: Path) -> None:
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        raise DataError(f"the name of {shown} is not valid UTF-8", hint="rename it") from error
 
 
 def _cannot_list(error: OSError) -> None:

@@ -1,0 +1,115 @@
+"""`cmpagl prepare`: make a data set from annotations and pictures, or say what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cmpagl_cli.commands.options import FormatOption, NameOption, settings
+from cmpagl_cli.views import Column, emit
+
+if TYPE_CHECKING:
+    from cmpagl_core.datasets.prepare import PrepareResult
+
+SourceArgument = Annotated[
+    Literal["rsicd", "rsitmd", "ucm", "sydney", "folder", "synthetic"],
+    typer.Argument(metavar="NAME", help="rsicd, rsitmd, ucm, sydney, folder (your own pictures) or synthetic."),
+]
+FolderArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="DIR",
+        help="With folder: pictures with a captions.csv (file, caption, maybe split), or one folder per class.",
+        show_default=False,
+    ),
+]
+ImagesOption = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR|ARCHIVE", help="The pictures; looked for in data/raw/NAME if left out."),
+]
+AnnotationsOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE|DIR",
+        help="The captions: Karpathy JSON, AMFMN's *_precomp, JSON lists as in ALBEF and PIR, CSV or TSV.",
+    ),
+]
+
+
+def prepare(
+    ctx: typer.Context,
+    source: SourceArgument,
+    folder: FolderArgument = None,
+    images: ImagesOption = None,
+    annotations: AnnotationsOption = None,
+    name: NameOption = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Go on without what is missing or broken, and record it.")
+    ] = False,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the pictures into the workspace.")] = False,
+    seed: Annotated[int, typer.Option(help="Of every split that is not given, and of synthetic scenes.")] = 0,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="TRAIN,VAL,TEST", help="With folder: shares of the pictures; 0.8,0.1,0.1 if left out."),
+    ] = None,
+    count: Annotated[int | None, typer.Option(min=1, metavar="N", help="With synthetic: how many scenes.")] = None,
+    size: Annotated[int | None, typer.Option(metavar="PX", help="With synthetic: width and height.")] = None,
+    format: FormatOption = "table",
+) -> None:
+    """Prepare a data set: check every picture and caption, fix the splits, write it to data/NAME.
+
+    Strict: counts other than the published ones, missing or broken pictures, blank captions and duplicates stop it
+    with a list of all of them. A second run with the same sources says that it is up to date.
+
+    Examples:
+      cmpagl prepare rsicd                        # from data/raw/rsicd; says what to put there
+      cmpagl prepare ucm --images UCM_captions/imgs --annotations UCM_captions/dataset.json
+      cmpagl prepare rsitmd --images RSITMD.zip --annotations rsitmd_precomp
+      cmpagl prepare rsicd --skip-missing --images RSICD_images --annotations dataset_rsicd.json
+      cmpagl prepare folder my_pictures --name mine --split 0.7,0.1,0.2
+      cmpagl prepare synthetic --count 600 --seed 1
+    """
+    from cmpagl_core.datasets.prepare import prepare as prepare_data
+    from cmpagl_core.datasets.request import PrepareRequest, parse_fractions
+
+    given = settings(ctx)
+    request = PrepareRequest(
+        source=source, name=name or "", folder=folder, images=images, annotations=annotations,
+        skip_missing=skip_missing, copy=copy, seed=seed, count=count, image_size_px=size,
+        fractions=None if split is None else parse_fractions(split),
+    )  # fmt: skip
+    result = prepare_data(request, given.workspace, given.progress)
+    _show(result, format)
+    manifest = result.manifest
+    if manifest.dropped:
+        kept = "known defects of the published files" if manifest.complete else "left out"
+        given.progress.say(
+            f"{len(manifest.dropped):,} entries {kept}; see `dropped` in {result.root / 'manifest.json'}"
+        )
+    given.progress.say(manifest.protocol)
+
+
+def _show(result: PrepareResult, format: Any) -> None:
+    manifest = result.manifest
+    rows = [{"split": split, **counts.model_dump()} for split, counts in manifest.counts.items()]
+    columns = [
+        Column("split"),
+        Column("images"),
+        Column("captions"),
+        Column("unique_captions", "unique captions"),
+    ]
+    state = "up to date" if result.up_to_date else "prepared"
+    document = {
+        "name": manifest.name,
+        "path": str(result.root),
+        "up_to_date": result.up_to_date,
+        "complete": manifest.complete,
+        "protocol": manifest.protocol,
+        "counts": {split: counts.model_dump() for split, counts in manifest.counts.items()},
+        "split_sha256": manifest.split_sha256,
+        "dropped": len(manifest.dropped),
+        "sha256": manifest.sha256,
+    }
+    emit(rows, columns, format, title=f"{manifest.name}: {state} in {result.root}", document=document)

@@ -1,0 +1,215 @@
+"""Check a located source, split it, and write it as a prepared data set; or say everything that is wrong with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from cmpagl_core.datasets.annotations import AnnotatedImage
+from cmpagl_core.datasets.checks import CheckedPicture, check_captions, check_counts, check_names, check_pictures
+from cmpagl_core.datasets.locating import Located
+from cmpagl_core.datasets.manifest import SPLITS, Manifest, Source
+from cmpagl_core.datasets.matching import PictureIndex
+from cmpagl_core.datasets.prepared import CAPTION_COLUMNS, IMAGE_COLUMNS
+from cmpagl_core.datasets.problems import PROBLEMS_FILE, Problem, fail, plain
+from cmpagl_core.datasets.published import PUBLISHED, PublishedSet, ucm_number
+from cmpagl_core.datasets.request import DEFAULT_FRACTIONS, PrepareRequest
+from cmpagl_core.datasets.splits import seeded_split
+from cmpagl_core.datasets.staging import stage_folder
+from cmpagl_core.datasets.writing import Provenance, write_prepared
+from cmpagl_core.errors import DataError, UsageError
+from cmpagl_core.files import sha256_file
+from cmpagl_core.progress import Progress
+
+VALIDATION_FRACTION = 0.1  # cut from train, by picture, where the annotations have no validation split
+COPIES_FOLDER = "pictures"
+_SHOWN_NAMES = 3
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One picture of the set to be."""
+
+    image_id: str
+    image: AnnotatedImage
+    path: Path
+    picture: CheckedPicture
+
+
+def build(request: PrepareRequest, located: Located, root: Path, fingerprint: str, progress: Progress) -> Manifest:
+    """Make the data set in `root`. Raises DataError when something is wrong and is not to be skipped."""
+    published = PUBLISHED.get(request.source)
+    annotations = located.annotations
+    problems = check_counts(annotations, published) if published is not None else []
+    named, wrong_names = check_names(annotations.images)
+    captioned, wrong_captions, known_defects = check_captions(named, published)
+    entries, wrong_pictures = _with_pictures(captioned, located, published, progress)
+    problems += [*wrong_names, *wrong_captions, *wrong_pictures]
+    if problems and not request.skip_missing:
+        raise fail(problems, request.name or request.source, root)
+    if not entries:
+        raise DataError(f"nothing of what {annotations.place} names can be used")
+    splits, protocol = _splits(request, captioned, entries, published)
+    paths = _copied(entries, located, root, fingerprint, progress) if request.copy else {}
+    images = [_image_row(entry, paths.get(entry.path, entry.path), splits, published, root) for entry in entries]
+    provenance = Provenance(
+        name=request.name or request.source,
+        source=request.source,
+        layout=annotations.layout,
+        protocol=protocol,
+        complete=not problems,
+        sources=_sources(located),
+        dropped=(*known_defects, *(problem.dropped() for problem in problems)),
+        fingerprint=fingerprint,
+    )
+    table = pd.DataFrame(images, columns=list(IMAGE_COLUMNS))
+    manifest = write_prepared(root, table, _caption_table(entries), provenance).manifest
+    (root / PROBLEMS_FILE).unlink(missing_ok=True)
+    return manifest
+
+
+def _with_pictures(
+    images: dict[str, AnnotatedImage], located: Located, published: PublishedSet | None, progress: Progress
+) -> tuple[list[_Entry], list[Problem]]:
+    """Find and decode the picture of every entry; problems are pictures missing, ambiguous, shared or broken."""
+    alias = ucm_number if published is not None and published.scenes == "ucm" else None
+    index = PictureIndex.of(located.pictures_root, located.pictures, list(images.values()), alias)
+    found: dict[str, Path] = {}
+    owner: dict[Path, str] = {}
+    problems: list[Problem] = []
+    any_known = False
+    for image_id, image in images.items():
+        candidates = index.find(image)
+        any_known = any_known or bool(candidates)
+        if len(candidates) != 1:
+            problems.append(Problem(image.name, _not_one(candidates), image.where))
+        elif candidates[0] in owner:
+            why = f"means the same picture file as {owner[candidates[0]]}"
+            problems.append(Problem(image.name, why, image.where))
+        else:
+            found[image_id] = candidates[0]
+            owner[candidates[0]] = image.name
+    if images and not any_known:
+        raise _nothing_matches(located)
+    checked = check_pictures(list(found.values()), progress)
+    entries = []
+    for image_id, path in found.items():
+        result = checked[path]
+        if isinstance(result, str):
+            problems.append(Problem(images[image_id].name, result, str(path)))
+        else:
+            entries.append(_Entry(image_id, images[image_id], path, result))
+    return entries, problems
+
+
+def _not_one(candidates: list[Path]) -> str:
+    if not candidates:
+        return "there is no such picture"
+    return f"could be {candidates[0]} or {candidates[1]}"
+
+
+def _nothing_matches(located: Located) -> DataError:
+    names = [path.relative_to(located.pictures_root).as_posix() for path in located.pictures[:_SHOWN_NAMES]]
+    asked = [image.name for image in located.annotations.images[:_SHOWN_NAMES]]
+    return DataError(
+        f"none of the {len(located.annotations.images):,} pictures that {located.annotations.place} names "
+        f"({', '.join(asked)}, ...) is in {located.pictures_root} ({', '.join(names)}, ...)",
+        hint="the two seem to belong to different data sets",
+    )
+
+
+def _splits(
+    request: PrepareRequest,
+    captioned: dict[str, AnnotatedImage],
+    entries: list[_Entry],
+    published: PublishedSet | None,
+) -> tuple[dict[str, str], str]:
+    """The split of every image id, and the protocol in words.
+
+    Given splits are kept; a validation split is cut from train where there is none. The cut looks at the
+    annotations alone, so that missing pictures don't move the others. Without splits, pictures (by their bytes, so
+    that no copy of a training picture is tested on) are dealt by seed.
+    """
+    given = {image_id: image.split for image_id, image in captioned.items()}
+    whose = f"of {published.title} as published" if published is not None else "as given"
+    if not any(given.values()):
+        return _deal(request, entries)
+    if request.fractions is not None:
+        raise UsageError("the captions name their splits already", hint="leave --split out")
+    without = next((captioned[image_id] for image_id, split in given.items() if not split), None)
+    if without is not None:
+        raise DataError(f"{without.where}: {without.name!r} is in no split, others are", hint="name its split")
+    if request.source == "synthetic":
+        return given, f"drawn by cmpagl with seed {request.seed}; splits as drawn"
+    train = [image_id for image_id, split in given.items() if split == "train"]
+    if "val" in given.values() or not train:
+        return given, f"splits {whose}"
+    fractions = {"train": 1 - VALIDATION_FRACTION, "val": VALIDATION_FRACTION}
+    cut = seeded_split(train, fractions, request.seed)
+    protocol = (
+        f"test {whose}; val is {VALIDATION_FRACTION:.0%} of the train pictures {whose}, "
+        f"cut by image with seed {request.seed} (ours)"
+    )
+    return {**given, **cut}, protocol
+
+
+def _deal(request: PrepareRequest, entries: list[_Entry]) -> tuple[dict[str, str], str]:
+    shares = request.fractions or DEFAULT_FRACTIONS
+    fractions = {split: share for split, share in zip(SPLITS, shares, strict=True) if share > 0}
+    dealt = seeded_split((entry.picture.sha256 for entry in entries), fractions, request.seed)
+    told = " / ".join(f"{share:.0%} {split}" for split, share in fractions.items())
+    splits = {entry.image_id: dealt[entry.picture.sha256] for entry in entries}
+    return splits, f"{told}, dealt by picture with seed {request.seed} (ours)"
+
+
+def _copied(
+    entries: list[_Entry], located: Located, root: Path, fingerprint: str, progress: Progress
+) -> dict[Path, Path]:
+    """Copy the pictures into the data set's own folder, each at its place; {old path: new path}."""
+    place = {entry.path: entry.path.relative_to(located.pictures_root) for entry in entries}
+
+    def fill(folder: Path) -> None:
+        with progress.task("copying pictures", len(entries), "img") as advance:
+            for path, inside in place.items():
+                (folder / inside).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, folder / inside)
+                advance(1)
+
+    stage_folder(root / COPIES_FOLDER, {"fingerprint": fingerprint}, fill)
+    return {path: root / COPIES_FOLDER / inside for path, inside in place.items()}
+
+
+def _image_row(
+    entry: _Entry, path: Path, splits: dict[str, str], published: PublishedSet | None, root: Path
+) -> tuple[str, str, str, int, int, str, str]:
+    scene = published.scene(entry.image.stem) if published is not None else plain(entry.image.scene)
+    picture = entry.picture
+    where = _stored(path, root)
+    return entry.image_id, where, splits[entry.image_id], picture.width, picture.height, picture.sha256, scene
+
+
+def _caption_table(entries: list[_Entry]) -> pd.DataFrame:
+    rows = [
+        (f"{entry.image_id}#{number}", entry.image_id, text)
+        for entry in entries
+        for number, text in enumerate(entry.image.captions)
+    ]
+    return pd.DataFrame(rows, columns=list(CAPTION_COLUMNS))
+
+
+def _stored(path: Path, root: Path) -> str:
+    """A path relative to the data set where the picture lies in the workspace, so that both can move together."""
+    there = path.parent.resolve() / path.name  # a link to a picture keeps its own name
+    if there.is_relative_to(root.parent.resolve()):
+        return os.path.relpath(there, root.resolve())
+    return str(there)
+
+
+def _sources(located: Located) -> tuple[Source, ...]:
+    files = [path for path in located.annotations.files if path.is_file()]
+    read = [Source(what="annotations", path=str(path.absolute()), sha256=sha256_file(path)) for path in files]
+    return (*read, Source(what="pictures", path=str(located.pictures_root.absolute())))

@@ -1,0 +1,137 @@
+"""Checks of a source before anything is written: counts, captions, duplicates, and every picture decoded whole."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cmpagl_core.datasets.annotations import AnnotatedImage, Annotations
+from cmpagl_core.datasets.manifest import Dropped
+from cmpagl_core.datasets.matching import image_ids
+from cmpagl_core.datasets.pictures import open_picture
+from cmpagl_core.datasets.problems import Problem
+from cmpagl_core.datasets.published import CAPTIONS_EACH, PublishedSet, recognise
+from cmpagl_core.errors import DataError
+from cmpagl_core.files import sha256_file
+from cmpagl_core.progress import Progress
+
+_MOST_THREADS = 8
+_CLAIM = {"test": 0, "val": 1, "train": 2, "": 3}  # a picture in two splits is kept where it cannot leak
+
+
+@dataclass(frozen=True)
+class CheckedPicture:
+    """A picture that decodes."""
+
+    width: int
+    height: int
+    sha256: str
+
+
+def check_counts(annotations: Annotations, published: PublishedSet) -> list[Problem]:
+    """Pictures per split and captions against the published numbers.
+
+    Raises DataError when the annotations are those of another public set.
+    """
+    counts = Counter(image.split for image in annotations.images)
+    if not published.fits(counts):
+        told = " / ".join(f"{counts[split]:,} {split or 'in no split'}" for split in _CLAIM if counts[split])
+        other = recognise(counts)
+        if other is not None:
+            raise DataError(
+                f"{annotations.place} has {told}, so it is {other.title}, not {published.title}",
+                hint=f"use `cmpagl prepare {other.name}`, or give the annotations of {published.title}",
+            )
+        why = f"{published.title} was published with {published.expected()} pictures, here are {told or 'none'}"
+        return [Problem("number of pictures", why, annotations.place)]
+    captions = sum(len(image.captions) for image in annotations.images)
+    if captions != CAPTIONS_EACH * len(annotations.images):
+        why = f"{published.title} was published with {CAPTIONS_EACH} a picture, here are {captions:,} in all"
+        return [Problem("number of captions", why, annotations.place)]
+    return []
+
+
+def check_names(images: Sequence[AnnotatedImage]) -> tuple[dict[str, AnnotatedImage], list[Problem]]:
+    """Each picture under its id, once, and what is wrong with names: none, broken ones, duplicates.
+
+    A picture that is named several times keeps its first entry in the split that it can leak from least.
+    """
+    problems: list[Problem] = []
+    usable = [image for image in images if image.stem and not _unwritable(image.name)]
+    for image in images:
+        if not image.stem or _unwritable(image.name):
+            problems.append(Problem(image.name or "a picture", "its file name is empty or not valid text", image.where))
+    entries: dict[str, list[AnnotatedImage]] = {}
+    for image_id, image in zip(image_ids(usable), usable, strict=True):
+        entries.setdefault(image_id, []).append(image)
+    kept: dict[str, AnnotatedImage] = {}
+    for image_id, same in entries.items():
+        kept[image_id] = min(same, key=lambda image: _CLAIM[image.split])
+        splits = sorted({image.split for image in same})
+        why = "is in " + " and in ".join(splits) if len(splits) > 1 else "is named more than once"
+        problems += [Problem(image.name, why, image.where) for image in same if image is not kept[image_id]]
+    return kept, problems
+
+
+def check_captions(
+    images: dict[str, AnnotatedImage], published: PublishedSet | None
+) -> tuple[dict[str, AnnotatedImage], list[Problem], list[Dropped]]:
+    """The pictures with their usable captions; what is wrong with others; and which known defects were dropped."""
+    kept: dict[str, AnnotatedImage] = {}
+    problems: list[Problem] = []
+    known: list[Dropped] = []
+    for image_id, image in images.items():
+        reasons = [_caption_problem(text) for text in image.captions]
+        captions = tuple(text for text, reason in zip(image.captions, reasons, strict=True) if not reason)
+        if captions:
+            kept[image_id] = replace(image, captions=captions)
+        if published is not None and image.stem in published.blank_captions and not captions:
+            why = f"its {len(reasons)} captions are blank in the published {published.title}"
+            known.append(Dropped(what=image.name, why=why))
+        elif not reasons:
+            problems.append(Problem(image.name, "has no caption", image.where))
+        else:
+            problems += [Problem(image.name, reason, image.where) for reason in reasons if reason]
+    return kept, problems, known
+
+
+def check_pictures(paths: Sequence[Path], progress: Progress) -> dict[Path, CheckedPicture | str]:
+    """Decode every picture whole, in threads (decoders let go of Python's lock); a text says why one is broken."""
+    with (
+        progress.task("checking pictures", len(paths), "img") as advance,
+        ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool,
+    ):
+        checked: dict[Path, CheckedPicture | str] = {}
+        try:
+            for path, result in zip(paths, pool.map(_check_picture, paths), strict=True):
+                checked[path] = result
+                advance(1)
+        except BaseException:  # Ctrl-C too: the rest is not waited for
+            pool.shutdown(cancel_futures=True)
+            raise
+    return checked
+
+
+def _check_picture(path: Path) -> CheckedPicture | str:
+    try:
+        width, height = open_picture(path).size
+        return CheckedPicture(width, height, sha256_file(path))
+    except DataError as error:
+        return error.message
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
+
+
+def _caption_problem(text: str) -> str:
+    if not text.strip():
+        return "has a blank caption"
+    return "has a caption that is not valid text" if _unwritable(text) else ""
+
+
+def _unwritable(text: str) -> bool:
+    """Whether a text holds a NUL, or half of a character (JSON can spell those)."""
+    return "\0" in text or any("\ud800" <= sign <= "\udfff" for sign in text)

@@ -1,0 +1,88 @@
+"""`prepare`: from annotations and pictures in any known layout to one checked data set in the workspace."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cmpagl_core.datasets.locating import Located, locate_folder, locate_published, locate_synthetic
+from cmpagl_core.datasets.manifest import IMAGES_FILE, MANIFEST_FILE, Manifest, read_manifest
+from cmpagl_core.datasets.published import PUBLISHED
+from cmpagl_core.datasets.request import PrepareRequest
+from cmpagl_core.errors import DataError
+from cmpagl_core.files import canonical_json, sha256_file, sha256_text
+from cmpagl_core.progress import Progress
+from cmpagl_core.workspace import Workspace
+
+_WAY_OF_PREPARING = 1  # raised when the same sources would be prepared otherwise, so that nothing stale is up to date
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """A prepared data set, and whether it was there already."""
+
+    root: Path
+    manifest: Manifest
+    up_to_date: bool
+
+
+def prepare(request: PrepareRequest, workspace: Workspace, progress: Progress) -> PrepareResult:
+    """Prepare a data set, unless the same sources were prepared in the same way before.
+
+    Raises DataError for sources that are missing or wrong (all that is wrong is then listed in the data set's
+    `problems.csv`), UsageError for a request that makes no sense, CmpaglError when the disk refuses.
+    """
+    root = workspace.folder("data", request.name or request.source)
+    located = _locate(request, workspace, root, progress)
+    fingerprint = _fingerprint(request, located)
+    before = _up_to_date(root, fingerprint)
+    if before is not None:
+        return PrepareResult(root, before, up_to_date=True)
+    # Here, not above: what is up to date is said without the half second that pandas takes to import.
+    from cmpagl_core.datasets.building import build
+
+    return PrepareResult(root, build(request, located, root, fingerprint, progress), up_to_date=False)
+
+
+def _locate(request: PrepareRequest, workspace: Workspace, root: Path, progress: Progress) -> Located:
+    if request.source == "synthetic":
+        from cmpagl_core.datasets.synthetic.generate import DEFAULT_COUNT, DEFAULT_IMAGE_SIZE_PX
+
+        count = DEFAULT_COUNT if request.count is None else request.count
+        size = DEFAULT_IMAGE_SIZE_PX if request.image_size_px is None else request.image_size_px
+        return locate_synthetic(count, request.seed, size, root, progress)
+    if request.folder is not None:
+        return locate_folder(request.folder, request.annotations, root, progress)
+    raw = workspace.root / "data" / "raw" / request.source
+    return locate_published(PUBLISHED[request.source], raw, request.images, request.annotations, root, progress)
+
+
+def _fingerprint(request: PrepareRequest, located: Located) -> str:
+    """Hash of the request, the annotations' bytes and the pictures' names, sizes and times."""
+    states = [(path.relative_to(located.pictures_root).as_posix(), path.stat()) for path in located.pictures]
+    asked = {key: value for key, value in asdict(request).items() if not isinstance(value, Path)}
+    content = {
+        "way": _WAY_OF_PREPARING,
+        "request": asked,
+        "annotations": {str(path.resolve()): sha256_file(path) for path in located.annotations.files if path.is_file()},
+        "pictures_root": str(located.pictures_root.resolve()),
+        "pictures": [[name, state.st_size, state.st_mtime_ns] for name, state in states],
+    }
+    return sha256_text(canonical_json(content))
+
+
+def _up_to_date(root: Path, fingerprint: str) -> Manifest | None:
+    """The manifest in `root` if it was made from the same sources and everything it speaks of is still there."""
+    if not (root / MANIFEST_FILE).is_file():
+        return None
+    try:
+        manifest = read_manifest(root)
+        if manifest.fingerprint != fingerprint:
+            return None
+        whole = all(sha256_file(root / file) == digest for file, digest in manifest.files.items())
+        with (root / IMAGES_FILE).open(encoding="utf-8", newline="") as stream:
+            whole = whole and all((root / row["path"]).exists() for row in csv.DictReader(stream))
+    except (DataError, OSError, KeyError, csv.Error):
+        return None
+    return manifest if whole else None

@@ -1,0 +1,54 @@
+"""What is wrong with a source: collected first, then told all at once, or left out and recorded."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cmpagl_core.datasets.manifest import Dropped
+from cmpagl_core.errors import DataError
+from cmpagl_core.files import atomic_file
+
+PROBLEMS_FILE = "problems.csv"
+_SHOWN = 20
+_LONGEST_SHOWN = 120
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that keeps a strict `prepare` from going on."""
+
+    what: str
+    why: str
+    where: str = ""
+
+    def dropped(self) -> Dropped:
+        """The record of it in the manifest."""
+        return Dropped(what=plain(self.what), why=plain(self.why))
+
+
+def plain(text: str) -> str:
+    """Text that any file can hold: what is not valid Unicode is written as an escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def fail(problems: Sequence[Problem], name: str, folder: Path) -> DataError:
+    """Write all problems to `problems.csv` in `folder`; returns the error that shows the first 20."""
+    path = folder / PROBLEMS_FILE
+    with atomic_file(path) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(("what", "why", "where"))
+        writer.writerows((plain(one.what), plain(one.why), plain(one.where)) for one in problems)
+    shown = "".join(f"\n  {_line(one)}" for one in problems[:_SHOWN])
+    rest = f"\n  and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
+    number = "1 problem" if len(problems) == 1 else f"{len(problems):,} problems"
+    return DataError(
+        f"{name} has {number}; mend them, or pass --skip-missing to go on without what is wrong; "
+        f"all are listed in {path}, the first are:{shown}{rest}"
+    )
+
+
+def _line(problem: Problem) -> str:
+    return " ".join(plain(f"{problem.what[:_LONGEST_SHOWN]}: {problem.why}").split())

@@ -1,0 +1,60 @@
+"""What a user may ask of `prepare`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cmpagl_core.datasets.published import PUBLISHED
+from cmpagl_core.errors import UsageError
+
+SourceName = Literal["rsicd", "rsitmd", "ucm", "sydney", "folder", "synthetic"]
+
+DEFAULT_FRACTIONS = (0.8, 0.1, 0.1)
+
+
+@dataclass(frozen=True)
+class PrepareRequest:
+    """What the user asked for. Raises UsageError for options that the source has no use for."""
+
+    source: SourceName
+    name: str = ""  # of the data set; empty: the source's
+    folder: Path | None = None  # of the user's pictures; source folder only
+    images: Path | None = None  # folder or archive
+    annotations: Path | None = None
+    skip_missing: bool = False
+    copy: bool = False
+    seed: int = 0
+    fractions: tuple[float, float, float] | None = None  # train, val, test; source folder only
+    count: int | None = None  # scenes; source synthetic only
+    image_size_px: int | None = None  # source synthetic only
+
+    def __post_init__(self) -> None:
+        if self.source == "folder" and self.folder is None:
+            raise UsageError("which folder?", hint="write `cmpagl prepare folder DIR`")
+        useless = {
+            "DIR": self.folder is not None and self.source != "folder",
+            "--images": self.images is not None and self.source not in PUBLISHED,
+            "--annotations": self.annotations is not None and self.source == "synthetic",
+            "--skip-missing": self.skip_missing and self.source == "synthetic",
+            "--copy": self.copy and self.source == "synthetic",
+            "--split": self.fractions is not None and self.source != "folder",
+            "--count": self.count is not None and self.source != "synthetic",
+            "--size": self.image_size_px is not None and self.source != "synthetic",
+        }
+        wrong = [option for option, given in useless.items() if given]
+        if wrong:
+            raise UsageError(f"`prepare {self.source}` has no use for {' and '.join(wrong)}")
+
+
+def parse_fractions(text: str) -> tuple[float, float, float]:
+    """Shares of train, val and test from "0.8,0.1,0.1"; a share may be 0. Raises UsageError."""
+    words = text.replace("/", ",").split(",")
+    try:
+        train, val, test = (float(word) for word in words)
+    except ValueError as error:
+        raise UsageError(f"--split {text!r} is not three numbers", hint="write for instance 0.8,0.1,0.1") from error
+    if not all(0 <= share <= 1 for share in (train, val, test)) or abs(train + val + test - 1) > 1e-6:
+        raise UsageError(f"--split {text!r} does not share out the whole", hint="the three must sum to 1")
+    return train, val, test
