@@ -51,6 +51,7 @@ class FeatureStem(nn.Module):
         self.part_channels = tuple(channels)
         self.channels = sum(channels)
         self.set_trainable(part.stem_trainable)
+        self.eval()
 
     def set_trainable(self, trainable: bool) -> None:
         """Freeze or free all weights."""
@@ -117,7 +118,15 @@ def _extractor(name: str, strides: tuple[int, ...]) -> tuple[nn.Module, tuple[in
         raise RecipeError(
             f"stem {name!r} is no feature extractor of timm", hint="write patch, or for instance tf_efficientnet_lite0"
         ) from error
+    _drop_unused(body)
     return body, strides, [int(channels) for channels in body.feature_info.channels()]
+
+
+def _drop_unused(body: nn.Module) -> None:
+    """Cut the blocks behind the coarsest wanted map, which timm's EfficientNets would still compute."""
+    blocks, last = getattr(body, "blocks", None), str(body.feature_info.module_name()[-1])
+    if isinstance(blocks, nn.Sequential) and last.startswith("blocks."):
+        body.blocks = blocks[: int(last.split(".")[1]) + 1]
 
 
 def _last_convolution(name: str, widest_stride: int) -> nn.Sequential:
