@@ -157,7 +157,7 @@ def tiny_run(tiny_prepared: Path) -> Path:
         selection_sha256="", recipe_name="tiny", recipe_sha256=recipe.sha256(), code=current_code(),
         versions=current_versions(), best=Best(epoch=1, mr=1.0), smr=None, vocab_size=tokenizer.vocab_size,
         text_shape=shape.to_dict(), seed=0, epochs=1, parameters=1, elapsed_s=1.0, seconds_per_epoch=1.0,
-        started_at="2024-01-01T00:00:00+00:00", device="cpu",
+        started_at="2024-01-01T00:00:00+00:00", device="cpu", threads=2,
     )  # fmt: skip
     save_run(root, recipe, info, model.state_dict(), tokenizer.to_json())
     return root

@@ -36,7 +36,7 @@ class GalleryQuery:
 @dataclass(frozen=True)
 class _Tile:
     hit: Hit
-    name: str
+    captions: tuple[str, ...]  # the different ones
     thumbnail: str  # a data URI, empty when the picture is gone
     problem: str
     share: float  # length of the score bar, 0 to 100
@@ -71,7 +71,7 @@ def _tile(hit: Hit, hits: Sequence[Hit]) -> _Tile:
     best, worst = hits[0].score, hits[-1].score
     share = 15 + 85 * (hit.score - worst) / (best - worst) if best > worst else 100.0
     thumbnail, problem = _thumbnail(Path(hit.path), _THUMBNAIL_PX)
-    return _Tile(hit, Path(hit.path).name, thumbnail, problem, share)
+    return _Tile(hit, tuple(dict.fromkeys(hit.captions)), thumbnail, problem, share)
 
 
 def _thumbnail(path: Path, size_px: int) -> tuple[str, str]:
