@@ -78,6 +78,8 @@ def _read_config(path: Path) -> BertShape:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.get("model_type") != "bert" or values.get("hidden_act", "gelu") != "gelu":
             raise MismatchError(f"{path} is not the configuration of a BERT", hint="only BERT's own layers are built")
+        if _number(values["hidden_size"]) % _number(values["num_attention_heads"]):
+            raise ValueError("num_attention_heads does not divide hidden_size")
         return BertShape(
             vocab_size=_number(values["vocab_size"]),
             hidden_size=_number(values["hidden_size"]),

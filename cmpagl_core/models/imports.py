@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 
 import timm
@@ -17,6 +18,7 @@ from cmpagl_core.models.stem import FeatureStem
 from cmpagl_core.models.weights import ImportReport, Source, Tensors, load_state, parse_source
 
 _BUFFERS = ("relative_position_index", "attn_mask")
+_OTHER_SIZE = "these weights are of another size"
 _BIAS_TABLE = "relative_position_bias_table"
 
 
@@ -31,9 +33,12 @@ def import_swin(encoder: GswinEncoder, spec: str) -> ImportReport:
     state = encoder.state_dict()
     for name, tensor in renamed.items():
         if name.endswith(_BIAS_TABLE) and name in state and tensor.dim() == 2 and tensor.shape != state[name].shape:
-            renamed[name] = _resized_table(name, tensor, state[name], source)
+            renamed[name] = _resized_table(tensor, state[name])
+    deeper = sorted(name for name in renamed if name.startswith("layers.") and name not in state)
+    if deeper:
+        raise MismatchError(f"{source} has {deeper[0]}, the recipe's Swin ends before", hint=_OTHER_SIZE)
     ours = {name for name in state if ".global_branch." in name or ".generator." in name or ".merges." in name}
-    return _copy(encoder, renamed, {name: name for name in set(state) - ours}, source)
+    return _copy(encoder, renamed, {name: name for name in state if name not in ours}, source)
 
 
 def import_stem(stem: FeatureStem, name: str, spec: str) -> ImportReport:
@@ -90,7 +95,7 @@ def _copy(module: nn.Module, tensors: Mapping[str, Tensor], wanted: Mapping[str,
             found, built = tuple(tensors[foreign].shape), tuple(state[name].shape)
             raise MismatchError(
                 f"{foreign} of {source} is {found}, the recipe builds {built}",
-                hint="these weights are of another size",
+                hint=_OTHER_SIZE,
             )
     with torch.no_grad():
         for name, foreign in wanted.items():
@@ -116,13 +121,17 @@ def _swin_names(tensors: Tensors) -> Tensors:
     return renamed
 
 
-def _resized_table(name: str, tensor: Tensor, target: Tensor, source: Source) -> Tensor:
-    """The bias table of another window size, interpolated as timm does it."""
+def _resized_table(tensor: Tensor, target: Tensor) -> Tensor:
+    """A bias table of another window size, interpolated as timm does it; one that is none stays as it is."""
     window = (round(target.shape[0] ** 0.5) + 1) // 2
     side = round(tensor.shape[0] ** 0.5)
     if side * side != tensor.shape[0] or tensor.shape[1] != target.shape[1]:
-        raise MismatchError(f"{name} of {source} is {tuple(tensor.shape)}, no bias table of this size's heads")
-    resized: Tensor = resize_rel_pos_bias_table(tensor, new_window_size=(window, window), new_bias_shape=target.shape)
+        return tensor
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of torch, about the memory layout inside timm's function
+        resized: Tensor = resize_rel_pos_bias_table(
+            tensor, new_window_size=(window, window), new_bias_shape=target.shape
+        )
     return resized
 
 

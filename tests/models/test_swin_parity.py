@@ -1,0 +1,122 @@
+"""Gswin without its global window is timm's Swin, to the last digits of fp32."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cmpagl_core.errors import MismatchError
+from cmpagl_core.models.gswin import GswinEncoder
+from cmpagl_core.models.imports import import_swin
+from cmpagl_core.recipe import ImageEncoderPart
+
+SLOW = pytest.mark.slow
+
+
+def scrambled_swin(size: str, image_size_px: int, window: int = 7) -> nn.Module:
+    """timm's Swin with every parameter away from its start, so that a swapped or missed one shows."""
+    torch.manual_seed(0)
+    name = f"swin_{size}_patch4_window7_224"
+    model = timm.create_model(name, pretrained=False, img_size=image_size_px, window_size=window).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+def saved(state: dict[str, Tensor], path: Path) -> str:
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+    return f"file:{path}"
+
+
+def difference(ours: GswinEncoder, theirs: nn.Module) -> float:
+    pixels = torch.randn(2, 3, ours.image_size_px, ours.image_size_px, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = theirs.forward_features(pixels).flatten(1, 2)
+        tokens = ours.eval()(pixels)
+    assert torch.allclose(tokens[:, 0], expected.mean(dim=1), atol=1e-5)
+    return float((tokens[:, 1:] - expected).abs().max())
+
+
+@pytest.mark.parametrize(
+    ("size", "image_size_px"),
+    [
+        ("tiny", 224),
+        ("tiny", 231),
+        pytest.param("tiny", 384, marks=SLOW),
+        *(pytest.param(size, px, marks=SLOW) for size in ("small", "base") for px in (224, 231, 384)),
+    ],
+)
+def test_without_the_global_window_the_encoder_is_timms_swin(size: str, image_size_px: int, tmp_path: Path) -> None:
+    theirs = scrambled_swin(size, image_size_px)
+    ours = GswinEncoder(ImageEncoderPart(size=size, global_window=False), image_size_px)
+    import_swin(ours, saved(theirs.state_dict(), tmp_path / "swin.safetensors"))
+    assert difference(ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("global_query", ["local", "global"])
+def test_with_the_gate_at_zero_gswin_is_the_imported_swin(global_query: str, tmp_path: Path) -> None:
+    theirs = scrambled_swin("tiny", 224)
+    ours = GswinEncoder(ImageEncoderPart(global_query=global_query), 224)
+    report = import_swin(ours, saved(theirs.state_dict(), tmp_path / "swin.safetensors"))
+    assert difference(ours, theirs) < 1e-5
+    assert all("global_branch" in name or "generator" in name for name in report.new)
+    assert set(report.left_over) == {"head.fc.weight", "head.fc.bias"}
+    assert set(report.imported) | set(report.new) == set(ours.state_dict())
+
+
+def test_the_authors_file_layout_is_imported_too(tmp_path: Path) -> None:
+    theirs = scrambled_swin("tiny", 224)
+    published: dict[str, Tensor] = {}
+    for name, tensor in theirs.state_dict().items():
+        stage, dot, rest = name.removeprefix("layers.").partition(".")
+        if rest.startswith("downsample"):
+            name = f"layers.{int(stage) - 1}{dot}{rest}"
+        published[name.replace("head.fc", "head")] = tensor
+    published["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49, dtype=torch.long)
+    published["layers.0.blocks.1.attn_mask"] = torch.zeros(64, 49, 49)
+    torch.save({"model": published}, tmp_path / "swin.pth")
+    ours = GswinEncoder(ImageEncoderPart(global_window=False), 224)
+    report = import_swin(ours, f"file:{tmp_path / 'swin.pth'}")
+    assert difference(ours, theirs) < 1e-5
+    assert set(report.left_over) == {"head.weight", "head.bias"}
+
+
+def test_weights_of_another_window_size_are_resized_as_timm_does(tmp_path: Path) -> None:
+    theirs = scrambled_swin("tiny", 224, window=14)
+    spec = saved(theirs.state_dict(), tmp_path / "swin.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch's, about memory layout inside timm
+        theirs.set_input_size(img_size=(224, 224), window_size=(7, 7))
+    ours = GswinEncoder(ImageEncoderPart(global_window=False), 224)
+    import_swin(ours, spec)
+    assert difference(ours, theirs) < 1e-5
+
+
+def test_weights_of_another_size_are_refused_and_change_nothing(tmp_path: Path) -> None:
+    spec = saved(scrambled_swin("tiny", 224).state_dict(), tmp_path / "swin.safetensors")
+    ours = GswinEncoder(ImageEncoderPart(size="base"), 224)
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    with pytest.raises(
+        MismatchError, match=r"patch_embed.proj.weight .* is \(96, 3, 4, 4\), the recipe builds \(128, 3, 4, 4\)"
+    ):
+        import_swin(ours, spec)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in ours.state_dict().items())
+
+
+def test_a_deeper_swin_is_refused_rather_than_cut(tmp_path: Path) -> None:
+    spec = saved(scrambled_swin("small", 224).state_dict(), tmp_path / "swin.safetensors")
+    with pytest.raises(MismatchError, match=r"layers\.2\.blocks\.10"):
+        import_swin(GswinEncoder(ImageEncoderPart(size="tiny"), 224), spec)
+
+
+def test_the_weights_of_no_swin_are_refused(tmp_path: Path) -> None:
+    spec = saved({"conv1.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(MismatchError, match="another model"):
+        import_swin(GswinEncoder(ImageEncoderPart(), 224), spec)
