@@ -1,0 +1,197 @@
+"""What a report page shows of one run: its evaluation, scenes, worst queries and learning curves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmpagl_core.datasets.prepared import DataSplit
+from cmpagl_core.errors import DataError
+from cmpagl_core.evaluation.groups import GroupRow, by_scene
+from cmpagl_core.evaluation.result import RetrievalReport
+from cmpagl_core.features.feature_set import FeatureSet
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.runs import Run
+from cmpagl_core.training.journal import read_journal
+
+Point = tuple[float, float]
+
+_WORST_TEXTS = 12
+_WORST_IMAGES = 6
+_FOUND = 3
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the gallery."""
+
+    image_id: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class WorstText:
+    """A caption whose picture came late: the rank at the best stage, and what cosine put first instead."""
+
+    caption: str
+    rank: float
+    own: Picture
+    found: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class WorstImage:
+    """A picture whose captions came late, and the captions that cosine put first instead."""
+
+    own: Picture
+    rank: float
+    captions: tuple[str, ...]
+    found: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Points of (epoch, value) from the run's log, and the warnings of the training."""
+
+    loss: tuple[Point, ...]
+    mr: tuple[Point, ...]
+    signs: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """All that the page shows of one run."""
+
+    name: str
+    run: Run
+    report: RetrievalReport
+    curves: Curves
+    scenes: tuple[GroupRow, ...]
+    worst_texts: tuple[WorstText, ...]
+    worst_images: tuple[WorstImage, ...]
+
+
+def gather(run: Run, report: RetrievalReport, split: DataSplit, features: FeatureSet | None) -> Evidence:
+    """Everything for one run. features: of the same split, to show what was found instead; None leaves that out.
+
+    Raises DataError when the evaluation or the features are not of this split.
+    """
+    if report.queries.image_ids != split.image_ids:
+        raise DataError(
+            f"the evaluation of {run.root.name} is not of {split.dataset}'s {split.name} split as it is now",
+            hint="evaluate again",
+        )
+    stage = report.best.stage
+    hits = report.queries.stages[stage]
+    return Evidence(
+        name=run.root.name,
+        run=run,
+        report=report,
+        curves=read_curves(run.log_path),
+        scenes=by_scene(report.queries, stage, split.scenes) if any(split.scenes) else (),
+        worst_texts=worst_texts(split, hits.t2i_rank, features),
+        worst_images=worst_images(split, hits.i2t_rank, features),
+    )
+
+
+def worst_texts(split: DataSplit, rank: NDArray[np.float64], features: FeatureSet | None) -> tuple[WorstText, ...]:
+    """The captions whose own picture came latest, each picture and each caption text once. rank [M], from 1."""
+    chosen: list[int] = []
+    seen: set[object] = set()
+    for row in _latest_first(rank):
+        owner = int(split.caption_image[row])
+        if owner not in seen and split.captions[row] not in seen:
+            chosen.append(row)
+            seen |= {owner, split.captions[row]}
+        if len(chosen) == _WORST_TEXTS:
+            break
+    return tuple(
+        WorstText(
+            split.captions[row],
+            float(rank[row]),
+            _picture(split, int(split.caption_image[row])),
+            tuple(_picture(split, image) for image in _first_images(features, row)),
+        )
+        for row in chosen
+    )
+
+
+def worst_images(split: DataSplit, rank: NDArray[np.float64], features: FeatureSet | None) -> tuple[WorstImage, ...]:
+    """The pictures whose first own caption came latest. rank [N], from 1, not a number without captions."""
+    return tuple(
+        WorstImage(
+            _picture(split, row),
+            float(rank[row]),
+            tuple(dict.fromkeys(split.captions[caption] for caption in split.captions_of(row))),
+            _first_captions(split, features, row),
+        )
+        for row in _latest_first(rank)[:_WORST_IMAGES]
+    )
+
+
+def read_curves(log: Path) -> Curves:
+    """Loss and validation mR by epoch. A missing or broken log gives none: the page does not depend on it."""
+    loss: list[Point] = []
+    mr: list[Point] = []
+    signs: list[str] = []
+    try:
+        for event in read_journal(log):
+            if event["event"] == "epoch":
+                loss += _point(event, "loss")
+            elif event["event"] == "validation":
+                mr += _point(event, "mr")
+            elif event["event"] == "sign":
+                signs.append(str(event.get("sentence", "")))
+    except DataError as error:
+        signs.append(str(error))
+    return Curves(tuple(loss), tuple(mr), tuple(signs))
+
+
+def recipe_differences(recipes: Sequence[Recipe]) -> list[tuple[str, list[str]]]:
+    """Fields that are not the same in all recipes: path, and each one's value."""
+    flat = [dict(_flat(recipe.model_dump(mode="json"))) for recipe in recipes]
+    paths = dict.fromkeys(path for fields in flat for path in fields)
+    values = {path: [str(fields.get(path, "")) for fields in flat] for path in paths}
+    return [(path, shown) for path, shown in values.items() if len(set(shown)) > 1]
+
+
+def _flat(tree: dict[str, Any], path: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def _point(event: dict[str, Any], key: str) -> list[Point]:
+    epoch, value = event.get("epoch"), event.get(key)
+    return [(float(epoch), float(value))] if isinstance(epoch, int | float) and isinstance(value, int | float) else []
+
+
+def _latest_first(rank: NDArray[np.float64]) -> list[int]:
+    known = np.flatnonzero(np.isfinite(rank))
+    return [int(row) for row in known[np.argsort(-rank[known], kind="stable")]]
+
+
+def _picture(split: DataSplit, row: int) -> Picture:
+    return Picture(split.image_ids[row], split.paths[row])
+
+
+def _first_images(features: FeatureSet | None, caption: int) -> list[int]:
+    if features is None:
+        return []
+    scores = features.image_features @ features.text_features[caption]
+    return [int(row) for row in np.argsort(-scores, kind="stable")[:_FOUND]]
+
+
+def _first_captions(split: DataSplit, features: FeatureSet | None, image: int) -> tuple[str, ...]:
+    if features is None:
+        return ()
+    scores = features.text_features @ features.image_features[image]
+    first = (split.captions[int(row)] for row in np.argsort(-scores, kind="stable")[: 10 * _FOUND])
+    return tuple(dict.fromkeys(first))[:_FOUND]
