@@ -91,9 +91,11 @@ class RunInfo:
     seconds_per_epoch: float
     started_at: str
     device: str
+    threads: int
     weights_sha256: str = ""
     format_version: int = RUN_FORMAT
     notes: tuple[str, ...] = field(default_factory=tuple)
+    dual_softmax: float | None = None  # temperature of that re-ranking, chosen on the selection split
 
 
 @dataclass(frozen=True)
@@ -172,10 +174,13 @@ def open_run(path: Path) -> Run:
     return Run(path, recipe, info)
 
 
-def list_runs(workspace: Workspace, progress: Progress) -> list[Run]:
-    """The workspace's finished runs, the newest first; a broken one is named through `progress` and left out."""
+def list_runs(workspace: Workspace, progress: Progress, folder: str = "runs") -> list[Run]:
+    """The finished runs in a folder of the workspace, the newest first.
+
+    A broken one is named through `progress` and left out.
+    """
     found = []
-    for marker in workspace.root.glob(f"runs/*/{INFO_FILE}"):
+    for marker in (workspace.root / folder).glob(f"*/{INFO_FILE}"):
         try:
             found.append(open_run(marker.parent))
         except CmpaglError as error:
