@@ -85,11 +85,14 @@ def _with_pictures(
     for image_id, image in images.items():
         candidates = index.find(image)
         any_known = any_known or bool(candidates)
-        if len(candidates) != 1:
-            problems.append(Problem(image.name, _not_one(candidates), image.where))
+        if not candidates:
+            problems.append(Problem("missing", image.name, "there is no such picture", image.where))
+        elif len(candidates) > 1:
+            why = f"could be {candidates[0]} or {candidates[1]}"
+            problems.append(Problem("ambiguous", image.name, why, image.where))
         elif candidates[0] in owner:
             why = f"means the same picture file as {owner[candidates[0]]}"
-            problems.append(Problem(image.name, why, image.where))
+            problems.append(Problem("duplicate", image.name, why, image.where))
         else:
             found[image_id] = candidates[0]
             owner[candidates[0]] = image.name
@@ -100,16 +103,10 @@ def _with_pictures(
     for image_id, path in found.items():
         result = checked[path]
         if isinstance(result, str):
-            problems.append(Problem(images[image_id].name, result, str(path)))
+            problems.append(Problem("broken picture", images[image_id].name, result, str(path)))
         else:
             entries.append(_Entry(image_id, images[image_id], path, result))
     return entries, problems
-
-
-def _not_one(candidates: list[Path]) -> str:
-    if not candidates:
-        return "there is no such picture"
-    return f"could be {candidates[0]} or {candidates[1]}"
 
 
 def _nothing_matches(located: Located) -> DataError:

@@ -39,7 +39,7 @@ def check_counts(annotations: Annotations, published: PublishedSet) -> list[Prob
     """
     counts = Counter(image.split for image in annotations.images)
     if not published.fits(counts):
-        told = " / ".join(f"{counts[split]:,} {split or 'in no split'}" for split in _CLAIM if counts[split])
+        told = " / ".join(f"{counts[split]:,} {split or 'in no split'}" for split in reversed(_CLAIM) if counts[split])
         other = recognise(counts)
         if other is not None:
             raise DataError(
@@ -47,11 +47,11 @@ def check_counts(annotations: Annotations, published: PublishedSet) -> list[Prob
                 hint=f"use `cmpagl prepare {other.name}`, or give the annotations of {published.title}",
             )
         why = f"{published.title} was published with {published.expected()} pictures, here are {told or 'none'}"
-        return [Problem("number of pictures", why, annotations.place)]
+        return [Problem("other count", "pictures", why, annotations.place)]
     captions = sum(len(image.captions) for image in annotations.images)
     if captions != CAPTIONS_EACH * len(annotations.images):
         why = f"{published.title} was published with {CAPTIONS_EACH} a picture, here are {captions:,} in all"
-        return [Problem("number of captions", why, annotations.place)]
+        return [Problem("other count", "captions", why, annotations.place)]
     return []
 
 
@@ -64,7 +64,9 @@ def check_names(images: Sequence[AnnotatedImage]) -> tuple[dict[str, AnnotatedIm
     usable = [image for image in images if image.stem and not _unwritable(image.name)]
     for image in images:
         if not image.stem or _unwritable(image.name):
-            problems.append(Problem(image.name or "a picture", "its file name is empty or not valid text", image.where))
+            problems.append(
+                Problem("bad name", image.name or "a picture", "its file name is empty or not valid text", image.where)
+            )
     entries: dict[str, list[AnnotatedImage]] = {}
     for image_id, image in zip(image_ids(usable), usable, strict=True):
         entries.setdefault(image_id, []).append(image)
@@ -73,7 +75,9 @@ def check_names(images: Sequence[AnnotatedImage]) -> tuple[dict[str, AnnotatedIm
         kept[image_id] = min(same, key=lambda image: _CLAIM[image.split])
         splits = sorted({image.split for image in same})
         why = "is in " + " and in ".join(splits) if len(splits) > 1 else "is named more than once"
-        problems += [Problem(image.name, why, image.where) for image in same if image is not kept[image_id]]
+        problems += [
+            Problem("duplicate", image.name, why, image.where) for image in same if image is not kept[image_id]
+        ]
     return kept, problems
 
 
@@ -93,9 +97,9 @@ def check_captions(
             why = f"its {len(reasons)} captions are blank in the published {published.title}"
             known.append(Dropped(what=image.name, why=why))
         elif not reasons:
-            problems.append(Problem(image.name, "has no caption", image.where))
+            problems.append(Problem("bad caption", image.name, "has no caption", image.where))
         else:
-            problems += [Problem(image.name, reason, image.where) for reason in reasons if reason]
+            problems += [Problem("bad caption", image.name, reason, image.where) for reason in reasons if reason]
     return kept, problems, known
 
 

@@ -6,6 +6,7 @@ made again.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -138,6 +139,12 @@ class PairLoader:
     def pairs(self) -> int:
         """Pairs an epoch."""
         return len(self._rows)
+
+    def reading(self, source: ImageSource) -> PairLoader:
+        """The same pairs with their images from another source."""
+        other = copy.copy(self)
+        other._source = source
+        return other
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[PairBatch]:
         """The batches of an epoch from number `first` on, made ahead by `workers` threads."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def prepare(request: PrepareRequest, workspace: Workspace, progress: Progress) -
     fingerprint = _fingerprint(request, located)
     before = _up_to_date(root, fingerprint)
     if before is not None:
+        with suppress(OSError):
+            (root / MANIFEST_FILE).touch()  # the newest data set, which other commands take, is the last asked for
         return PrepareResult(root, before, up_to_date=True)
     # Here, not above: what is up to date is said without the half second that pandas takes to import.
     from cmpagl_core.datasets.building import build

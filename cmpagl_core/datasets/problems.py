@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from cmpagl_core.datasets.manifest import Dropped
 from cmpagl_core.errors import DataError
@@ -16,10 +18,14 @@ _SHOWN = 20
 _LONGEST_SHOWN = 120
 
 
+Kind = Literal["other count", "bad name", "duplicate", "bad caption", "missing", "ambiguous", "broken picture"]
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that keeps a strict `prepare` from going on."""
 
+    kind: Kind
     what: str
     why: str
     where: str = ""
@@ -39,13 +45,13 @@ def fail(problems: Sequence[Problem], name: str, folder: Path) -> DataError:
     path = folder / PROBLEMS_FILE
     with atomic_file(path) as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(("what", "why", "where"))
-        writer.writerows((plain(one.what), plain(one.why), plain(one.where)) for one in problems)
+        writer.writerow(("kind", "what", "why", "where"))
+        writer.writerows((one.kind, plain(one.what), plain(one.why), plain(one.where)) for one in problems)
     shown = "".join(f"\n  {_line(one)}" for one in problems[:_SHOWN])
     rest = f"\n  and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
-    number = "1 problem" if len(problems) == 1 else f"{len(problems):,} problems"
+    kinds = ", ".join(f"{kind}: {number:,}" for kind, number in Counter(one.kind for one in problems).items())
     return DataError(
-        f"{name} has {number}; mend them, or pass --skip-missing to go on without what is wrong; "
+        f"{name} has problems ({kinds}); mend them, or pass --skip-missing to go on without what is wrong; "
         f"all are listed in {path}, the first are:{shown}{rest}"
     )
 
