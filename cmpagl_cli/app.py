@@ -17,7 +17,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from cmpagl_cli.commands.compare import compare
 from cmpagl_cli.commands.doctor import doctor
+from cmpagl_cli.commands.evaluate import evaluate
 from cmpagl_cli.commands.export import export
 from cmpagl_cli.commands.index import index
 from cmpagl_cli.commands.options import Settings
@@ -25,6 +27,7 @@ from cmpagl_cli.commands.prepare import prepare
 from cmpagl_cli.commands.recipe import recipe_list, recipe_schema, recipe_show, recipe_validate
 from cmpagl_cli.commands.retrieve import retrieve
 from cmpagl_cli.commands.runs import runs_list
+from cmpagl_cli.commands.tune import tune_smr
 from cmpagl_cli.views import clean, make_progress
 from cmpagl_core import __version__
 from cmpagl_core.errors import CmpaglError, ExitCode
@@ -191,10 +194,13 @@ def shared_options(
 
 
 _command(app, "prepare", prepare)
+_command(app, "evaluate", evaluate)
+_command(app, "compare", compare)
 _command(app, "export", export)
 _command(app, "index", index)
 _command(app, "retrieve", retrieve)
 _command(app, "doctor", doctor)
+_group("tune", "Choose what re-rankings need, never on the test split.", tune_smr)
 _group("recipe", "List, show and validate recipes.", recipe_list, recipe_show, recipe_validate, recipe_schema)
 _group("runs", "See what has been trained.", runs_list)
 

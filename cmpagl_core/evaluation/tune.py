@@ -9,6 +9,9 @@ from numpy.typing import ArrayLike
 
 from cmpagl_core.errors import UsageError
 from cmpagl_core.evaluation.recall import Matches, recall
+from cmpagl_core.progress import Progress, Silent
+from cmpagl_core.retrieval.rerank.chain import Gammas, Tuned
+from cmpagl_core.retrieval.rerank.offsets import TEMPERATURES, dual_softmax
 from cmpagl_core.retrieval.rerank.smr import SmrForm, smr
 from cmpagl_core.retrieval.rerank.standing import Standing
 from cmpagl_core.retrieval.scores import ScoreMatrix
@@ -29,13 +32,18 @@ class GridPoint:
 
 @dataclass(frozen=True)
 class SmrChoice:
-    """The best point of the grid, and the whole grid."""
+    """The best point of the grid, and the whole grid, all in percent."""
 
     form: SmrForm
     gamma1: float
     gamma2: float
     mr: float
+    plain_mr: float  # without SMR
     grid: tuple[GridPoint, ...]
+
+    @property
+    def gammas(self) -> Gammas:
+        return Gammas(self.form, self.gamma1, self.gamma2)
 
 
 def choose_smr(
@@ -43,31 +51,53 @@ def choose_smr(
     caption_image: ArrayLike,
     gammas: Sequence[float] = GAMMAS,
     form: SmrForm = "multiply",
+    progress: Progress | None = None,
 ) -> SmrChoice:
     """Try gammas x gammas by mR under `rsitr` on these scores (images x texts) of the selection split.
 
-    The smallest gammas win among equals. Raises UsageError for an empty grid.
+    The smallest gammas win among equals. Raises UsageError for an empty grid or a gamma that is none.
     """
     if not gammas:
         raise UsageError("the grid of gammas is empty", hint="give at least one gamma")
     matches = Matches.own(caption_image, scores.shape[0])
     standing = Standing.of(scores)
     other = standing.transposed()
-    pairs = [(first, second) for first in sorted(set(gammas)) for second in sorted(set(gammas))]
-    grid = tuple(
-        GridPoint(
-            first,
-            second,
-            recall(
-                smr(standing.scores, first, second, form, standing),
-                matches,
-                smr(other.scores, first, second, form, other),
-            ).mr,
-        )
-        for first, second in pairs
-    )
+    chosen = sorted(set(gammas))
+    grid = []
+    with (progress or Silent()).task("choose gammas", len(chosen) ** 2) as advance:
+        for first in chosen:
+            for second in chosen:
+                i2t = smr(standing.scores, first, second, form, standing)
+                t2i = smr(other.scores, first, second, form, other)
+                grid.append(GridPoint(first, second, recall(i2t, matches, t2i).mr))
+                advance(1)
     best = _best(grid)
-    return SmrChoice(form, best.gamma1, best.gamma2, best.mr, grid)
+    plain = recall(standing.scores, matches).mr
+    return SmrChoice(form, best.gamma1, best.gamma2, best.mr, plain, tuple(grid))
+
+
+def choose_dual_softmax(
+    scores: ScoreMatrix, caption_image: ArrayLike, temperatures: Sequence[float] = TEMPERATURES
+) -> float:
+    """The temperature with the best mR under `rsitr`, the lowest among equals. Raises UsageError for an empty grid."""
+    if not temperatures:
+        raise UsageError("the grid of temperatures is empty", hint="give at least one temperature")
+    matches, held = Matches.own(caption_image, scores.shape[0]), scores.held()
+    found = [(recall(dual_softmax(held, temperature), matches).mr, temperature) for temperature in set(temperatures)]
+    top = max(mr for mr, _ in found)
+    return min(temperature for mr, temperature in found if mr >= top - _EQUAL_MR)
+
+
+def choose_all(
+    scores: ScoreMatrix,
+    caption_image: ArrayLike,
+    gammas: Sequence[float] = GAMMAS,
+    form: SmrForm = "multiply",
+    progress: Progress | None = None,
+) -> Tuned:
+    """Every parameter that re-rankings have, chosen on the scores of one selection split."""
+    choice = choose_smr(scores, caption_image, gammas, form, progress)
+    return Tuned(choice.gammas, choose_dual_softmax(scores, caption_image))
 
 
 def _best(grid: Sequence[GridPoint]) -> GridPoint:

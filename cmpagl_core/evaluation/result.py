@@ -1,0 +1,197 @@
+"""RetrievalReport: the recalls of every stage with their bounds and intervals, and each query's own result."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from cmpagl_core.errors import DataError
+from cmpagl_core.evaluation.intervals import PerImage
+from cmpagl_core.evaluation.metrics import RankMetrics
+from cmpagl_core.evaluation.protocol import Stamp
+from cmpagl_core.evaluation.recall import Recalls
+from cmpagl_core.files import atomic_file, read_json, write_json
+
+REPORT_FORMAT = 1
+TIES_MATTER = 0.1  # percent of mR between the bounds
+
+Span = tuple[float, float]
+Hits = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Spans:
+    """From - to of each recall and of mR, in percent."""
+
+    i2t: dict[str, Span]
+    t2i: dict[str, Span]
+    mr: Span
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One stage: recalls and mR in percent, bounds over the orders of ties, 95 % intervals over query images."""
+
+    stage: str
+    i2t: Recalls
+    t2i: Recalls
+    mr: float
+    bounds: Spans
+    ci95: Spans
+    i2t_ranks: RankMetrics
+    t2i_ranks: RankMetrics
+    queries: dict[str, int]  # how many, by direction
+
+    @property
+    def ties_matter(self) -> bool:
+        """Whether the order of ties decides more than TIES_MATTER of mR."""
+        return self.bounds.mr[1] - self.bounds.mr[0] > TIES_MATTER
+
+
+@dataclass(frozen=True, eq=False)
+class StageHits:
+    """Each query's result at one stage; not a number where a query has no match."""
+
+    i2t_hits: Hits  # [N, 3] probability of a match among the first 1, 5, 10
+    t2i_hits: Hits  # [M, 3]
+    i2t_rank: Hits  # [N] expected rank of the first match, from 1
+    t2i_rank: Hits  # [M]
+
+
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """Who was asked: N images, M captions, and what each query got at every stage."""
+
+    image_ids: tuple[str, ...]
+    caption_image: NDArray[np.int64]  # [M]
+    stages: dict[str, StageHits] = field(default_factory=dict)
+
+    def per_image(self, stage: str) -> PerImage:
+        """What intervals and comparisons stand on. Raises DataError naming the stages there are."""
+        if stage not in self.stages:
+            raise DataError(f"there is no stage {stage!r}", hint=f"there is {', '.join(self.stages)}")
+        hits = self.stages[stage]
+        return PerImage.of(self.image_ids, hits.i2t_hits, hits.t2i_hits, self.caption_image)
+
+
+@dataclass(frozen=True, eq=False)
+class RetrievalReport:
+    """The result of an evaluation."""
+
+    stamp: Stamp
+    rows: tuple[ReportRow, ...]
+    queries: Queries
+    notes: tuple[str, ...] = ()
+
+    def row(self, stage: str) -> ReportRow:
+        """Raises DataError naming the stages there are."""
+        for row in self.rows:
+            if row.stage == stage:
+                return row
+        raise DataError(f"there is no stage {stage!r}", hint=f"there is {', '.join(row.stage for row in self.rows)}")
+
+    @property
+    def first(self) -> ReportRow:
+        """The plain ranking, before any re-ranking: `cosine`, or `itm` of a model without pre-alignment."""
+        return self.rows[0]
+
+    @property
+    def best(self) -> ReportRow:
+        """The stage with the highest mR."""
+        return max(self.rows, key=lambda row: row.mr)
+
+    def to_json(self) -> dict[str, Any]:
+        """{"stamp", "rows": [{"stage", "i2t", "t2i", "mr", "bounds", "ci95", ...}], "notes"}; recalls in percent."""
+        return {
+            "format_version": REPORT_FORMAT,
+            "stamp": asdict(self.stamp),
+            "rows": [asdict(row) for row in self.rows],
+            "notes": list(self.notes),
+        }
+
+
+def report_path(run_root: Path, split: str, protocol: str, other_dataset: str = "") -> Path:
+    """Where a run keeps an evaluation: `evaluations/<split>-<protocol>.json`, its arrays beside it.
+
+    other_dataset: name of the data set where it is not the one that the run was trained on.
+    """
+    prefix = f"{other_dataset}-" if other_dataset else ""
+    return run_root / "evaluations" / f"{prefix}{split}-{protocol}.json"
+
+
+def save_report(report: RetrievalReport, path: Path) -> None:
+    """Write `path` (.json) and the queries' results beside it (.npz, no pickle), the JSON last."""
+    arrays: dict[str, NDArray[Any]] = {
+        "image_ids": np.array(report.queries.image_ids, dtype=np.str_),
+        "caption_image": report.queries.caption_image,
+    }
+    for stage, hits in report.queries.stages.items():
+        arrays |= {f"{stage}.{name}": values for name, values in _arrays(hits).items()}
+    with atomic_file(path.with_suffix(".npz"), "wb") as stream:
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
+    write_json(path, report.to_json())
+
+
+def load_report(path: Path) -> RetrievalReport:
+    """Read an evaluation back. Raises DataError when it is missing, broken or of another version."""
+    content = read_json(path)
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != REPORT_FORMAT:
+        raise DataError(
+            f"{path}: format_version is {version!r}, this cmpagl reads {REPORT_FORMAT}", hint="evaluate again"
+        )
+    try:
+        stamp = TypeAdapter(Stamp).validate_python(content.get("stamp"))
+        rows = TypeAdapter(tuple[ReportRow, ...]).validate_python(content.get("rows"))
+        notes = TypeAdapter(tuple[str, ...]).validate_python(content.get("notes", ()))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{path}: {place}: {first['msg']}", hint="evaluate again") from error
+    return RetrievalReport(stamp, rows, _load_queries(path.with_suffix(".npz"), [row.stage for row in rows]), notes)
+
+
+def _load_queries(path: Path, stages: list[str]) -> Queries:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing", hint="evaluate again") from error
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{path} cannot be read ({error})", hint="evaluate again") from error
+    try:
+        ids, owners = arrays["image_ids"], arrays["caption_image"].astype(np.int64)
+        images, captions = len(ids), len(owners)
+        hits = {
+            stage: StageHits(
+                _shaped(arrays[f"{stage}.i2t_hits"], (images, 3)),
+                _shaped(arrays[f"{stage}.t2i_hits"], (captions, 3)),
+                _shaped(arrays[f"{stage}.i2t_rank"], (images,)),
+                _shaped(arrays[f"{stage}.t2i_rank"], (captions,)),
+            )
+            for stage in stages
+        }
+    except (KeyError, ValueError) as error:
+        raise DataError(
+            f"{path} does not belong to the evaluation beside it ({error})", hint="evaluate again"
+        ) from error
+    if captions and not 0 <= owners.min() <= owners.max() < images:
+        raise DataError(f"{path}: caption_image names images that are not there", hint="evaluate again")
+    return Queries(tuple(str(image) for image in ids), owners, hits)
+
+
+def _shaped(values: NDArray[Any], shape: tuple[int, ...]) -> Hits:
+    if values.shape != shape:
+        raise ValueError(f"shape {values.shape} is not {shape}")
+    return values.astype(np.float64)
+
+
+def _arrays(hits: StageHits) -> Mapping[str, Hits]:
+    return {name: getattr(hits, name) for name in ("i2t_hits", "t2i_hits", "i2t_rank", "t2i_rank")}

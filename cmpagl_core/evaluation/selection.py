@@ -1,0 +1,127 @@
+"""What a run was trained and chosen on, and choosing its re-ranking parameters again (method, sections 4 and 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset, open_prepared
+from cmpagl_core.datasets.splits import selection_splits
+from cmpagl_core.errors import DataError, GuardError, MismatchError
+from cmpagl_core.evaluation.evaluate import is_pre_aligned
+from cmpagl_core.evaluation.protocol import Overlap, find_overlap, require_not_test
+from cmpagl_core.evaluation.tune import SmrChoice, choose_dual_softmax, choose_smr
+from cmpagl_core.features.export import run_features
+from cmpagl_core.progress import Progress
+from cmpagl_core.retrieval.rerank.chain import Gammas, Tuned
+from cmpagl_core.retrieval.rerank.smr import SmrForm
+from cmpagl_core.retrieval.scores import ScoreMatrix
+from cmpagl_core.runs import LoadedModel, Run, open_run, write_info
+from cmpagl_core.runs import SmrChoice as KeptChoice
+from cmpagl_core.workspace import Workspace
+
+SELECTION = "selection"
+
+
+@dataclass(frozen=True, eq=False)
+class TestedSplit:
+    """A split that a run is evaluated on."""
+
+    split: DataSplit
+    manifest_sha256: str
+    overlap: Overlap | None
+    other_dataset: str  # name of the data set where it is not the run's own, else empty
+
+
+def open_tested(workspace: Workspace, run: Run, data: str | None, split: str) -> TestedSplit:
+    """The split to evaluate a run on: of the data set it was trained on, or of `data`; and what both share.
+
+    split: train, val, test, all or "selection". Raises DataError when it cannot be found, MismatchError when the
+    run's own data set was made anew with other content.
+    """
+    own = training_data(workspace, run)
+    prepared = open_prepared(workspace.find("data", data)) if data is not None else own
+    if prepared is None:
+        raise DataError(
+            f"the data set {run.info.dataset} that {run.root.name} was trained on is not at {run.info.dataset_root}",
+            hint="name one with --data",
+        )
+    manifest = prepared.manifest.sha256
+    same = manifest == run.info.manifest_sha256 or not run.info.manifest_sha256
+    if data is None and not same:
+        raise MismatchError(
+            f"{prepared.root} was prepared anew with other content since {run.root.name} was trained",
+            hint="train again, or name the data set with --data to evaluate on it nevertheless",
+        )
+    train, selection = (None, None) if own is None else selection_splits(own, run.recipe.data.selection)
+    if split == SELECTION:
+        if selection is None or not same:
+            raise DataError(f"{run.root.name} chose nothing on {prepared.name}", hint="name one of its splits")
+        tested = selection
+    else:
+        tested = prepared.split(split)
+    is_train = split in ("train", "all") or train is None
+    overlap = None if is_train or train is None else find_overlap(train, tested, same_dataset=same)
+    return TestedSplit(tested, manifest, overlap, "" if same else prepared.name)
+
+
+def training_data(workspace: Workspace, run: Run) -> PreparedDataset | None:
+    """The data set that a run was trained on, where it still is; by its path, then by its name."""
+    for place in (Path(run.info.dataset_root), workspace.root / "data" / run.info.dataset):
+        try:
+            return open_prepared(place)
+        except DataError:
+            continue
+    return None
+
+
+def choose_for_run(
+    run: Run,
+    loaded: LoadedModel,
+    split: DataSplit,
+    progress: Progress,
+    form: SmrForm | None = None,
+    gammas: Sequence[float] | None = None,
+) -> tuple[SmrChoice, Tuned]:
+    """SMR's grid and dual softmax' temperatures on a split that is not the test split.
+
+    form and gammas: the recipe's when None. Raises GuardError for the test split, or a model without pre-alignment.
+    """
+    require_not_test(split.name, "the parameters of re-rankings")
+    if not is_pre_aligned(run.recipe):
+        raise GuardError(
+            f"{run.root.name} has no pre-alignment, so its cosines mean nothing to choose on",
+            hint="tune a run with ITC or triplet loss",
+        )
+    features = run_features(loaded, run.root.name, split, progress)
+    scores = ScoreMatrix.from_features(features.image_features, features.text_features).held()
+    part = run.recipe.evaluate
+    choice = choose_smr(
+        scores, split.caption_image, part.smr_gammas if gammas is None else gammas, form or part.smr_form, progress
+    )
+    return choice, Tuned(choice.gammas, choose_dual_softmax(scores, split.caption_image))
+
+
+def keep_choice(run: Run, choice: SmrChoice, tuned: Tuned) -> Run:
+    """Write chosen parameters into the run; everything else of it stays. Returns the run as opened again."""
+    kept = KeptChoice(choice.form, choice.gamma1, choice.gamma2, choice.mr)
+    write_info(run.root, replace(run.info, smr=kept, dual_softmax=tuned.dual_softmax))
+    return open_run(run.root)
+
+
+def with_temperature(workspace: Workspace, run: Run, loaded: LoadedModel, known: Tuned, progress: Progress) -> Tuned:
+    """The same parameters with dual softmax' temperature chosen on the selection split, if that can be had."""
+    if known.dual_softmax is not None or not is_pre_aligned(run.recipe):
+        return known
+    own = training_data(workspace, run)
+    if own is None:
+        return known
+    selection = selection_splits(own, run.recipe.data.selection)[1]
+    progress.say(f"choosing dual softmax' temperature on the {selection.name} split, once for this run")
+    features = run_features(loaded, run.root.name, selection, progress)
+    scores = ScoreMatrix.from_features(features.image_features, features.text_features)
+    temperature = choose_dual_softmax(scores, selection.caption_image)
+    write_info(run.root, replace(run.info, dual_softmax=temperature))
+    gammas: Gammas | None = known.smr
+    return Tuned(gammas, temperature)
