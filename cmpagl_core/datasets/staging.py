@@ -35,7 +35,7 @@ def stage_folder(target: Path, stamp: Mapping[str, Any], fill: Callable[[Path], 
         raise CmpaglError(f"cannot write {target} ({error.strerror or error})") from error
     try:
         fill(partial)
-        write_json(partial / _STAMP, dict(stamp))
+        write_json(partial / _STAMP, {"stamp": dict(stamp), "files": _count_files(partial)})
         _swap(partial, target)
     except OSError as error:
         raise CmpaglError(
@@ -47,11 +47,11 @@ def stage_folder(target: Path, stamp: Mapping[str, Any], fill: Callable[[Path], 
 
 
 def is_staged(target: Path, stamp: Mapping[str, Any]) -> bool:
-    """Whether the target was filled under an equal stamp."""
+    """Whether the target was filled under an equal stamp, and no file has gone or come since."""
     if not (target / _STAMP).is_file():
         return False
     with suppress(DataError):
-        return bool(read_json(target / _STAMP) == dict(stamp))
+        return bool(read_json(target / _STAMP) == {"stamp": dict(stamp), "files": _count_files(target)})
     return False
 
 
@@ -66,6 +66,10 @@ def _swap(partial: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         partial.rename(target)
+
+
+def _count_files(folder: Path) -> int:
+    return sum(name != _STAMP for _, _, files in os.walk(folder) for name in files)
 
 
 def _remove_leftovers(target: Path) -> None:
