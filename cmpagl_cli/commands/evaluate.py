@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cmpagl_cli.commands.options import DataOption, FormatOption, OutputFormat, RunOption, Settings, settings
+from cmpagl_cli.commands.options import FormatOption, OutputFormat, RunOption, Settings, settings
 from cmpagl_cli.views import Column, emit, note
 
 if TYPE_CHECKING:
@@ -30,7 +30,12 @@ COLUMNS = [
 def evaluate(
     ctx: typer.Context,
     run: RunOption = None,
-    data: DataOption = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="NAME|DIR", help="Prepared data set; the run's own, or the newest, if left out."
+        ),
+    ] = None,
     split: Annotated[str, typer.Option(help="train, val, test, all, or selection (what the run chose on).")] = "test",
     protocol: Annotated[
         Literal["rsitr", "duplicate-aware"],
@@ -48,7 +53,7 @@ def evaluate(
     ] = None,
     scores: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Evaluate this matrix of images x captions (.npy); needs --data."),
+        typer.Option(metavar="FILE", help="Evaluate this matrix of images x captions (.npy) of --data."),
     ] = None,
     choose_on: Annotated[
         Path | None,

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset, open_prepared
 from cmpagl_core.datasets.splits import selection_splits
-from cmpagl_core.errors import DataError, GuardError, MismatchError
+from cmpagl_core.errors import DataError, MismatchError
 from cmpagl_core.evaluation.evaluate import is_pre_aligned
 from cmpagl_core.evaluation.protocol import Overlap, find_overlap, require_not_test
 from cmpagl_core.evaluation.tune import SmrChoice, choose_dual_softmax, choose_smr
 from cmpagl_core.features.export import run_features
 from cmpagl_core.progress import Progress
-from cmpagl_core.retrieval.rerank.chain import Gammas, Tuned
+from cmpagl_core.retrieval.itm import ALL_PAIRS, itm_scores
+from cmpagl_core.retrieval.rerank.chain import Tuned
 from cmpagl_core.retrieval.rerank.smr import SmrForm
 from cmpagl_core.retrieval.scores import ScoreMatrix
 from cmpagl_core.runs import LoadedModel, Run, open_run, write_info
@@ -86,16 +87,10 @@ def choose_for_run(
 ) -> tuple[SmrChoice, Tuned]:
     """SMR's grid and dual softmax' temperatures on a split that is not the test split.
 
-    form and gammas: the recipe's when None. Raises GuardError for the test split, or a model without pre-alignment.
+    form and gammas: the recipe's when None. Raises GuardError for the test split.
     """
     require_not_test(split.name, "the parameters of re-rankings")
-    if not is_pre_aligned(run.recipe):
-        raise GuardError(
-            f"{run.root.name} has no pre-alignment, so its cosines mean nothing to choose on",
-            hint="tune a run with ITC or triplet loss",
-        )
-    features = run_features(loaded, run.root.name, split, progress)
-    scores = ScoreMatrix.from_features(features.image_features, features.text_features).held()
+    scores = plain_scores(run, loaded, split, progress)
     part = run.recipe.evaluate
     choice = choose_smr(
         scores, split.caption_image, part.smr_gammas if gammas is None else gammas, form or part.smr_form, progress
@@ -111,17 +106,22 @@ def keep_choice(run: Run, choice: SmrChoice, tuned: Tuned) -> Run:
 
 
 def with_temperature(workspace: Workspace, run: Run, loaded: LoadedModel, known: Tuned, progress: Progress) -> Tuned:
-    """The same parameters with dual softmax' temperature chosen on the selection split, if that can be had."""
-    if known.dual_softmax is not None or not is_pre_aligned(run.recipe):
-        return known
+    """The same parameters, dual softmax' temperature too, chosen on the selection split and kept in the run.
+
+    Unchanged where the training data are no longer there.
+    """
     own = training_data(workspace, run)
-    if own is None:
+    if known.dual_softmax is not None or own is None:
         return known
     selection = selection_splits(own, run.recipe.data.selection)[1]
     progress.say(f"choosing dual softmax' temperature on the {selection.name} split, once for this run")
-    features = run_features(loaded, run.root.name, selection, progress)
-    scores = ScoreMatrix.from_features(features.image_features, features.text_features)
-    temperature = choose_dual_softmax(scores, selection.caption_image)
+    temperature = choose_dual_softmax(plain_scores(run, loaded, selection, progress), selection.caption_image)
     write_info(run.root, replace(run.info, dual_softmax=temperature))
-    gammas: Gammas | None = known.smr
-    return Tuned(gammas, temperature)
+    return replace(known, dual_softmax=temperature)
+
+
+def plain_scores(run: Run, loaded: LoadedModel, split: DataSplit, progress: Progress) -> ScoreMatrix:
+    """What a run ranks by before any re-ranking: cosines, or match probabilities where nothing aligned features."""
+    features = run_features(loaded, run.root.name, split, progress)
+    scores = ScoreMatrix.from_features(features.image_features, features.text_features).held()
+    return scores if is_pre_aligned(run.recipe) else itm_scores(loaded, split, scores, ALL_PAIRS, progress)
