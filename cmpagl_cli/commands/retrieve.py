@@ -109,7 +109,8 @@ def _show_hits(hits: Sequence[Hit], format: OutputFormat) -> None:
             {"rank": hit.rank, "score": hit.score, "image_id": hit.image_id, "captions": _in_short(hit.captions)}
             for hit in hits
         ]
-        emit(rows, [Column("rank"), Column("score", digits=3), Column("image_id", "image"), Column("captions")])
+        last = [Column("captions")] if any(hit.captions for hit in hits) else []
+        emit(rows, [Column("rank"), Column("score", digits=3), Column("image_id", "image"), *last])
         return
     keys = ("rank", "image_id", "path", "score", "captions")
     machine = [{key: getattr(hit, key) for key in keys} for hit in hits]

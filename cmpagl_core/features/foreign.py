@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,16 +166,16 @@ def _build(open_clip: Any, name: str, tag: str) -> tuple[nn.Module, Callable[[An
     if pretrained is not None and tag not in open_clip.list_pretrained_tags_by_model(name):
         raise DataError(f"checkpoint {tag} is neither a file nor one of open_clip's for {name}")
     try:
-        model = open_clip.create_model(name, pretrained=pretrained)
-        transform = open_clip.image_transform_v2(
-            open_clip.PreprocessCfg(**open_clip.get_model_preprocess_cfg(model)), is_train=False
-        )
+        logging.disable(logging.WARNING)  # it warns of random weights, which our checkpoint is about to replace
+        model, _, transform = open_clip.create_model_and_transforms(name, pretrained=pretrained)
         return model, transform, open_clip.get_tokenizer(name)
     except Exception as error:  # a hub that cannot be reached raises one of many kinds
         reason = " ".join(str(error).split())[:200]
         raise CmpaglError(
             f"open_clip could not build {name} ({reason})", hint="give a local checkpoint file"
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _load_checkpoint(model: nn.Module, path: Path, name: str) -> None:

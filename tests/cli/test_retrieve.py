@@ -1,0 +1,301 @@
+"""`export`, `index` and `retrieve` on a tiny workspace: answers, formats, and every way to ask wrongly."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+from cmpagl_core.features.feature_set import load_feature_set
+from cmpagl_core.runs import open_run, save_run
+
+Ask = Callable[..., Result]
+
+
+@pytest.fixture
+def workspace(tiny_run: Path, tmp_path: Path) -> Path:
+    """A workspace of one's own with the tiny data set and run."""
+    root = tmp_path / "work space"
+    shutil.copytree(tiny_run.parent, root / "runs")
+    shutil.copytree(tiny_run.parent.parent / "data", root / "data")
+    return root
+
+
+@pytest.fixture
+def ask(cmpagl: Ask, workspace: Path) -> Ask:
+    def call(*arguments: str | Path) -> Result:
+        return cmpagl("--workspace", workspace, *arguments)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def indexed_workspace(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace whose data set is indexed already; tests only read it."""
+    from typer.testing import CliRunner
+
+    from cmpagl_cli.app import app
+
+    root = tmp_path_factory.mktemp("indexed")
+    shutil.copytree(tiny_run.parent, root / "runs")
+    shutil.copytree(tiny_run.parent.parent / "data", root / "data")
+    done = CliRunner().invoke(app, ["--workspace", str(root), "index"])
+    assert done.exit_code == 0, done.stderr
+    return root
+
+
+@pytest.fixture
+def find(cmpagl: Ask, indexed_workspace: Path) -> Ask:
+    def call(*arguments: str | Path) -> Result:
+        return cmpagl("--workspace", indexed_workspace, "retrieve", *arguments)
+
+    return call
+
+
+def answer(result: Result) -> Any:
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_the_first_question_makes_an_index_of_the_whole_data_set_once(ask: Ask, workspace: Path) -> None:
+    first = ask("retrieve", "a square of kind 2", "--format", "json")
+    hits = answer(first)
+    assert "there is no index yet" in first.stderr
+    assert (workspace / "indexes" / "tiny" / "index.json").is_file()
+    assert [hit["rank"] for hit in hits] == list(range(1, 11))
+    assert list(hits[0]) == ["rank", "image_id", "path", "score", "captions"]
+    assert all(Path(hit["path"]).is_file() and len(hit["captions"]) == 2 for hit in hits)
+    second = ask("retrieve", "a square of kind 2", "--format", "json")
+    assert answer(second) == hits
+    assert second.stderr == ""
+
+
+def test_every_format_says_the_same(find: Ask) -> None:
+    hits = answer(find("a bright square", "-k", "3", "--format", "json"))
+    lines = [json.loads(line) for line in find("a bright square", "-k", "3", "--format", "jsonl").stdout.splitlines()]
+    rows = list(csv.DictReader(io.StringIO(find("a bright square", "-k", "3", "--format", "csv").stdout)))
+    assert lines == hits
+    assert [(row["image_id"], float(row["score"])) for row in rows] == [(h["image_id"], h["score"]) for h in hits]
+    table = find("a bright square", "-k", "3").stdout
+    assert all(hit["image_id"] in table for hit in hits)
+
+
+def test_k_is_clamped_to_the_gallery_and_at_least_one(find: Ask) -> None:
+    assert len(answer(find("square", "-k", "500", "--format", "json"))) == 12
+    assert find("square", "-k", "0").exit_code == 2
+
+
+@pytest.mark.parametrize("text", ["square " * 10_000, "\N{AIRPLANE}\N{GRINNING FACE}", "; ' \" \\ \x00", "a\tb\nc"])
+def test_any_text_can_be_asked(find: Ask, text: str) -> None:
+    assert len(answer(find(text, "--format", "json"))) == 10
+
+
+def test_a_long_or_unknown_query_is_said(find: Ask) -> None:
+    assert "reads its first 16 tokens" in find("square " * 10_000).stderr
+    assert "no word of the query is known" in find("\N{AIRPLANE}").stderr
+    assert find("square " * 10_000, "--quiet").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "there is nothing to look for"),
+        ([""], 2, "the query is blank"),
+        (["  \n"], 2, "the query is blank"),
+        (["square", "--image", "x.jpg"], 2, "a text and --image are two queries"),
+        (["square", "--to", "captions"], 2, "--to captions answers --image in words"),
+        (["--image", "none.jpg"], 3, "picture none.jpg does not exist"),
+        (["square", "--index", "none"], 3, "no index.json under none"),
+        (["square", "--features", "none.safetensors"], 3, "none.safetensors does not exist"),
+        (["square", "--index", "tiny", "--features", "x"], 2, "both name a gallery"),
+        (["square", "--run", "none"], 3, "no run.json under none"),
+    ],
+)
+def test_a_wrong_question_gets_one_sentence_and_its_code(find: Ask, arguments: list[str], code: int, said: str) -> None:
+    result = find(*arguments)
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_without_a_run_the_way_out_is_said(cmpagl: Ask) -> None:
+    result = cmpagl("retrieve", "airport near sea")
+    assert result.exit_code == 3
+    assert "make one with `cmpagl train`" in result.stderr
+
+
+def test_a_picture_finds_itself_first_and_captions_of_its_kind(find: Ask, tiny_pictures: Path) -> None:
+    picture = tiny_pictures / "north" / "scene_05.jpg"
+    hits = answer(find("--image", picture, "--format", "json"))
+    assert hits[0]["image_id"] == "scene_05"
+    assert hits[0]["score"] == pytest.approx(1.0, abs=1e-4)
+    captions = answer(find("--image", picture, "--to", "captions", "-k", "4", "--format", "json"))
+    assert list(captions[0]) == ["rank", "score", "caption", "image_ids"]
+    assert len({caption["caption"] for caption in captions}) == 4
+    scores = [caption["score"] for caption in captions]
+    assert scores == sorted(scores, reverse=True)
+    table = find("--image", picture, "--to", "captions").stdout
+    assert captions[0]["caption"] in table
+
+
+def test_a_broken_query_picture_is_refused(find: Ask, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    result = find("--image", "broken.jpg")
+    assert result.exit_code == 3
+    assert "broken.jpg" in result.stderr
+
+
+def test_a_gallery_page_is_written_and_opened(
+    find: Ask, indexed_workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    result = find("a square", "--gallery", "sub/found.html", "--open", "--format", "json")
+    assert len(answer(result)) == 10
+    page = tmp_path / "sub" / "found.html"
+    assert page.read_text().count("<article>") == 10
+    assert opened == [page.as_uri()]
+    assert "gallery: sub/found.html" in result.stderr
+    assert find("a square", "--open").exit_code == 0
+    assert opened[1] == (indexed_workspace / "gallery.html").as_uri()
+
+
+def test_a_folder_is_indexed_and_becomes_the_newest_gallery(ask: Ask, tiny_pictures: Path) -> None:
+    made = answer(ask("index", tiny_pictures, "--name", "archive", "--format", "json"))[0]
+    assert (made["name"], made["pictures"], made["encoded"], made["left_out"]) == ("archive", 12, 12, 0)
+    again = answer(ask("index", tiny_pictures, "--name", "archive", "--format", "json"))[0]
+    assert again["encoded"] == 0
+    hits = answer(ask("retrieve", "square", "--format", "json"))
+    assert {hit["image_id"] for hit in hits} <= {
+        f"{path.parent.name}/{path.name}" for path in tiny_pictures.glob("*/*")
+    }
+    assert all(hit["captions"] == [] for hit in hits)
+    table = ask("retrieve", "square").stdout
+    assert hits[0]["image_id"] in table
+
+
+def test_an_index_takes_its_name_from_the_folder(ask: Ask, tiny_pictures: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "Aerial photos (2024)"
+    shutil.copytree(tiny_pictures / "north", odd)
+    assert answer(ask("index", odd, "--format", "json"))[0]["name"] == "Aerial-photos-2024"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["none"], 3, "is not a folder"),
+        (["empty"], 3, "there is no picture in"),
+        (["broken"], 3, "none of the 1 pictures"),
+        (["empty", "--data", "tiny"], 2, "DIR and --data both name pictures"),
+        (["--name", "../x"], 2, "cannot be a name"),
+        (["--data", "none"], 3, "no manifest.json under none"),
+    ],
+)
+def test_what_cannot_be_indexed_is_refused(
+    ask: Ask, tmp_path: Path, arguments: list[str], code: int, said: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"no picture")
+    result = ask("index", *arguments)
+    assert result.exit_code == code
+    assert said in result.stderr
+
+
+def test_an_export_is_a_feature_set_that_can_be_asked(ask: Ask, tmp_path: Path) -> None:
+    made = answer(ask("export", "--split", "all", "--out", "all.safetensors", "--format", "json"))[0]
+    assert (made["pictures"], made["captions"], made["dim"], made["split"]) == (12, 24, 32, "all")
+    assert load_feature_set(tmp_path / "all.safetensors").info.dataset == "tiny"
+    found = answer(ask("retrieve", "a square of kind 2", "--features", "all.safetensors", "--format", "json"))
+    indexed = answer(ask("retrieve", "a square of kind 2", "--format", "json"))
+    assert [hit["image_id"] for hit in found] == [hit["image_id"] for hit in indexed]
+
+
+def test_an_export_is_named_after_run_data_and_split(ask: Ask, tmp_path: Path) -> None:
+    assert ask("export").exit_code == 0
+    assert (tmp_path / "tiny-tiny-test.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--model", "ViT-B-32"], 2, "is not open_clip:NAME[:CHECKPOINT]"),
+        (["--model", "open_clip:x", "--run", "tiny"], 2, "both name a model"),
+        (["--data", "none"], 3, "no manifest.json under none"),
+        (["--run", "none"], 3, "no run.json under none"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(ask: Ask, arguments: list[str], code: int, said: str) -> None:
+    result = ask("export", *arguments)
+    assert result.exit_code == code
+    assert said in result.stderr
+
+
+def other_run(workspace: Path) -> None:
+    """A run of other weights, newer than everything else."""
+    run = open_run(workspace / "runs" / "tiny")
+    loaded = run.load()
+    state = {name: tensor + 0.01 for name, tensor in loaded.model.state_dict().items() if tensor.is_floating_point()}
+    save_run(
+        workspace / "runs" / "other",
+        run.recipe,
+        run.info,
+        loaded.model.state_dict() | state,
+        loaded.tokenizer.to_json(),
+    )
+
+
+def test_a_gallery_is_never_asked_with_another_model(ask: Ask, workspace: Path, tiny_pictures: Path) -> None:
+    assert ask("index").exit_code == 0
+    assert ask("export", "--out", "f.safetensors").exit_code == 0
+    other_run(workspace)
+    for arguments in (["square"], ["--image", tiny_pictures / "north" / "scene_05.jpg"]):
+        refused = ask("retrieve", *arguments, "--run", "other", "--index", "tiny")
+        assert refused.exit_code == 5
+        assert "holds features of another model" in refused.stderr
+    newer = ask("retrieve", "square")
+    assert newer.exit_code == 0
+    assert "index tiny was made with run tiny; run other is newer" in newer.stderr
+    assert ask("retrieve", "square", "--features", "f.safetensors").exit_code == 0  # the run that made it is found
+    refused = ask("retrieve", "square", "--features", "f.safetensors", "--run", "other")
+    assert refused.exit_code == 5
+    shutil.rmtree(workspace / "runs" / "tiny")
+    assert ask("retrieve", "square", "--features", "f.safetensors").exit_code == 5
+    assert ask("retrieve", "square", "--index", "tiny").exit_code == 0  # the index has the text half itself
+
+
+def test_a_picture_that_was_deleted_is_still_found_and_marked(ask: Ask, tiny_pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    shutil.copytree(tiny_pictures, folder)
+    assert ask("index", folder).exit_code == 0
+    (folder / "north" / "scene_05.jpg").unlink()
+    result = ask("retrieve", "square", "-k", "12", "--gallery", "g.html", "--format", "json")
+    assert "north/scene_05.jpg" in [hit["image_id"] for hit in answer(result)]
+    assert (tmp_path / "g.html").read_text().count(">missing<") == 1
+
+
+def test_a_question_to_an_index_starts_neither_torch_nor_pandas(indexed_workspace: Path) -> None:
+    code = f"""
+import sys
+from cmpagl_cli.app import app
+try:
+    app(["--workspace", {str(indexed_workspace)!r}, "retrieve", "a square", "--format", "json"])
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = ("torch", "transformers", "timm", "pandas", "yaml", "PIL", "jinja2", "rich")
+print([name for name in heavy if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(json.loads(done.stdout)) == 10
+    assert done.stderr.strip() == "[]"
