@@ -189,8 +189,7 @@ def mlm_loss(logits: Tensor, targets: Tensor, normaliser: float | None = None) -
 def caption_overlap(input_ids: Tensor, attention_mask: Tensor, vocab_size: int) -> Tensor:
     """How alike captions are: shared tokens over all tokens of both (Jaccard), [B, B] in 0 to 1 (ours)."""
     present = torch.zeros(len(input_ids), vocab_size, device=input_ids.device)
-    present.scatter_(1, input_ids, attention_mask.float(), reduce="add")
-    present = (present > 0).float()
+    present.scatter_reduce_(1, input_ids, attention_mask.float(), reduce="amax")
     shared = present @ present.t()
     sizes = present.sum(dim=1)
     return shared / (sizes[:, None] + sizes[None, :] - shared).clamp(min=1)
@@ -252,8 +251,8 @@ def _itc_rows(
     has_negative = (~positives).any(dim=1)
     log_shares = (negatives - rest).masked_fill(positives, 0)  # [B, B], of the negatives
     if smoothing > 0:
-        uniform = (~positives) / (~positives).sum(dim=1, keepdim=True).clamp(min=1)
-        rows = rows - smoothing * torch.where(has_negative, (uniform * log_shares).sum(dim=1), 0.0)
+        uniform = log_shares.sum(dim=1) / (~positives).sum(dim=1).clamp(min=1)
+        rows = rows - smoothing * uniform
     if soft_share > 0 and soft_targets is not None:
         target = (soft_targets.to(logits.dtype) / _SOFT_TEMPERATURE).masked_fill(positives, lowest).softmax(dim=1)
         rows = rows - soft_share * torch.where(has_negative, (target * log_shares).sum(dim=1), 0.0)
