@@ -10,7 +10,7 @@ from pathlib import Path
 import cmpagl_core.datasets.synthetic
 from cmpagl_core.datasets.annotations import Annotations
 from cmpagl_core.datasets.archives import is_archive, unpack
-from cmpagl_core.datasets.pictures import list_pictures
+from cmpagl_core.datasets.pictures import PICTURE_SUFFIXES, list_pictures
 from cmpagl_core.datasets.published import PublishedSet
 from cmpagl_core.datasets.sources import find_annotations, load_annotations
 from cmpagl_core.datasets.sources_text import read_class_folders
@@ -110,10 +110,7 @@ def _raw_archives(raw: Path) -> list[Path]:
 
 
 def _has_pictures(folder: Path) -> bool:
-    try:
-        return bool(list_pictures(folder))
-    except DataError:
-        return False
+    return folder.is_dir() and any(path.suffix.lower() in PICTURE_SUFFIXES for path in folder.rglob("*"))
 
 
 def _drawing_code_sha256() -> str:

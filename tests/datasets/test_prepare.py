@@ -9,7 +9,7 @@ import shutil
 import tarfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def write_json(path: Path, content: Any) -> Path:
     return path
 
 
-def write_captions(folder: Path, rows: list[tuple[str, ...]], heads: tuple[str, ...] = ("file", "caption")) -> Path:
+def write_captions(folder: Path, rows: Sequence[tuple[str, ...]], heads: tuple[str, ...] = ("file", "caption")) -> Path:
     with (folder / "captions.csv").open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream).writerows([heads, *rows])
     return folder

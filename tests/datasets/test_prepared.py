@@ -24,7 +24,7 @@ from cmpagl_core.datasets.writing import Provenance, write_prepared
 from cmpagl_core.errors import DataError
 
 HEX = "0123456789abcdef" * 4
-TEXTS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=30).filter(lambda text: text.strip())
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(lambda text: text.strip())
 
 
 def write(root: Path, images: Sequence[tuple[str, str]], captions: Sequence[tuple[str, str]]) -> PreparedDataset:

@@ -292,6 +292,19 @@ def test_any_json_is_read_or_refused_with_a_sentence(tmp_path: Path, content: An
     assert all(isinstance(text, str) for image in annotations.images for text in image.captions)
 
 
+@given(rows=st.text(st.sampled_from('ab,;"\n\r\t\0 🛩'), max_size=60), suffix=st.sampled_from([".csv", ".tsv"]))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_table_is_read_or_refused_with_its_line(tmp_path: Path, rows: str, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(f"file,caption\n{rows}".replace(",", "\t" if suffix == ".tsv" else ",").encode())
+    try:
+        annotations = load_annotations(path)
+    except DataError as error:
+        assert f"a{suffix}" in error.message  # noqa: PT017  # reading it is as good
+        return
+    assert annotations.images
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [("DenseResidential", "dense residential"), ("storage_tanks", "storage tanks"), ("port", "port"), ("__", "__")],
