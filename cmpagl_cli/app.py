@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from cmpagl_cli.commands.ablate import ablate
 from cmpagl_cli.commands.compare import compare
 from cmpagl_cli.commands.doctor import doctor
 from cmpagl_cli.commands.evaluate import evaluate
@@ -199,6 +200,7 @@ _command(app, "compare", compare)
 _command(app, "export", export)
 _command(app, "index", index)
 _command(app, "retrieve", retrieve)
+_command(app, "ablate", ablate)
 _command(app, "doctor", doctor)
 _group("tune", "Choose what re-rankings need, never on the test split.", tune_smr)
 _group("recipe", "List, show and validate recipes.", recipe_list, recipe_show, recipe_validate, recipe_schema)

@@ -52,14 +52,19 @@ def emit(
 ) -> None:
     """Write rows to stdout. `json` writes `document` where one is given; machine formats keep every digit."""
     chosen = [Column(column) if isinstance(column, str) else column for column in columns]
+    echo(render(rows, chosen, format, document, title))
+
+
+def render(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[Column],
+    format: OutputFormat,
+    document: Any = None,
+    title: str = "",
+) -> str:
+    """Rows as text in one of the formats, without the last newline."""
     if format == "table":
-        _rich_table(rows, chosen, title)
-    else:
-        echo(render(rows, chosen, format, document))
-
-
-def render(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], format: OutputFormat, document: Any) -> str:
-    """Rows as text in one of the machine or paper formats, without the last newline."""
+        return _table(rows, columns, title)
     if format == "json":
         content = document if document is not None else [_picked(row, columns) for row in rows]
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
@@ -213,22 +218,25 @@ def _rate(done: int, elapsed_s: float, unit: str) -> str:
     return f"{done / elapsed_s:,.1f} {unit}/s" if unit else f"{done / elapsed_s:,.1f}/s"
 
 
-def _rich_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], title: str) -> None:
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], title: str) -> str:
+    """As wide as the terminal, or as wide as needed where there is none."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(file=sys.stdout)
-    if not console.is_terminal:
-        console = Console(file=sys.stdout, width=_PIPE_WIDTH)
+    on_terminal = sys.stdout.isatty()
+    width = None if on_terminal else _PIPE_WIDTH
+    console = Console(file=io.StringIO(), width=width, force_terminal=on_terminal)
     table = Table(box=box.SIMPLE_HEAD, title=Text(clean(title)) if title else None, title_justify="left")
     for column in columns:
         numbers = any(isinstance(row.get(column.key), int | float) for row in rows)
         table.add_column(Text(column.title), justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(shown(row.get(column.key), column.digits)) for column in columns))
-    console.print(table)
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 def _picked(row: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Any]:

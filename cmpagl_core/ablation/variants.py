@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal, get_args
 
 from cmpagl_core.errors import RecipeError, UsageError
+from cmpagl_core.evaluation.evaluate import is_pre_aligned
+from cmpagl_core.evaluation.stages import Base
 from cmpagl_core.recipe import Recipe, override_recipe
-
-Study = Literal["gswin", "pre-alignment", "triplet", "smr", "all"]
+from cmpagl_core.retrieval.rerank.chain import Reranking
 
 BASELINE = "baseline"
 MAX_VARIANTS = 128
@@ -24,6 +24,7 @@ class Switch:
     factor: str
     overrides: tuple[str, ...]
     claim: str
+    reranking: Reranking | None = None  # in place of SMR
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,21 @@ class Variant:
     recipe: Recipe
     switches: tuple[Switch, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def reranking(self) -> Reranking | None:
+        """What re-ranks the last scores."""
+        other = next((switch.reranking for switch in self.switches if switch.reranking is not None), None)
+        return other or ("smr" if self.recipe.evaluate.smr else None)
+
+    def stage(self, wanted: Base | None) -> str:
+        """The row of the evaluation that this variant is judged by: its last scores, or those `wanted`, re-ranked."""
+        bases = bases_of(self.recipe)
+        base = wanted if wanted is not None and wanted in bases else bases[-1]
+        if self.reranking is None:
+            return base
+        plain = self.reranking != "smr" and base == bases[0]
+        return self.reranking if plain else f"{base}+{self.reranking}"
 
 
 _LOSS = "the loss term helps"
@@ -77,15 +93,25 @@ SWITCHES: dict[str, Switch] = {
         Switch("no-smr", "smr", ("evaluate.smr=false",), "SMR improves the ranking"),
         Switch("smr-add", "smr", ("evaluate.smr=true", "evaluate.smr_form=add"), "SMR's form (ours)"),
         Switch("smr-multiply", "smr", ("evaluate.smr=true", "evaluate.smr_form=multiply"), "SMR's form (ours)"),
+        Switch("galr", "smr", (), "SMR beats GaLR's re-ranking", "galr"),
+        Switch("csls", "smr", (), "SMR beats CSLS", "csls"),
+        Switch("dual-softmax", "smr", (), "SMR beats dual softmax", "dual_softmax"),
     )
 }
-STUDIES: dict[Study, tuple[str, ...]] = {
+STUDIES: dict[str, tuple[str, ...]] = {
     "gswin": ("no-global-window", "global-window-source-avgpool", "global-query-global", "branches-parallel"),
     "pre-alignment": ("no-pre-alignment", "no-itc", "no-triplet", "no-itm", "no-mlm"),
     "triplet": ("no-triplet", "triplet-plain", "triplet-intra", "triplet-hardest", "triplet-circle", "triplet-supcon"),
-    "smr": ("no-smr", "smr-add", "smr-multiply"),
-    "all": (),
+    "smr": ("no-smr", "smr-add", "smr-multiply", "galr", "csls", "dual-softmax"),
 }
+ALL_STUDIES = "all"
+
+
+def bases_of(recipe: Recipe) -> tuple[Base, ...]:
+    """The plain scores that an evaluation of this recipe offers, the last ones last."""
+    aligned = is_pre_aligned(recipe)
+    matched = recipe.losses.itm > 0 and (recipe.evaluate.itm_k > 0 or not aligned)
+    return (*(("cosine",) if aligned else ()), *(("itm",) if matched else ()))
 
 
 def text_split(layers: int) -> Switch:
@@ -93,7 +119,7 @@ def text_split(layers: int) -> Switch:
     return Switch(f"text-split-{layers}", "text_split", (f"text_encoder.layers={layers}",), "halving the depth is best")
 
 
-def switches_of(names: Iterable[str] = (), studies: Iterable[Study] = (), splits: Iterable[int] = ()) -> list[Switch]:
+def switches_of(names: Iterable[str] = (), studies: Iterable[str] = (), splits: Iterable[int] = ()) -> list[Switch]:
     """The switches that are named, those of whole studies, and text splits; each once. Raises UsageError."""
     chosen: dict[str, Switch] = {}
     for name in names:
@@ -101,7 +127,9 @@ def switches_of(names: Iterable[str] = (), studies: Iterable[Study] = (), splits
             raise UsageError(f"there is no switch {name!r}", hint=f"they are {', '.join(SWITCHES)}")
         chosen[name] = SWITCHES[name]
     for study in studies:
-        parts = get_args(Study)[:-1] if study == "all" else (study,)
+        if study not in (*STUDIES, ALL_STUDIES):
+            raise UsageError(f"there is no study {study!r}", hint=f"they are {', '.join(STUDIES)} and {ALL_STUDIES}")
+        parts = STUDIES if study == ALL_STUDIES else (study,)
         chosen.update((name, SWITCHES[name]) for part in parts for name in STUDIES[part])
     chosen.update((switch.name, switch) for switch in map(text_split, splits))
     if not chosen:
@@ -169,7 +197,7 @@ def _thrown(recipe: Recipe, switches: tuple[Switch, ...]) -> Variant | None:
         changed = override_recipe(recipe, wanted, where=name)
     except RecipeError as error:
         raise UsageError(f"{name} leaves no recipe that can be trained ({error.message})", error.hint) from error
-    if changed == recipe:
+    if changed == recipe and not any(switch.reranking for switch in switches):
         return None
     return Variant(" ".join([name, *(f"({note})" for note in notes)]), changed, switches, tuple(notes))
 
@@ -194,8 +222,20 @@ def _mended(recipe: Recipe, overrides: Sequence[str]) -> tuple[list[str], list[s
 
 
 def _different(variants: Sequence[Variant]) -> tuple[Variant, ...]:
-    """Variants whose recipes differ; the first of equal ones stays."""
-    kept: dict[str, Variant] = {}
+    """Variants that are not the same thing under two names; the first of equal ones stays."""
+    kept: dict[tuple[str, str | None], Variant] = {}
     for variant in variants:
-        kept.setdefault(variant.recipe.sha256(), variant)
+        kept.setdefault((_effective(variant.recipe).sha256(), variant.reranking), variant)
     return tuple(kept.values())
+
+
+def _effective(recipe: Recipe) -> Recipe:
+    """The recipe with fields that have no effect in it at their defaults, so that equal trainings look equal."""
+    inert = []
+    if not recipe.image_encoder.global_window:
+        inert += ["image_encoder.global_window_source=conv", "image_encoder.global_query=local"]
+    if not recipe.losses.pre_alignment:
+        inert += ["losses.itc=1.0", "losses.triplet=intra", "losses.triplet_negatives=sum"]
+    if recipe.losses.triplet == "none":
+        inert.append("losses.triplet_negatives=sum")
+    return override_recipe(recipe, inert)

@@ -1,0 +1,249 @@
+"""`cmpagl ablate`: the recipe with and without each claim of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cmpagl_cli.commands.options import DataOption, SetOption, Settings, settings
+from cmpagl_cli.views import Column, duration, echo, emit
+
+if TYPE_CHECKING:
+    from cmpagl_core.ablation.study import Forecast
+    from cmpagl_core.ablation.table import AblationRow, AblationTable
+    from cmpagl_core.ablation.variants import Switch, Variant
+
+Format = Literal["table", "json", "csv", "markdown", "latex", "html"]
+
+_TRIPLETS = "none|plain|intra|hardest|circle|supcon"
+_STUDIES = "gswin|pre-alignment|triplet|smr|all"
+
+Recipe = Annotated[str | None, typer.Argument(metavar="RECIPE", help="The baseline; the newest run if left out.")]
+NoGlobalWindow = Annotated[bool, typer.Option("--no-global-window", help="Plain Swin.")]
+Source = Annotated[Literal["avgpool"] | None, typer.Option("--global-window-source", help="In place of convolutions.")]
+Query = Annotated[Literal["global"] | None, typer.Option("--global-query", help="GCViT's direction.")]
+Branches = Annotated[Literal["parallel"] | None, typer.Option("--branches", help="In place of one after the other.")]
+NoPreAlignment = Annotated[bool, typer.Option("--no-pre-alignment", help="Neither ITC nor triplet before fusion.")]
+NoItc = Annotated[bool, typer.Option("--no-itc", help="Without the contrastive loss.")]
+NoTriplet = Annotated[bool, typer.Option("--no-triplet", help="Without the triplet loss.")]
+Triplets = Annotated[
+    list[str] | None, typer.Option("--triplet", metavar=_TRIPLETS, help="Another metric loss; repeatable.")
+]
+NoItm = Annotated[bool, typer.Option("--no-itm", help="Without image-text matching.")]
+NoMlm = Annotated[bool, typer.Option("--no-mlm", help="Without masked language modelling.")]
+NoSmr = Annotated[bool, typer.Option("--no-smr", help="Without SMR; nothing is trained for this.")]
+SmrForm = Annotated[Literal["add", "multiply"] | None, typer.Option("--smr-form", help="Nor for this.")]
+Rerank = Annotated[
+    list[str] | None,
+    typer.Option("--rerank", metavar="galr|csls|dual-softmax", help="In place of SMR; repeatable; nor for this."),
+]
+Split = Annotated[
+    list[int] | None, typer.Option("--text-split", min=1, metavar="LAYERS", help="Of the text half; repeatable.")
+]
+Studies = Annotated[
+    list[str] | None, typer.Option("--study", metavar=_STUDIES, help="All switches of a claim; repeatable.")
+]
+Seeds = Annotated[str | None, typer.Option("--seeds", metavar="0,1,2", help="Seeds; the recipe's own if left out.")]
+Factorial = Annotated[bool, typer.Option("--full-factorial", help="Every combination, in place of one at a time.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long it takes.")]
+On = Annotated[Literal["val", "test"], typer.Option("--split", help="Where variants are compared.")]
+Base = Annotated[
+    Literal["cosine", "itm"] | None,
+    typer.Option("--judge", help="Judge by these scores (re-ranked); each variant's last ones if left out."),
+]
+Results = Annotated[
+    Path | None,
+    typer.Option("--results", metavar="DIR", help="Where finished results are kept; in the workspace if left out."),
+]
+Figure = Annotated[Path | None, typer.Option("--figure", metavar="FILE", help="Differences as .png, .pdf or .svg.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the table here, not on stdout.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="How to write the table.")]
+
+
+def ablate(
+    ctx: typer.Context,
+    recipe: Recipe = None,
+    no_global_window: NoGlobalWindow = False,
+    global_window_source: Source = None,
+    global_query: Query = None,
+    branches: Branches = None,
+    no_pre_alignment: NoPreAlignment = False,
+    no_itc: NoItc = False,
+    no_triplet: NoTriplet = False,
+    triplet: Triplets = None,
+    no_itm: NoItm = False,
+    no_mlm: NoMlm = False,
+    no_smr: NoSmr = False,
+    smr_form: SmrForm = None,
+    rerank: Rerank = None,
+    text_split: Split = None,
+    study: Studies = None,
+    seeds: Seeds = None,
+    full_factorial: Factorial = False,
+    dry_run: DryRun = False,
+    data: DataOption = None,
+    split: On = "test",
+    judge: Base = None,
+    overrides: SetOption = None,
+    results: Results = None,
+    figure: Figure = None,
+    out: Out = None,
+    format: FormatOption = "table",
+) -> None:
+    """Train a recipe with and without each named switch, and say which differences stand out from noise.
+
+    Models and gammas are chosen on the selection split; variants are compared on --split. Finished variants are
+    found again and not trained twice; what differs in re-ranking alone is never trained. An interrupted study goes
+    on when it is called again.
+
+    Examples:
+      cmpagl ablate --no-global-window
+      cmpagl ablate ucm-cpu --study gswin --seeds 0,1,2 --dry-run
+      cmpagl ablate ucm-cpu --triplet plain --triplet circle --no-triplet --format markdown
+      cmpagl ablate --study smr --figure smr.png
+      cmpagl ablate ucm-cpu --no-itm --no-mlm --full-factorial --format html --out study.html
+    """
+    from cmpagl_core.ablation.start import start_study
+    from cmpagl_core.ablation.study import forecast, run_study
+    from cmpagl_core.ablation.variants import full_factorial as combined
+    from cmpagl_core.ablation.variants import one_at_a_time, switches_of
+
+    given = settings(ctx)
+    names = _named(ctx.params)
+    switches = switches_of(names, study or (), text_split or ())
+    start = start_study(
+        given.workspace, recipe, overrides or (), data, split, results, given.compute_device(), given.progress
+    )
+    variants = (combined if full_factorial else one_at_a_time)(start.recipe, switches)
+    chosen = _seeds(seeds) or start.seeds
+    plan = forecast(variants, chosen, start.scene)
+    _announce(given, plan, switches, variants)
+    if dry_run:
+        _show_plan(plan, format)
+        return
+    table = run_study(variants, chosen, start.scene, judge)
+    _show_table(table, format, out)
+    if figure is not None:
+        from cmpagl_core.ablation.figure import draw_deltas
+
+        draw_deltas(table, figure)
+        given.progress.say(f"figure: {figure}")
+
+
+def _named(flags: Mapping[str, Any]) -> list[str]:
+    """Names of the switches that the flags stand for."""
+    single = ("no_global_window", "no_pre_alignment", "no_itc", "no_triplet", "no_itm", "no_mlm", "no_smr")
+    valued = ("global_window_source", "global_query", "branches")
+    names = [name.replace("_", "-") for name in single if flags[name]]
+    names += [f"{name.replace('_', '-')}-{flags[name]}" for name in valued if flags[name]]
+    names += ["no-triplet" if kind == "none" else f"triplet-{kind}" for kind in flags["triplet"] or ()]
+    names += [f"smr-{flags['smr_form']}"] if flags["smr_form"] else []
+    return [*names, *(flags["rerank"] or ())]
+
+
+def _seeds(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    try:
+        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list such as 0,1,2", param_hint="--seeds") from None
+
+
+def _announce(given: Settings, plan: Forecast, switches: Sequence[Switch], variants: Sequence[Variant]) -> None:
+    """The cost, before it is paid."""
+    from cmpagl_core.ablation.variants import left_out
+
+    for name in left_out(switches, variants):
+        given.progress.say(f"{name} changes nothing in this recipe and is left out")
+    if plan.trainings == 0:
+        time = "nothing to train"
+    elif plan.total_s is None:
+        time = f"{plan.trainings} trainings; how long one takes is not known before the first has ended"
+    else:
+        each = duration(plan.seconds_per_training or 0.0)
+        time = f"{plan.trainings} trainings of about {each}: about {duration(plan.total_s)}"
+    given.progress.say(f"{len(variants)} variants, {plan.evaluations} evaluations to make, {time}")
+
+
+def _show_plan(plan: Forecast, format: Format) -> None:
+    rows = [{"variant": step.variant.name, "seed": step.trial.seed, "todo": step.todo} for step in plan.steps]
+    document = {
+        "steps": rows,
+        "trainings": plan.trainings,
+        "evaluations": plan.evaluations,
+        "seconds_per_training": plan.seconds_per_training,
+        "total_s": plan.total_s,
+    }
+    columns = [Column("variant"), Column("seed"), Column("todo", "to do")]
+    emit(rows, columns, "table" if format == "html" else format, document=document)
+
+
+def _show_table(table: AblationTable, format: Format, out: Path | None) -> None:
+    text = _rendered(table, format)
+    if out is None:
+        echo(text)
+        return
+    from cmpagl_core.files import write_text
+
+    write_text(out, text + "\n")
+
+
+def _rendered(table: AblationTable, format: Format) -> str:
+    if format == "html":
+        from cmpagl_core.report.ablation_page import render_ablation
+
+        return render_ablation(table)
+    from cmpagl_cli.views import render
+
+    if format == "csv":
+        rows = [_machine_row(row) for row in table.rows]
+        return render(rows, [Column(key) for key in rows[0]], "csv")
+    people = [_row_for_people(row) for row in table.rows]
+    columns = [Column(key, head) for key, head in _HEADS.items()]
+    title = f"{table.dataset}, {table.split} split ({table.images:,} images), chosen on the selection split"
+    return render(people, columns, format, table.to_json(), title)
+
+
+_HEADS = {
+    "variant": "variant",
+    "stage": "judged at",
+    **{f"{side}_{key}": f"{side} R@{key[1:]}" for side in ("i2t", "t2i") for key in ("r1", "r5", "r10")},
+    "mr": "mR",
+    "delta": "difference",
+    "p": "p (Holm)",
+    "parameters": "parameters",
+    "seconds": "s / epoch",
+}
+
+
+def _recalls(row: AblationRow) -> dict[str, float]:
+    return {f"{side}_{key}": getattr(getattr(row, side), key) for side in ("i2t", "t2i") for key in ("r1", "r5", "r10")}
+
+
+def _row_for_people(row: AblationRow) -> dict[str, Any]:
+    spread = "" if row.mr_std is None else f" ± {row.mr_std:.2f}"
+    delta = p = ""
+    if row.delta is not None and row.delta_ci95 is not None:
+        delta = f"{row.delta:+.2f} [{row.delta_ci95[0]:+.2f}, {row.delta_ci95[1]:+.2f}]"
+        p = f"{row.p_value:.4f} ({row.p_holm:.4f})"
+    return {
+        "variant": row.variant,
+        "stage": row.stage,
+        **_recalls(row),
+        "mr": f"{row.mr:.2f}{spread}",
+        "delta": delta,
+        "p": p,
+        "parameters": row.parameters,
+        "seconds": f"{row.seconds_per_epoch:.1f}",
+    }
+
+
+def _machine_row(row: AblationRow) -> dict[str, Any]:
+    low, high = row.delta_ci95 or (None, None)
+    kept = {key: value for key, value in asdict(row).items() if key not in ("i2t", "t2i", "delta_ci95")}
+    return {**kept, **_recalls(row), "delta_low": low, "delta_high": high}

@@ -1,0 +1,68 @@
+"""What a study starts from: a recipe that is named, or the newest run, which then is the baseline itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cmpagl_core.ablation.trials import VARIANT_RUNS, Scene
+from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
+from cmpagl_core.errors import DataError, MismatchError
+from cmpagl_core.evaluation.selection import training_data
+from cmpagl_core.progress import Progress
+from cmpagl_core.recipe import Recipe, load_recipe, override_recipe
+from cmpagl_core.runs import Run, open_run
+from cmpagl_core.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Start:
+    """The baseline's recipe, the seeds unless others are asked for, and where the study takes place."""
+
+    recipe: Recipe
+    name: str
+    seeds: tuple[int, ...]
+    scene: Scene
+
+
+def start_study(
+    workspace: Workspace,
+    recipe: str | None,
+    overrides: Iterable[str],
+    data: str | None,
+    split: str,
+    results: Path | None,
+    device: torch.device,
+    progress: Progress,
+) -> Start:
+    """recipe: a name or file; None takes the newest run's. results: where finished trials are kept.
+
+    Raises DataError when the run or its data set is not there, MismatchError when that was prepared anew.
+    """
+    if recipe is None:
+        run = open_run(workspace.find("runs"))
+        chosen, name = override_recipe(run.recipe, overrides), run.root.name
+        prepared = _data_of(workspace, run) if data is None else open_prepared(workspace.find("data", data))
+    else:
+        chosen, name = load_recipe(recipe, overrides), Path(recipe).stem
+        prepared = open_prepared(workspace.find("data", data or chosen.data.dataset or None))
+    folder = workspace.root / VARIANT_RUNS / "results" if results is None else results
+    return Start(chosen, name, (chosen.train.seed,), Scene(workspace, prepared, split, folder, device, progress))
+
+
+def _data_of(workspace: Workspace, run: Run) -> PreparedDataset:
+    prepared = training_data(workspace, run)
+    if prepared is None:
+        raise DataError(
+            f"the data set {run.info.dataset} that {run.root.name} was trained on is not at {run.info.dataset_root}",
+            hint="name one with --data",
+        )
+    if prepared.manifest.sha256 != run.info.manifest_sha256:
+        raise MismatchError(
+            f"{prepared.root} was prepared anew with other content since {run.root.name} was trained",
+            hint="name it with --data to train the baseline on it too",
+        )
+    return prepared

@@ -1,0 +1,118 @@
+"""A study: variants times seeds, what of it is done already, how long the rest takes, and doing it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from cmpagl_core.ablation.table import AblationTable, build_table
+from cmpagl_core.ablation.trials import (
+    Scene,
+    Trial,
+    TrialResult,
+    known_result,
+    run_trial,
+    scored,
+    trained_runs,
+    training_key,
+)
+from cmpagl_core.ablation.variants import Variant, bases_of
+from cmpagl_core.evaluation.stages import Base
+from cmpagl_core.recipe import override_recipe
+from cmpagl_core.runs import Run
+
+Todo = Literal["nothing", "evaluate", "train"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One variant with one seed, and what is left to do for it."""
+
+    variant: Variant
+    trial: Trial
+    todo: Todo
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a study will do and how long its trainings take; None where there is nothing to predict from."""
+
+    steps: tuple[Step, ...]
+    trainings: int
+    evaluations: int
+    seconds_per_training: float | None
+
+    @property
+    def total_s(self) -> float | None:
+        return None if self.seconds_per_training is None else self.trainings * self.seconds_per_training
+
+
+def forecast(variants: Sequence[Variant], seeds: Sequence[int], scene: Scene) -> Forecast:
+    """Seed by seed, so that an interrupted study has whole rounds. Equal trainings and evaluations are shared.
+
+    The time is the median of this study's trainings that are finished, on whatever machine that was.
+    """
+    trained = trained_runs(scene)
+    planned: dict[str, Todo] = {}
+    trainings: set[str] = set()
+    known_s: list[float] = []
+    steps = []
+    for trial, variant in _trials(variants, seeds):
+        key = training_key(trial.recipe, scene.prepared.manifest.sha256)
+        name = trial.recipe.sha256()
+        if name in planned:
+            steps.append(Step(variant, trial, "nothing"))
+            continue
+        result = known_result(trial, scene)
+        if result is not None:
+            todo: Todo = "nothing"
+            known_s.append(result.facts.elapsed_s)
+        elif key in trained or key in trainings:
+            todo = "evaluate"
+            known_s += [trained[key].info.elapsed_s] if key in trained else []
+        else:
+            todo = "train"
+            trainings.add(key)
+        planned[name] = todo
+        steps.append(Step(variant, trial, todo))
+    done = list(planned.values())
+    each = median(known_s) if known_s else None
+    return Forecast(tuple(steps), done.count("train"), len(done) - done.count("nothing"), each)
+
+
+def run_study(
+    variants: Sequence[Variant], seeds: Sequence[int], scene: Scene, base: Base | None = None, notes: Sequence[str] = ()
+) -> AblationTable:
+    """Do what is left to do, and compare. base: judge by these plain scores, not by each variant's last ones.
+
+    Raises InterruptedByUserError when stopped: what is finished is kept, and an unfinished training goes on from
+    where it was.
+    """
+    trained: dict[str, Run] = trained_runs(scene)
+    done: dict[str, TrialResult] = {}
+    results: dict[str, list[TrialResult]] = {variant.name: [] for variant in variants}
+    trials = list(_trials(variants, seeds))
+    for place, (trial, variant) in enumerate(trials, start=1):
+        name = trial.recipe.sha256()
+        if name not in done:
+            known = known_result(trial, scene)
+            if known is None:
+                scene.progress.say(f"{place} of {len(trials)}: {trial.name}, seed {trial.seed}")
+            done[name] = known or run_trial(trial, scene, trained)
+        results[variant.name].append(done[name])
+    return build_table(variants, results, base, notes)
+
+
+def _trials(variants: Sequence[Variant], seeds: Sequence[int]) -> list[tuple[Trial, Variant]]:
+    """One trial per variant and seed; variants that differ in re-ranking alone share one."""
+    pairs = []
+    for seed in seeds:
+        recipes = [scored(override_recipe(variant.recipe, [f"train.seed={seed}"])) for variant in variants]
+        for recipe, variant in zip(recipes, variants, strict=True):
+            sharing = [other for other, its in zip(variants, recipes, strict=True) if its == recipe]
+            wanted = [stage for base in bases_of(recipe) for stage in (base, f"{base}+smr")]
+            wanted += [other.stage(base) for other in sharing for base in (None, *bases_of(recipe))]
+            pairs.append((Trial(sharing[0].name, recipe, tuple(dict.fromkeys(wanted))), variant))
+    return pairs

@@ -1,0 +1,229 @@
+"""One trial is one training and its evaluation: found by its hash where it was done before, else done now."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from cmpagl_core.datasets.prepared import PreparedDataset
+from cmpagl_core.datasets.splits import selection_splits
+from cmpagl_core.errors import DataError, InterruptedByUserError
+from cmpagl_core.evaluation.evaluate import EvaluateOptions, evaluate_model, is_pre_aligned, tuned_of
+from cmpagl_core.evaluation.result import RetrievalReport, load_report, save_report
+from cmpagl_core.evaluation.selection import choose_for_run
+from cmpagl_core.files import canonical_json, read_json, sha256_text, write_json
+from cmpagl_core.progress import Progress
+from cmpagl_core.recipe import Recipe, override_recipe
+from cmpagl_core.retrieval.rerank.chain import Tuned
+from cmpagl_core.runs import RESUME_FOLDER, TRAINING_VERSION, Run, list_runs
+from cmpagl_core.training.loop import fit
+from cmpagl_core.workspace import Workspace
+
+TRIAL_FORMAT = 1
+"""Raised by hand when evaluating the same run gives other numbers: kept results are then made again."""
+
+VARIANT_RUNS = "runs/ablations"
+_TRIAL_SUFFIX = ".trial.json"
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9.-]+")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where a study takes place. `results` keeps what is finished, and may be carried to another machine."""
+
+    workspace: Workspace
+    prepared: PreparedDataset
+    split: str
+    results: Path
+    device: torch.device
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A recipe with its seed, and every row (stage) that some variant wants to see of it."""
+
+    name: str
+    recipe: Recipe
+    stages: tuple[str, ...]
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.train.seed
+
+
+@dataclass(frozen=True)
+class TrialFacts:
+    """What a result file says beside the evaluation. Times in seconds."""
+
+    format_version: int
+    key: str
+    training_key: str
+    name: str
+    seed: int
+    parameters: int
+    elapsed_s: float
+    seconds_per_epoch: float
+    code: str
+    device: str
+    stages_asked: tuple[str, ...]
+    recipe: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class TrialResult:
+    """A finished trial."""
+
+    facts: TrialFacts
+    report: RetrievalReport
+
+    def stage(self, wanted: str) -> str:
+        """The stage, or the plain scores under it where its parameters could not be chosen."""
+        there = {row.stage for row in self.report.rows}
+        return wanted if wanted in there else wanted.partition("+")[0]
+
+
+def training_key(recipe: Recipe, manifest_sha256: str, training_version: int = TRAINING_VERSION) -> str:
+    """Equal for trainings that give the same weights: what is evaluated, and how data are called, does not count."""
+    content = recipe.model_dump(mode="json", exclude={"evaluate": True, "data": {"dataset", "workers"}})
+    return sha256_text(canonical_json([content, manifest_sha256, training_version]))
+
+
+def trial_key(trial: Trial, scene: Scene) -> str:
+    """Equal for trials that give the same numbers; which stages are shown does not count."""
+    manifest = scene.prepared.manifest.sha256
+    shown = trial.recipe.evaluate.model_dump(mode="json", exclude={"batch_size"})
+    content = [TRIAL_FORMAT, training_key(trial.recipe, manifest), shown, scene.split]
+    return sha256_text(canonical_json(content))
+
+
+def scored(recipe: Recipe) -> Recipe:
+    """The recipe whose evaluation shows every row, so that variants that leave out re-ranking share it."""
+    return override_recipe(recipe, ["evaluate.smr=true"])
+
+
+def known_result(trial: Trial, scene: Scene) -> TrialResult | None:
+    """The kept result of a trial, if there is one that can be read."""
+    key = trial_key(trial, scene)
+    for facts_path in sorted(scene.results.glob(f"*-{key[:8]}{_TRIAL_SUFFIX}")):
+        try:
+            facts = TypeAdapter(TrialFacts).validate_python(read_json(facts_path))
+            if facts.key == key and set(trial.stages) <= set(facts.stages_asked):
+                return TrialResult(facts, load_report(_report_of(facts_path)))
+        except (DataError, ValidationError) as error:
+            scene.progress.say(f"{facts_path} is made again: {error}")
+    return None
+
+
+def trained_runs(scene: Scene) -> dict[str, Run]:
+    """Every finished run of the workspace by its training key; the newest of equal ones."""
+    found: dict[str, Run] = {}
+    for folder in ("runs", VARIANT_RUNS):
+        for run in list_runs(scene.workspace, scene.progress, folder):
+            info = run.info
+            found.setdefault(training_key(run.recipe, info.manifest_sha256, info.code.training_version), run)
+    return found
+
+
+def run_trial(trial: Trial, scene: Scene, trained: dict[str, Run]) -> TrialResult:
+    """Train, unless that was done, and evaluate; the result is kept. Adds the run to `trained`."""
+    key = training_key(trial.recipe, scene.prepared.manifest.sha256)
+    if key not in trained:
+        trained[key] = _train(trial, scene, key)
+    run = trained[key]
+    report = _evaluate(trial, scene, run)
+    facts = TrialFacts(
+        format_version=TRIAL_FORMAT,
+        key=trial_key(trial, scene),
+        training_key=key,
+        name=trial.name,
+        seed=trial.seed,
+        parameters=run.info.parameters,
+        elapsed_s=run.info.elapsed_s,
+        seconds_per_epoch=run.info.seconds_per_epoch,
+        code=" ".join(filter(None, (run.info.code.version, run.info.code.commit))),
+        device=run.info.device,
+        stages_asked=trial.stages,
+        recipe=trial.recipe.model_dump(mode="json"),
+    )
+    facts_path = scene.results / f"{_slug(trial.name)}-s{trial.seed}-{facts.key[:8]}{_TRIAL_SUFFIX}"
+    save_report(report, _report_of(facts_path))
+    write_json(facts_path, asdict(facts))
+    return TrialResult(facts, report)
+
+
+def run_folder(trial: Trial, scene: Scene) -> Path:
+    """Where a trial's run lies: apart from other runs, so that it never becomes the newest one."""
+    key = training_key(trial.recipe, scene.prepared.manifest.sha256)
+    return scene.workspace.root / VARIANT_RUNS / f"{_slug(trial.name)}-s{trial.seed}-{key[:8]}"
+
+
+def _train(trial: Trial, scene: Scene, key: str) -> Run:
+    root = run_folder(trial, scene)
+    with _interrupted_here(trial):
+        return fit(
+            trial.recipe,
+            scene.prepared,
+            root,
+            scene.progress,
+            scene.device,
+            resume=(root / RESUME_FOLDER).is_dir(),
+            cache_root=scene.workspace.root / "cache",
+            recipe_name=trial.name,
+        )
+
+
+def _evaluate(trial: Trial, scene: Scene, run: Run) -> RetrievalReport:
+    """Evaluate under the trial's own recipe; parameters that the run did not choose like this are chosen now."""
+    loaded = run.load(scene.device)
+    as_asked = replace(run, recipe=trial.recipe)
+    tuned = tuned_of(as_asked)
+    if is_pre_aligned(trial.recipe) and _must_choose(trial, run, tuned):
+        selection = selection_splits(scene.prepared, trial.recipe.data.selection)[1]
+        _, tuned = choose_for_run(as_asked, loaded, selection, scene.progress)
+    possible = [stage for stage in trial.stages if "smr" not in stage or tuned.smr is not None]
+    with _interrupted_here(trial):
+        return evaluate_model(
+            replace(loaded, recipe=trial.recipe),
+            as_asked,
+            scene.prepared.split(scene.split),
+            scene.progress,
+            EvaluateOptions(rerank=",".join(possible)),
+            scene.prepared.manifest.sha256,
+            tuned=tuned,
+        )
+
+
+def _must_choose(trial: Trial, run: Run, tuned: Tuned) -> bool:
+    ours, theirs = trial.recipe.evaluate, run.recipe.evaluate
+    same = all(getattr(ours, name) == getattr(theirs, name) for name in ("smr_form", "smr_gammas", "views"))
+    return (
+        tuned.smr is None or not same or (tuned.dual_softmax is None and any("dual" in stage for stage in trial.stages))
+    )
+
+
+@contextmanager
+def _interrupted_here(trial: Trial) -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, InterruptedByUserError):
+        raise InterruptedByUserError(
+            f"stopped in {trial.name} with seed {trial.seed}, everything finished is kept",
+            hint="call the same command again to go on from here",
+        ) from None
+
+
+def _report_of(facts_path: Path) -> Path:
+    """The evaluation beside a trial's facts."""
+    return facts_path.with_name(facts_path.name.removesuffix(_TRIAL_SUFFIX) + ".json")
+
+
+def _slug(name: str) -> str:
+    return _NOT_IN_A_NAME.sub("-", name).strip("-.")[:80] or "variant"
