@@ -25,7 +25,7 @@ from cmpagl_core.retrieval.rerank.chain import Gammas, Tuned
 from cmpagl_core.retrieval.scores import ScoreMatrix
 from cmpagl_core.runs import LoadedModel, Run
 
-_NPY_DIMENSIONS = 2
+_ARCHIVE = b"PK"
 
 
 @dataclass(frozen=True)
@@ -169,15 +169,16 @@ def open_scores(path: Path) -> NDArray[Any]:
     """Map a `.npy` file of scores; nothing in it is ever executed. Raises DataError in one sentence."""
     hint = "save it with numpy.save as a float32 matrix of images x captions"
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as stream:
+            archive = stream.read(len(_ARCHIVE)) == _ARCHIVE
+        if archive:
+            raise DataError(f"{path} is an archive of several arrays, not one .npy matrix", hint=hint)
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     except (OSError, ValueError, EOFError, OverflowError, MemoryError) as error:
         raise DataError(f"{path} is not a .npy file of plain numbers", hint=hint) from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise DataError(f"{path} is an archive of several arrays, not one .npy matrix", hint=hint)
-    if array.ndim != _NPY_DIMENSIONS or array.dtype.kind not in "fiu":
+    if array.ndim != 2 or array.dtype.kind not in "fiu":
         raise DataError(f"{path} holds {array.dtype} of shape {array.shape}, not a matrix of numbers", hint=hint)
     return array
 

@@ -160,7 +160,8 @@ def load_report(path: Path) -> RetrievalReport:
 
 def _load_queries(path: Path, stages: list[str]) -> Queries:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # opened here, since numpy leaves a broken archive open
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing", hint="evaluate again") from error

@@ -1,0 +1,177 @@
+"""`evaluate`, `compare` and `tune` on the command line: JSON as promised, refusals with the right exit code."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cmpagl_core.datasets.prepared import open_prepared
+from cmpagl_core.errors import ExitCode
+from cmpagl_core.features.export import export_features
+from cmpagl_core.progress import Silent
+from cmpagl_core.runs import open_run
+from tests.conftest import Cmpagl
+
+QUICK = ("--samples", "10")
+
+
+@pytest.fixture
+def workspace(tiny_run: Path, tmp_path: Path) -> Path:
+    """The tiny data set and its run, to be changed at will."""
+    shutil.copytree(tiny_run.parent.parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def save_scores(path: Path, prepared: Path, split: str = "test", constant: bool = False) -> Path:
+    found = open_prepared(prepared).split(split)
+    shape = (len(found), len(found.captions))
+    np.save(path, np.ones(shape, np.float32) if constant else np.random.default_rng(0).standard_normal(shape))
+    return path
+
+
+def document(cmpagl: Cmpagl, *arguments: str | Path) -> Any:
+    result = cmpagl(*arguments, "--format", "json", "--quiet")
+    assert result.exit_code == ExitCode.DONE, result.output
+    return json.loads(result.stdout)
+
+
+def test_a_run_is_evaluated_on_test_and_keeps_the_result(cmpagl: Cmpagl, workspace: Path) -> None:
+    found = document(cmpagl, "evaluate", *QUICK)
+    assert [row["stage"] for row in found["rows"]] == ["cosine", "itm"]
+    for row in found["rows"]:
+        assert {"stage", "i2t", "t2i", "mr", "bounds", "ci95"} <= row.keys()
+        assert set(row["i2t"]) == set(row["t2i"]) == {"r1", "r5", "r10"}
+        assert row["i2t"]["r10"] == row["t2i"]["r10"] == 100.0
+    assert found["stamp"]["split"] == "test"
+    assert found["stamp"]["protocol"] == "rsitr"
+    assert json.loads((workspace / "runs/tiny/evaluations/test-rsitr.json").read_text()) == found
+    assert (workspace / "runs/tiny/evaluations/test-rsitr.npz").is_file()
+
+
+def test_all_re_rankings_and_tuning_go_together(cmpagl: Cmpagl, workspace: Path) -> None:
+    chosen = document(cmpagl, "tune", "smr", "--gammas", "0,1", "--out", workspace / "grid.png")
+    assert len(chosen["grid"]) == 4
+    assert chosen["split"] == "selection"
+    found = document(cmpagl, "evaluate", "--rerank", "all", "--itm-k", "2", *QUICK)
+    assert [row["stage"] for row in found["rows"]] == [
+        "cosine", "cosine+smr", "itm", "itm+smr", "galr", "csls", "dual_softmax",
+    ]  # fmt: skip
+    assert found["stamp"]["smr"] == {key: chosen[key] for key in ("form", "gamma1", "gamma2")}
+    assert found["stamp"]["itm_k"] == 2
+
+
+def test_tuning_on_the_test_split_is_refused_and_nothing_kept(cmpagl: Cmpagl, workspace: Path) -> None:
+    before = (workspace / "runs/tiny/run.json").read_bytes()
+    result = cmpagl("tune", "smr", "--split", "test")
+    assert result.exit_code == ExitCode.GUARD
+    assert "choosing SMR's gammas on the test split would make its recalls meaningless" in result.output
+    assert cmpagl("tune", "smr", "--gammas", "0", "--no-keep", "--quiet").exit_code == ExitCode.DONE
+    assert (workspace / "runs/tiny/run.json").read_bytes() == before
+    wrong = cmpagl("tune", "smr", "--gammas", "0;1")
+    assert wrong.exit_code == ExitCode.USAGE
+    assert "--gammas '0;1' is not a list of numbers" in wrong.output
+
+
+def test_features_are_evaluated_and_re_ranking_chosen_on_others(cmpagl: Cmpagl, workspace: Path) -> None:
+    prepared, run = open_prepared(workspace / "data/tiny"), open_run(workspace / "runs/tiny")
+    for split in ("val", "test"):
+        export_features(run, prepared.split(split), workspace / f"{split}.safetensors", Silent(), run.load().device)
+    test, val = workspace / "test.safetensors", workspace / "val.safetensors"
+    plain = document(cmpagl, "evaluate", "--features", test, *QUICK)
+    assert [row["stage"] for row in plain["rows"]] == ["cosine"]
+    of_run = document(cmpagl, "evaluate", "--rerank", "none", "--itm-k", "0", *QUICK)
+    assert plain["rows"][0] == of_run["rows"][0]
+    chosen = document(cmpagl, "evaluate", "--features", test, "--choose-on", val, "--rerank", "all", *QUICK)
+    assert [row["stage"] for row in chosen["rows"]] == ["cosine", "cosine+smr", "galr", "csls", "dual_softmax"]
+    refused = cmpagl("evaluate", "--features", test, "--choose-on", test)
+    assert refused.exit_code == ExitCode.GUARD
+    assert "on the test split" in refused.output
+    same = cmpagl("evaluate", "--features", val, "--choose-on", val)
+    assert same.exit_code == ExitCode.GUARD
+    assert "is of the very split that is evaluated" in same.output
+
+
+def test_a_constant_matrix_gives_chance_with_the_flag(cmpagl: Cmpagl, workspace: Path) -> None:
+    scores = save_scores(workspace / "S.npy", workspace / "data/tiny", constant=True)
+    found = document(cmpagl, "evaluate", "--scores", scores, "--data", "tiny", "--split", "test", *QUICK)
+    assert found["rows"][0]["t2i"]["r1"] == pytest.approx(25.0)
+    assert found["rows"][0]["bounds"]["t2i"]["r1"] == [0.0, 100.0]
+    result = cmpagl("evaluate", "--scores", scores, *QUICK)
+    assert "ties: the order of equal scores decides more than 0.1 of this mR" in result.stderr
+
+
+def test_bad_matrices_get_one_sentence_and_the_right_exit_code(cmpagl: Cmpagl, workspace: Path) -> None:
+    path = workspace / "S.npy"
+    cases = [
+        (np.full((4, 8), np.nan), ExitCode.DATA, "scores[0, 0] is nan, not a finite number"),
+        (np.zeros((4, 9)), ExitCode.MISMATCH, "S.npy is 4 x 9, but the test split of tiny has 4 images x 8 captions"),
+        (np.zeros(4), ExitCode.DATA, "not a matrix of numbers"),
+        (np.array([["a"]]), ExitCode.DATA, "not a matrix of numbers"),
+        (np.array([[None]]), ExitCode.DATA, "S.npy is not a .npy file of plain numbers"),
+    ]
+    for array, code, words in cases:
+        np.save(path, array, allow_pickle=True)
+        result = cmpagl("evaluate", "--scores", path)
+        assert (result.exit_code, words in " ".join(result.output.split())) == (code, True), result.output
+        assert "Traceback" not in result.output
+    missing = cmpagl("evaluate", "--scores", workspace / "none.npy")
+    assert missing.exit_code == ExitCode.DATA
+
+
+def test_options_that_exclude_each_other_are_refused(cmpagl: Cmpagl, workspace: Path) -> None:
+    for arguments in (
+        ("--features", "F", "--scores", "S"),
+        ("--features", "F", "--run", "tiny"),
+        ("--choose-on", "F"),
+        ("--rerank", "mrs"),
+    ):
+        assert cmpagl("evaluate", *arguments).exit_code == ExitCode.USAGE
+    assert cmpagl("evaluate", "--split", "nosuch").exit_code == ExitCode.DATA
+
+
+def test_tables_for_people_papers_and_programs(cmpagl: Cmpagl, workspace: Path) -> None:
+    scores = save_scores(workspace / "S.npy", workspace / "data/tiny")
+    call = ("evaluate", "--scores", scores, "--rerank", "csls", *QUICK)
+    assert "i2t R@1" in cmpagl(*call).stdout
+    rows = list(csv.DictReader(io.StringIO(cmpagl(*call, "--format", "csv").stdout)))
+    assert [row["stage"] for row in rows] == ["cosine", "csls"]
+    assert float(rows[0]["mr_low"]) <= float(rows[0]["mr"]) <= float(rows[0]["mr_high"])
+    assert cmpagl(*call, "--format", "markdown").stdout.startswith("| stage | i2t R@1 |")
+    assert r"\begin{tabular}" in cmpagl(*call, "--format", "latex").stdout
+    grouped = document(cmpagl, *call, "--by", "scene")
+    assert [(group["stage"], group["group"]) for group in grouped["groups"]] == [
+        (stage, scene) for stage in ("cosine", "csls") for scene in ("north", "south")
+    ]
+    assert "words" in cmpagl(*call, "--by", "length").stdout
+
+
+def test_a_run_compared_with_itself_differs_by_nothing(cmpagl: Cmpagl, workspace: Path) -> None:
+    document(cmpagl, "evaluate", *QUICK)
+    shutil.copytree(workspace / "runs/tiny", workspace / "runs/twin")
+    found = document(cmpagl, "compare", "tiny", "twin")
+    assert {row["p"] for row in found["rows"]} == {row["p_holm"] for row in found["rows"]} == {1.0}
+    assert {row["delta"] for row in found["rows"]} == {0.0}
+    of_files = document(cmpagl, "compare", workspace / "runs/tiny/evaluations/test-rsitr.json", "tiny,twin")
+    assert {row["b_std"] for row in of_files["rows"]} == {0.0}
+    assert "p (Holm)" in cmpagl("compare", "tiny", "twin", "--stage", "itm").stdout
+
+
+def test_other_protocols_are_not_mixed_unless_told_to(cmpagl: Cmpagl, workspace: Path) -> None:
+    document(cmpagl, "evaluate", *QUICK)
+    document(cmpagl, "evaluate", "--protocol", "duplicate-aware", *QUICK)
+    aware = workspace / "runs/tiny/evaluations/test-duplicate-aware.json"
+    refused = cmpagl("compare", "tiny", aware)
+    assert refused.exit_code == ExitCode.GUARD
+    assert "must not stand in one column: protocol is rsitr (tiny), duplicate-aware" in " ".join(refused.output.split())
+    mixed = document(cmpagl, "compare", "tiny", aware, "--mix")
+    assert mixed["mixed"][0].startswith("protocol is rsitr (tiny)")
+    missing = cmpagl("compare", "tiny", "tiny", "--split", "val")
+    assert missing.exit_code == ExitCode.DATA
+    assert "run `cmpagl evaluate --run tiny --split val`" in " ".join(missing.output.split())

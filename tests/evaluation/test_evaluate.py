@@ -1,0 +1,270 @@
+"""A report says the same as plain loops, is kept without pickle, and foreign input is checked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cmpagl_core.datasets.prepared import DataSplit, open_prepared
+from cmpagl_core.errors import DataError, GuardError, MismatchError, UsageError
+from cmpagl_core.evaluation.evaluate import (
+    EvaluateOptions,
+    evaluate_features,
+    evaluate_model,
+    evaluate_run,
+    evaluate_scores,
+    open_scores,
+    tuned_of,
+)
+from cmpagl_core.evaluation.groups import by_length, by_scene
+from cmpagl_core.evaluation.result import load_report, report_path, save_report
+from cmpagl_core.evaluation.selection import choose_for_run, keep_choice, open_tested, with_temperature
+from cmpagl_core.evaluation.stages import Available, Stage, plan_stages
+from cmpagl_core.features.export import run_features
+from cmpagl_core.progress import Silent
+from cmpagl_core.recipe import override_recipe
+from cmpagl_core.retrieval.rerank.chain import Gammas, Tuned
+from cmpagl_core.runs import Run, open_run
+from cmpagl_core.workspace import Workspace
+
+CPU = torch.device("cpu")
+QUICK = EvaluateOptions(samples=20)
+TUNED = Tuned(Gammas("multiply", 1.0, 2.0), 20.0)
+
+
+@pytest.fixture
+def run(tiny_run: Path, tmp_path: Path) -> Run:
+    shutil.copytree(tiny_run, tmp_path / "runs" / "tiny")
+    return open_run(tmp_path / "runs" / "tiny")
+
+
+@pytest.fixture(scope="module")
+def split(tiny_prepared: Path) -> DataSplit:
+    return open_prepared(tiny_prepared).split("all")
+
+
+def some_scores(split: DataSplit, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(0, 1, (len(split), len(split.captions))).round(1).astype(np.float32)
+
+
+def test_scores_of_anybody_are_evaluated_as_by_hand(split: DataSplit) -> None:
+    scores = np.random.default_rng(3).standard_normal((len(split), len(split.captions)))
+    row = evaluate_scores(scores, split, QUICK).first
+    owner = split.caption_image
+    for k, i2t, t2i in ((1, row.i2t.r1, row.t2i.r1), (5, row.i2t.r5, row.t2i.r5), (10, row.i2t.r10, row.t2i.r10)):
+        best_texts = [np.argsort(-scores[image])[:k] for image in range(len(split))]
+        best_images = [np.argsort(-scores[:, text])[:k] for text in range(len(owner))]
+        assert i2t == pytest.approx(100 * np.mean([image in owner[best] for image, best in enumerate(best_texts)]))
+        assert t2i == pytest.approx(100 * np.mean([owner[text] in best for text, best in enumerate(best_images)]))
+    assert row.mr == pytest.approx((row.i2t.mean + row.t2i.mean) / 2)
+    assert row.bounds.mr == (row.mr, row.mr)
+    assert row.ci95.mr[0] <= row.mr <= row.ci95.mr[1]
+
+
+def test_a_constant_matrix_gives_chance_and_the_flag(split: DataSplit) -> None:
+    row = evaluate_scores(np.ones((len(split), len(split.captions))), split, QUICK).first
+    assert row.t2i.r1 == pytest.approx(100 / len(split))
+    assert row.bounds.t2i["r1"] == (0.0, 100.0)
+    assert row.ties_matter
+
+
+def test_the_duplicate_aware_protocol_never_gives_less(split: DataSplit) -> None:
+    scores = some_scores(split)
+    aware = evaluate_scores(scores, split, replace(QUICK, protocol="duplicate-aware"))
+    plain = evaluate_scores(scores, split, QUICK)
+    assert aware.first.mr > plain.first.mr
+    assert aware.stamp.protocol == "duplicate-aware"
+
+
+def test_all_re_rankings_stand_below_the_plain_ranking(split: DataSplit) -> None:
+    scores = some_scores(split)
+    report = evaluate_scores(scores, split, replace(QUICK, rerank="all"), tuned=TUNED)
+    assert [row.stage for row in report.rows] == ["cosine", "cosine+smr", "galr", "csls", "dual_softmax"]
+    assert report.stamp.smr == TUNED.smr
+    assert report.stamp.dual_softmax == 20.0
+    without = evaluate_scores(scores, split, replace(QUICK, rerank="all"))
+    assert [row.stage for row in without.rows] == ["cosine", "galr", "csls"]
+    assert without.notes == ("left out cosine+smr, dual_softmax: parameters were never chosen on a selection split",)
+
+
+def test_chains_are_named_and_wrong_ones_refused() -> None:
+    available = Available(("cosine", "itm"), TUNED)
+    stages, _ = plan_stages("smr, csls+smr ,itm+galr,cosine", available)
+    assert stages == (
+        Stage("cosine", "cosine"),
+        Stage("cosine+smr", "cosine", ("smr",)),
+        Stage("csls+smr", "cosine", ("csls", "smr")),
+        Stage("itm+galr", "itm", ("galr",)),
+    )
+    assert [stage.name for stage in plan_stages("none", available)[0]] == ["cosine", "itm"]
+    only_itm = plan_stages("default", Available(("itm",), TUNED))[0]
+    assert [stage.name for stage in only_itm] == ["itm", "itm+smr"]
+    with pytest.raises(UsageError, match="'mrs' is no re-ranking"):
+        plan_stages("mrs", available)
+    with pytest.raises(UsageError, match="there are no itm scores here; there is cosine"):
+        plan_stages("itm", Available(("cosine",), TUNED))
+    with pytest.raises(UsageError, match="the parameters of smr were never chosen"):
+        plan_stages("csls+smr", Available(("cosine",), Tuned()))
+
+
+def test_a_run_shows_its_four_stages(run: Run, tiny_prepared: Path) -> None:
+    kept = replace(run, info=replace(run.info, smr=TUNED.smr))  # type: ignore[arg-type]
+    split = open_prepared(tiny_prepared).split("test")
+    report = evaluate_run(kept, split, Silent(), CPU, QUICK)
+    assert [row.stage for row in report.rows] == ["cosine", "cosine+smr", "itm", "itm+smr"]
+    assert report.stamp.itm_k == run.recipe.evaluate.itm_k
+    assert report.stamp.split_sha256 == split.sha256
+    assert report.stamp.model_sha256 == run.info.weights_sha256
+    no_itm = evaluate_run(kept, split, Silent(), CPU, replace(QUICK, itm_k=0))
+    assert [row.stage for row in no_itm.rows] == ["cosine", "cosine+smr"]
+    assert no_itm.rows[0] == report.rows[0]
+
+
+def test_without_pre_alignment_the_ranking_comes_from_itm(run: Run, tiny_prepared: Path) -> None:
+    split = open_prepared(tiny_prepared).split("test")
+    recipe = override_recipe(run.recipe, ["losses.pre_alignment=false"])
+    loaded = replace(run.load(), recipe=recipe)
+    report = evaluate_model(loaded, replace(run, recipe=recipe), split, Silent(), QUICK)
+    assert [row.stage for row in report.rows] == ["itm"]
+    assert report.stamp.itm_k == 0
+
+
+def test_features_are_evaluated_like_the_run_they_came_from(run: Run, split: DataSplit) -> None:
+    features = run_features(run.load(), "tiny", split, Silent())
+    of_features = evaluate_features(features, QUICK)
+    of_run = evaluate_run(run, split, Silent(), CPU, replace(QUICK, rerank="none", itm_k=0))
+    assert of_features.rows[0] == of_run.rows[0]
+    assert of_features.stamp.split_sha256 == of_run.stamp.split_sha256
+    nothing = replace(
+        features, text_features=features.text_features[:0], text_image=features.text_image[:0], captions=()
+    )
+    with pytest.raises(DataError, match="holds no captions"):
+        evaluate_features(nothing)
+
+
+def test_a_report_comes_back_from_disk_as_it_was(split: DataSplit, tmp_path: Path) -> None:
+    report = evaluate_scores(some_scores(split), split, replace(QUICK, rerank="csls"))
+    path = report_path(tmp_path, "test", "rsitr")
+    assert path == tmp_path / "evaluations" / "test-rsitr.json"
+    save_report(report, path)
+    back = load_report(path)
+    assert (back.stamp, back.rows, back.notes) == (report.stamp, report.rows, report.notes)
+    for stage in ("cosine", "csls"):
+        assert (back.queries.per_image(stage).hits == report.queries.per_image(stage).hits).all()
+    first = path.with_suffix(".npz").read_bytes()
+    save_report(report, path)
+    assert path.with_suffix(".npz").read_bytes() == first
+    assert back.row("csls") is back.rows[1]
+    with pytest.raises(DataError, match="there is no stage 'smr'; there is cosine, csls"):
+        back.row("smr")
+    with pytest.raises(DataError, match="there is no stage 'smr'"):
+        back.queries.per_image("smr")
+
+
+def test_broken_reports_are_refused_in_a_sentence(split: DataSplit, tmp_path: Path) -> None:
+    path = report_path(tmp_path, "test", "rsitr")
+    save_report(evaluate_scores(some_scores(split), split, QUICK), path)
+    arrays, content = path.with_suffix(".npz"), json.loads(path.read_text())
+    whole = arrays.read_bytes()
+    with np.load(arrays) as file:
+        kept = dict(file)
+    for change in ({"caption_image": kept["caption_image"] + 99}, {"cosine.i2t_hits": kept["cosine.t2i_hits"]}):
+        np.savez(arrays, **{**kept, **change})
+        with pytest.raises(DataError, match="evaluate again"):
+            load_report(path)
+    for damage in (b"no archive", whole[:200]):
+        arrays.write_bytes(damage)
+        with pytest.raises(DataError, match="cannot be read"):
+            load_report(path)
+    arrays.unlink()
+    with pytest.raises(DataError, match=r"test-rsitr.npz is missing"):
+        load_report(path)
+    path.write_text(json.dumps({**content, "rows": [{"stage": 3}]}))
+    with pytest.raises(DataError, match=r"test-rsitr.json: 0\.stage"):
+        load_report(path)
+    path.write_text(json.dumps({**content, "format_version": 99}))
+    with pytest.raises(DataError, match="format_version is 99, this cmpagl reads 1"):
+        load_report(path)
+
+
+def test_files_that_are_no_matrix_are_refused_in_a_sentence(split: DataSplit, tmp_path: Path) -> None:
+    path = tmp_path / "s.npy"
+    with pytest.raises(DataError, match=r"s\.npy does not exist"):
+        open_scores(path)
+    np.save(path, np.array([[1, None]], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match=r"s\.npy is not a \.npy file of plain numbers"):
+        open_scores(path)
+    path.write_bytes(b"\x93NUMPY\x01\x00garbage")
+    with pytest.raises(DataError, match=r"is not a \.npy file of plain numbers"):
+        open_scores(path)
+    np.save(path, np.zeros(3))
+    with pytest.raises(DataError, match=r"holds float64 of shape \(3,\), not a matrix of numbers"):
+        open_scores(path)
+    np.save(path, np.array([["a", "b"]]))
+    with pytest.raises(DataError, match="not a matrix of numbers"):
+        open_scores(path)
+    np.savez(tmp_path / "s.npz", a=np.zeros((2, 2)))
+    with pytest.raises(DataError, match="archive of several arrays"):
+        open_scores(tmp_path / "s.npz")
+    np.save(path, np.zeros((len(split.captions), len(split))))
+    with pytest.raises(MismatchError, match=r"is 24 x 12 \(it looks transposed\), but the all split of tiny has 12"):
+        evaluate_scores(open_scores(path), split)
+
+
+def test_parameters_are_chosen_on_the_selection_split_and_kept(run: Run, tmp_path: Path, tiny_prepared: Path) -> None:
+    workspace, loaded = Workspace(tmp_path), run.load()
+    selection = open_tested(workspace, run, None, "selection").split
+    assert selection.name == "val"
+    choice, tuned = choose_for_run(run, loaded, selection, Silent(), gammas=(0.0, 1.0))
+    kept = keep_choice(run, choice, tuned)
+    assert tuned_of(kept) == tuned == Tuned(choice.gammas, tuned.dual_softmax)
+    assert kept.info == replace(run.info, smr=kept.info.smr, dual_softmax=tuned.dual_softmax)
+    fresh = with_temperature(workspace, run, loaded, Tuned(), Silent())
+    assert fresh == Tuned(None, tuned.dual_softmax)
+    assert open_run(run.root).info.dual_softmax == tuned.dual_softmax
+    with pytest.raises(GuardError, match="on the test split"):
+        choose_for_run(run, loaded, open_prepared(tiny_prepared).split("test"), Silent())
+
+
+def test_the_data_set_must_be_the_one_of_the_run(run: Run, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    changed = replace(run, info=replace(run.info, manifest_sha256="0" * 64))
+    with pytest.raises(MismatchError, match="was prepared anew with other content since tiny was trained"):
+        open_tested(workspace, changed, None, "test")
+    named = open_tested(workspace, changed, run.info.dataset_root, "test")
+    assert named.other_dataset == "tiny"
+    gone = replace(run, info=replace(run.info, dataset_root=str(tmp_path / "nowhere")))
+    with pytest.raises(DataError, match="the data set tiny that tiny was trained on is not at"):
+        open_tested(workspace, gone, None, "test")
+
+
+def test_recalls_of_groups_make_up_the_whole(split: DataSplit) -> None:
+    report = evaluate_scores(some_scores(split), split, QUICK)
+    groups = by_scene(report.queries, "cosine", split.scenes)
+    assert [group.group for group in groups] == ["north", "south"]
+    assert sum(group.captions for group in groups) == len(split.captions)
+    assert np.average(
+        [group.t2i.r5 for group in groups if group.t2i], weights=[group.captions for group in groups]
+    ) == pytest.approx(report.first.t2i.r5)
+    lengths = by_length(report.queries, "cosine", split.captions)
+    assert [group.group for group in lengths] == ["1-5 words", "6-8 words"]
+    assert [(group.i2t, group.images, group.mr) for group in lengths] == [(None, 0, None)] * 2
+    assert np.average(
+        [group.t2i.r1 for group in lengths if group.t2i], weights=[group.captions for group in lengths]
+    ) == pytest.approx(report.first.t2i.r1)
+    with pytest.raises(DataError, match="no picture of this split has a scene class"):
+        by_scene(report.queries, "cosine", [""] * len(split))
+
+
+def test_keeping_an_evaluation_touches_nothing_else_of_a_run(run: Run) -> None:
+    before = {path.name: path.read_bytes() for path in run.root.iterdir() if path.is_file()}
+    split = open_prepared(Path(run.info.dataset_root)).split("test")
+    report = evaluate_run(run, split, Silent(), CPU, replace(QUICK, rerank="none", itm_k=0))
+    save_report(report, report_path(run.root, "test", "rsitr"))
+    assert {path.name: path.read_bytes() for path in run.root.iterdir() if path.is_file()} == before

@@ -1,0 +1,83 @@
+"""The best gammas are found by brute force too, and the smallest win among equals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cmpagl_core.errors import CmpaglError, UsageError
+from cmpagl_core.evaluation.heatmap import save_heatmap
+from cmpagl_core.evaluation.recall import Matches, recall
+from cmpagl_core.evaluation.tune import choose_all, choose_dual_softmax, choose_smr
+from cmpagl_core.retrieval.rerank.chain import Gammas
+from cmpagl_core.retrieval.rerank.offsets import dual_softmax
+from cmpagl_core.retrieval.rerank.smr import SmrForm, smr
+from cmpagl_core.retrieval.scores import ScoreMatrix
+
+OWNER = np.repeat(np.arange(40), 5)
+
+
+def noisy_scores(seed: int = 0) -> ScoreMatrix:
+    rng = np.random.default_rng(seed)
+    images = rng.standard_normal((40, 16))
+    return ScoreMatrix.from_features(images, 0.5 * images[OWNER] + rng.standard_normal((200, 16)))
+
+
+@pytest.mark.parametrize("form", ["multiply", "add"])
+def test_the_choice_is_the_best_of_the_grid(form: SmrForm) -> None:
+    scores, matches = noisy_scores(), Matches.own(OWNER, 40)
+    choice = choose_smr(scores, OWNER, (0.0, 0.5, 2.0), form)
+    by_hand = {
+        (first, second): recall(
+            smr(scores, first, second, form), matches, smr(scores.transposed(), first, second, form)
+        ).mr
+        for first in (0.0, 0.5, 2.0)
+        for second in (0.0, 0.5, 2.0)
+    }
+    assert {(point.gamma1, point.gamma2): point.mr for point in choice.grid} == by_hand
+    assert choice.mr == max(by_hand.values()) == by_hand[choice.gamma1, choice.gamma2]
+    assert choice.plain_mr == recall(scores, matches).mr
+
+
+def test_where_nothing_helps_the_gammas_are_zero() -> None:
+    features = np.eye(20)
+    choice = choose_smr(ScoreMatrix.from_features(features, features), np.arange(20))
+    assert choice.gammas == Gammas("multiply", 0.0, 0.0)
+    assert choice.mr == choice.plain_mr == pytest.approx(100.0)
+
+
+def test_the_temperature_is_the_best_one() -> None:
+    scores, matches = noisy_scores(1), Matches.own(OWNER, 40)
+    by_hand = {t: recall(dual_softmax(scores, t), matches).mr for t in (1.0, 10.0, 50.0)}
+    assert by_hand[choose_dual_softmax(scores, OWNER, (1.0, 10.0, 50.0))] == max(by_hand.values())
+    both = choose_all(scores, OWNER)
+    assert both.smr == choose_smr(scores, OWNER).gammas
+    assert both.dual_softmax == choose_dual_softmax(scores, OWNER)
+
+
+def test_empty_grids_and_wrong_gammas_are_refused() -> None:
+    with pytest.raises(UsageError, match="the grid of gammas is empty"):
+        choose_smr(noisy_scores(), OWNER, ())
+    with pytest.raises(UsageError, match="the grid of temperatures is empty"):
+        choose_dual_softmax(noisy_scores(), OWNER, ())
+    with pytest.raises(UsageError, match=r"gamma1 = -1.0 must be"):
+        choose_smr(noisy_scores(), OWNER, (-1.0,))
+
+
+def test_the_heat_map_is_a_picture_and_the_same_twice(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    choice = choose_smr(noisy_scores(), OWNER, (0.0, 1.0))
+    for name in ("a.png", "b.png"):
+        save_heatmap(choice, "synthetic", tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size == (960, 780)
+
+
+def test_without_matplotlib_the_heat_map_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    with pytest.raises(CmpaglError, match=r"drawing needs matplotlib; pip install 'cmpagl\[plots\]'"):
+        save_heatmap(choose_smr(noisy_scores(), OWNER, (0.0,)), "", tmp_path / "a.png")
