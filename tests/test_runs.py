@@ -55,6 +55,7 @@ def small_info(recipe: Recipe) -> RunInfo:
         seconds_per_epoch=0.3,
         started_at="2024-01-01T00:00:00+00:00",
         device="cpu",
+        threads=2,
     )
 
 

@@ -16,7 +16,7 @@ _NO_DECAY_WORDS = ("relative_position_bias", "logit_scale", "gate")
 
 
 def make_optimizer(model: nn.Module, origins: Mapping[str, str], part: OptimPart) -> torch.optim.AdamW:
-    """AdamW over the parameters that learn; a group holds what shares a rate and a weight decay.
+    """AdamW over the parameters that learn (that require gradients now); a group shares a rate and a weight decay.
 
     origins: parameter name -> imported_image | imported_text | new. Imported weights learn at `lr` times the
     scale of their encoder; a scale of 0 freezes them here. Every group remembers its `peak_lr` and `name`.
@@ -27,7 +27,7 @@ def make_optimizer(model: nn.Module, origins: Mapping[str, str], part: OptimPart
         origin = origins[name]
         if scales[origin] == 0.0:
             parameter.requires_grad_(False)
-        else:
+        elif parameter.requires_grad:
             groups.setdefault((origin, decays(name, parameter)), []).append(parameter)
     settings = [
         {

@@ -35,6 +35,7 @@ class EpochFigures:
     epoch: int
     warmed_up: bool  # the warm-up of the rate is over
     loss: float
+    terms: Mapping[str, float]
     unmatched_cosine: float  # mean cosine of pairs that do not match
     logit_scale: float
     logit_scale_max: float

@@ -13,6 +13,7 @@ HEALTHY = EpochFigures(
     epoch=3,
     warmed_up=True,
     loss=2.0,
+    terms={"itc": 1.5, "itm": 0.5},
     unmatched_cosine=0.1,
     logit_scale=20.0,
     logit_scale_max=100.0,

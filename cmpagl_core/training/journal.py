@@ -1,0 +1,81 @@
+"""`log.jsonl`: one event of a training a line, in step with the state that it is resumed from."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from cmpagl_core.errors import CmpaglError, DataError
+
+_DIGITS = 6
+
+
+class Journal:
+    """Appends events; each line is complete or missing. As a context, it lets go of the file in the end."""
+
+    def __init__(self, path: Path, keep_bytes: int = 0) -> None:
+        """Go on after the first `keep_bytes`; what lies behind them belongs to steps that will be taken again."""
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = path.open("ab", buffering=0)
+            if self._stream.tell() > keep_bytes:
+                os.truncate(self._stream.fileno(), keep_bytes)
+                self._stream.seek(0, os.SEEK_END)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+
+    @property
+    def bytes(self) -> int:
+        """Length of the log so far."""
+        return self._stream.tell()
+
+    def write(self, event: str, **figures: Any) -> None:
+        """Add one line. Numbers are rounded to six digits; those that are not finite become null."""
+        line = json.dumps({"event": event, **_plain(figures)}, ensure_ascii=False, allow_nan=False) + "\n"
+        content, start = line.encode("utf-8"), self.bytes
+        try:
+            if self._stream.write(content) != len(content):
+                os.truncate(self._stream.fileno(), start)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise _cannot_write(self._path, error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+
+def read_journal(path: Path) -> Iterator[dict[str, Any]]:
+    """The events of a log. Raises DataError naming the line that is none."""
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, start=1):
+                try:
+                    event = json.loads(line)
+                except ValueError as error:
+                    raise DataError(f"{path}:{number}: not valid JSON") from error
+                if not isinstance(event, dict) or "event" not in event:
+                    raise DataError(f"{path}:{number}: no event")
+                yield event
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as UTF-8 text") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _cannot_write(path: Path, error: OSError) -> CmpaglError:
+    return CmpaglError(f"cannot write {path} ({error.strerror or error})", hint="free the disk, then use --resume")

@@ -1,0 +1,141 @@
+"""Everything that a training changes, in one place, and as tensors that can be put away and taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cmpagl_core.datasets.views import allowed_views
+from cmpagl_core.features.stem_cache import StemCache
+from cmpagl_core.models.bert import BertShape
+from cmpagl_core.models.cmpagl import CmpaglModel, ImageEncoding, build_model
+from cmpagl_core.models.stem import FeatureStem
+from cmpagl_core.models.tokenizer import CaptionTokenizer
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.training.optim import RunningAverage, make_optimizer, optimizer_tensors, restore_optimizer
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Learner:
+    """The model, its optimiser and what goes with them."""
+
+    recipe: Recipe
+    device: torch.device
+    tokenizer: CaptionTokenizer
+    model: CmpaglModel
+    origins: Mapping[str, str]
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    average: RunningAverage | None
+    cache: StemCache | None = None
+    best: Tensors | None = None
+
+    @property
+    def stem(self) -> FeatureStem | None:
+        """The timm stem; None where the recipe embeds patches."""
+        stem = self.model.image_encoder.patch_embed
+        return stem if isinstance(stem, FeatureStem) else None
+
+    def encode(self, images: Tensor) -> ImageEncoding:
+        """images: pixel_values [B, 3, S, S], or a frozen stem's cached maps, flattened: [B, values]."""
+        if images.dim() == 2 and self.cache is not None and self.stem is not None:
+            return self.model.encode_stem_maps(self.stem.join(self.cache.unflatten(images)))
+        return self.model.encode_images(images)
+
+    def thaw(self, epoch: int) -> None:
+        """Freeze a trainable stem before its epoch, free it from then on."""
+        part = self.recipe.image_encoder
+        if part.stem_trainable and self.recipe.optim.image_lr_scale > 0:
+            self.model.image_encoder.set_stem_trainable(epoch >= part.stem_unfreeze_epoch)
+
+    def remember(self) -> None:
+        """Keep the present weights, averaged if they are, as the best."""
+        weights = self.model.state_dict() | (self.average.tensors if self.average is not None else {})
+        self.best = {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
+
+    def tensors(self) -> Tensors:
+        """All of it, for a resumed training."""
+        kept: dict[str, Mapping[str, Tensor]] = {
+            "model": self.model.state_dict(),
+            "optimizer": optimizer_tensors(self.model, self.optimizer),
+            "average": self.average.tensors if self.average is not None else {},
+            "best": self.best or {},
+        }
+        return {f"{part}/{name}": value for part, values in kept.items() for name, value in values.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what `tensors` gave. Raises RuntimeError or KeyError when it is of another model."""
+        parts: dict[str, Tensors] = {"model": {}, "optimizer": {}, "average": {}, "best": {}}
+        for key, value in tensors.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = value
+        self.model.load_state_dict(parts["model"])
+        restore_optimizer(self.model, self.optimizer, parts["optimizer"])
+        if self.average is not None:
+            self.average.tensors = {name: value.to(self.device) for name, value in parts["average"].items()}
+        self.best = parts["best"] or None
+
+
+def make_learner(
+    recipe: Recipe,
+    tokenizer: CaptionTokenizer,
+    device: torch.device,
+    origins: Mapping[str, str] | None = None,
+    text_shape: BertShape | None = None,
+) -> Learner:
+    """A learner with the weights that the recipe names.
+
+    origins and text_shape: of a training that is taken up again; its weights are then left to `restore`, so that
+    nothing is imported twice.
+    """
+    model = build_model(recipe, tokenizer.vocab_size, pretrained=origins is None, text_shape=text_shape).to(device)
+    known = model.parameter_origins() if origins is None else origins
+    optimizer = make_optimizer(model, known, recipe.optim)
+    learner = Learner(
+        recipe=recipe,
+        device=device,
+        tokenizer=tokenizer,
+        model=model,
+        origins=known,
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(device.type, enabled=recipe.train.precision == "fp16" and device.type != "mps"),
+        average=None,
+    )
+    learner.thaw(0)
+    if recipe.train.ema_decay > 0:
+        learner.average = RunningAverage(model, recipe.train.ema_decay)
+    return learner
+
+
+def gates_by_stage(model: CmpaglModel) -> dict[str, float]:
+    """Mean size of the global window's gates, by stage; empty without a global window."""
+    sizes: dict[str, list[float]] = {}
+    for name, parameter in model.image_encoder.layers.named_parameters():
+        if name.endswith(".gate"):
+            stage = f"stage {int(name.partition('.')[0]) + 1}"
+            sizes.setdefault(stage, []).append(float(parameter.detach().abs().mean()))
+    return {stage: sum(found) / len(found) for stage, found in sizes.items()}
+
+
+def views_needed(recipe: Recipe) -> tuple[int, ...]:
+    """The views that a cache has to keep: what augmentation draws, and what is averaged in the end."""
+    augment = "dihedral" if recipe.evaluate.views == "dihedral" else recipe.data.augment
+    return allowed_views(augment, "")
+
+
+def caches_until(recipe: Recipe, views: Sequence[int]) -> int:
+    """The epoch before which the stem's maps come from a cache: all, none, or those before it is unfrozen.
+
+    A stem that is tuned later is cached only if it stays frozen for more epochs than the cache has views.
+    """
+    part = recipe.image_encoder
+    if part.stem == "patch" or recipe.data.crop_scale_min < 1.0:
+        return 0
+    if not part.stem_trainable or recipe.optim.image_lr_scale == 0:
+        return recipe.train.epochs
+    return part.stem_unfreeze_epoch if part.stem_unfreeze_epoch > len(views) else 0

@@ -1,0 +1,261 @@
+"""Training from the first batch to the finished run, from top to bottom: `fit`, `train_epoch`, `validate_epoch`."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from cmpagl_core.datasets.prepared import PreparedDataset
+from cmpagl_core.errors import InterruptedByUserError
+from cmpagl_core.progress import Advance, Progress
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.runs import INFO_FILE, LOG_FILE, RESUME_FOLDER, Best, Run, open_run, save_run
+from cmpagl_core.training.curves import draw_curves
+from cmpagl_core.training.journal import Journal
+from cmpagl_core.training.learner import Learner, gates_by_stage
+from cmpagl_core.training.optim import schedule
+from cmpagl_core.training.resume import Identity, Interruption, Position, Tally, write_state
+from cmpagl_core.training.setup import Plan, begin, fill_cache, run_info, take_up
+from cmpagl_core.training.step import StepFigures, accumulate, update
+from cmpagl_core.training.validate import Validation, choose_gammas, validate
+from cmpagl_core.training.watch import EpochFigures, Sign, Watch
+
+STATE_EVERY_S = 20.0
+"""A state is not written more often than this: what a kill loses is computed again, to the same weights."""
+
+
+@dataclass
+class Session:
+    """A training in progress."""
+
+    root: Path
+    plan: Plan
+    learner: Learner
+    identity: Identity
+    position: Position
+    journal: Journal
+    watch: Watch
+    progress: Progress
+    interruption: Interruption
+    state_written_at: float = 0.0
+
+
+def fit(
+    recipe: Recipe,
+    prepared: PreparedDataset,
+    root: Path,
+    progress: Progress,
+    device: torch.device,
+    resume: bool = False,
+    cache_root: Path | None = None,
+    recipe_name: str = "recipe",
+) -> Run:
+    """Train a recipe on a prepared data set and leave a run in `root`.
+
+    resume: go on from the state in `root`, and end with the very same weights (on a CPU). cache_root: where a frozen
+    stem's maps are kept; in `root` if None. Raises InterruptedByUserError, saying how to go on, when interrupted.
+    """
+    interruption = Interruption()
+    with interruption.caught():
+        try:
+            session = open_session(recipe, recipe_name, prepared, root, progress, device, resume, interruption)
+            with session.journal:
+                add_loaders(session, cache_root or root)
+                train(session)
+                return finish(session)
+        except KeyboardInterrupt:
+            if (root / INFO_FILE).is_file():
+                return open_run(root)
+            raise InterruptedByUserError(
+                f"training of {root.name} stopped; it goes on from its last state", hint=_how_to_resume(root)
+            ) from None
+
+
+def open_session(
+    recipe: Recipe,
+    recipe_name: str,
+    prepared: PreparedDataset,
+    root: Path,
+    progress: Progress,
+    device: torch.device,
+    resume: bool,
+    interruption: Interruption,
+) -> Session:
+    """A new training, its first state on disk, or one as its last state left it."""
+    if resume:
+        plan, learner, identity, position = take_up(recipe, prepared, root, device)
+        progress.say(f"{root.name} goes on after {position.step:,} steps, in epoch {position.epoch + 1}")
+    else:
+        plan, learner, identity = begin(recipe, recipe_name, prepared, root, progress, device)
+        position = Position(started_at=datetime.now(UTC).isoformat(timespec="seconds"))
+    journal = Journal(root / LOG_FILE, position.log_bytes)
+    watch = Watch(**position.watch)
+    session = Session(root, plan, learner, identity, position, journal, watch, progress, interruption)
+    if not resume:
+        journal.write("begin", recipe=recipe_name, dataset=prepared.name, epochs=recipe.train.epochs)
+        keep_state(session)
+    return session
+
+
+def add_loaders(session: Session, cache_root: Path) -> None:
+    """Fill the cache of a frozen stem, if it is to have one."""
+    started_at = time.monotonic()
+    fill_cache(session.plan, session.learner, cache_root, session.progress)
+    session.position.elapsed_s += time.monotonic() - started_at
+
+
+def train(session: Session) -> None:
+    """All epochs that are left, each validated, until there are no more or patience is out.
+
+    An interruption keeps the state as it is between two steps, so that nothing is lost.
+    """
+    recipe, position = session.plan.recipe, session.position
+    images = (recipe.train.epochs - position.epoch) * session.plan.pairs
+    try:
+        with session.progress.task("train", images, "img") as advance:
+            while position.epoch < recipe.train.epochs and not _out_of_patience(session):
+                train_epoch(session, advance)
+                validate_epoch(session)
+                if time.monotonic() - session.state_written_at >= STATE_EVERY_S:
+                    keep_state(session)
+    except KeyboardInterrupt:
+        keep_state(session)
+        raise
+    keep_state(session)
+
+
+def train_epoch(session: Session, advance: Advance) -> None:
+    """The rest of the present epoch, one optimiser step after the other."""
+    plan, learner, position = session.plan, session.learner, session.position
+    learner.thaw(position.epoch)
+    learner.model.train()
+    batches = plan.loader(learner, position.epoch).epoch(position.epoch, first=position.batch)
+    while True:
+        started_at = time.monotonic()
+        group = list(islice(batches, plan.recipe.train.accumulate))
+        waited_s = time.monotonic() - started_at
+        if not group:
+            return
+        figures = accumulate(learner, group, position.epoch, position.step, probe=position.batch == 0)
+        with session.interruption.shielded():
+            share = schedule(position.step, plan.total_steps, plan.recipe.optim.warmup_fraction)
+            norm = update(learner, position.step, share)
+            _note_step(session, figures, norm)
+            position.step, position.batch = position.step + 1, position.batch + len(group)
+            position.tally.add(figures, waited_s, time.monotonic() - started_at)
+        advance(sum(len(batch) for batch in group))
+
+
+def validate_epoch(session: Session) -> None:
+    """Where it is due, validate and keep the best weights; sum the epoch up and go on to the next."""
+    plan, learner, position = session.plan, session.learner, session.position
+    train_part, number = plan.recipe.train, position.epoch + 1
+    started_at = time.monotonic()
+    due = number % train_part.validate_every_epochs == 0 or number == train_part.epochs
+    found = validate(learner, plan, plan.is_cached(position.epoch)) if due else None
+    with session.interruption.shielded():
+        figures = _epoch_figures(session)
+        images_per_s = plan.pairs / max(position.tally.elapsed_s, 1e-9)
+        session.journal.write("epoch", images_per_s=images_per_s, **vars(figures))
+        _tell(session, session.watch.epoch(figures))
+        position.losses.append(figures.loss)
+        if found is not None:
+            _note_validation(session, found)
+        position.elapsed_s += position.tally.elapsed_s + time.monotonic() - started_at
+        position.epochs_s += position.tally.elapsed_s + time.monotonic() - started_at
+        position.epoch, position.batch, position.tally = number, 0, Tally()
+
+
+def finish(session: Session) -> Run:
+    """Write the run with the best weights and SMR's gammas for them; then the state is no longer needed."""
+    plan, learner, position, best = session.plan, session.learner, session.position, session.position.best
+    if best is None or learner.best is None:
+        raise RuntimeError("a training ended without a validation")
+    learner.model.load_state_dict(learner.best)
+    smr = choose_gammas(learner, plan, plan.is_cached(best.epoch - 1))
+    info = run_info(plan, learner, session.root.name, session.identity, position, best, smr)
+    session.journal.write("end", epoch=position.epoch, best_epoch=best.epoch, best_mr=best.mr)
+    draw_curves(session.root, session.progress)
+    run = save_run(session.root, plan.recipe, info, learner.best, learner.tokenizer.to_json())
+    shutil.rmtree(session.root / RESUME_FOLDER)
+    return run
+
+
+def keep_state(session: Session) -> None:
+    """Write all that a continuation needs, in one file."""
+    with session.interruption.shielded():
+        session.position.log_bytes = session.journal.bytes
+        session.position.watch = session.watch.state()
+        session.position.scaler = session.learner.scaler.state_dict()
+        write_state(session.root, session.identity, session.position, session.learner.tensors())
+        session.state_written_at = time.monotonic()
+
+
+def _note_step(session: Session, figures: StepFigures, gradient_norm: float) -> None:
+    step = session.position.step + 1
+    session.journal.write(
+        "step",
+        epoch=session.position.epoch + 1,
+        step=step,
+        loss=figures.loss,
+        terms=figures.terms,
+        lr=max(group["lr"] for group in session.learner.optimizer.param_groups),
+        logit_scale=session.learner.model.logit_scale.exp().item(),
+        gradient_norm=gradient_norm,
+        unmatched_cosine=figures.unmatched_cosine,
+    )
+    _tell(session, session.watch.step(step, gradient_norm))
+
+
+def _note_validation(session: Session, found: Validation) -> None:
+    position = session.position
+    number, loss = position.epoch + 1, sum(position.losses) / len(position.losses)
+    position.losses = []
+    if position.best is None or found.mr > position.best.mr:
+        position.best, position.validations_since_best = Best(number, found.mr), 0
+        session.learner.remember()
+    else:
+        position.validations_since_best += 1
+    session.journal.write("validation", epoch=number, mr=found.mr, i2t=vars(found.i2t), t2i=vars(found.t2i))
+    _tell(session, session.watch.validation(found.mr, loss))
+    session.progress.say(
+        f"epoch {number}: loss {loss:.3f}, validation mR {found.mr:.2f} "
+        f"(best {position.best.mr:.2f} in epoch {position.best.epoch})"
+    )
+
+
+def _epoch_figures(session: Session) -> EpochFigures:
+    plan, model, tally = session.plan, session.learner.model, session.position.tally
+    return EpochFigures(
+        epoch=session.position.epoch + 1,
+        warmed_up=session.position.step >= plan.recipe.optim.warmup_fraction * plan.total_steps,
+        loss=tally.loss / tally.steps,
+        terms={name: value / tally.steps for name, value in tally.terms.items()},
+        unmatched_cosine=tally.unmatched_cosine / tally.steps,
+        logit_scale=model.logit_scale.exp().item(),
+        logit_scale_max=plan.recipe.losses.logit_scale_max,
+        gradient_shares=tally.gradient_shares,
+        gates=gates_by_stage(model),
+        waiting_share=tally.waiting_s / max(tally.elapsed_s, 1e-9),
+    )
+
+
+def _tell(session: Session, signs: list[Sign]) -> None:
+    for sign in signs:
+        session.journal.write("sign", name=sign.name, sentence=sign.sentence)
+        session.progress.say(f"watch out: {sign.sentence}")
+
+
+def _out_of_patience(session: Session) -> bool:
+    patience = session.plan.recipe.train.patience_epochs
+    return 0 < patience <= session.position.validations_since_best
+
+
+def _how_to_resume(root: Path) -> str:
+    return f"resume it with `cmpagl train --resume --name {root.name}`"

@@ -1,0 +1,180 @@
+"""What a killed training needs to go on and end with the very same weights: one file, replaced whole.
+
+Random numbers come from seed, epoch and step, so no generator's state has to be kept; where the training stands is
+JSON in the same file as the tensors, so that a kill between two writes cannot tear them apart.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from cmpagl_core.errors import DataError, MismatchError
+from cmpagl_core.files import newest
+from cmpagl_core.runs import INFO_FILE, RESUME_FOLDER, TRAINING_VERSION, Best, read_tensors, write_tensors
+from cmpagl_core.training.step import StepFigures
+
+STATE_FILE = "state.safetensors"
+STATE_FORMAT = 1
+
+
+@dataclass
+class Tally:
+    """Sums over the steps of an epoch so far."""
+
+    steps: int = 0
+    loss: float = 0.0
+    terms: dict[str, float] = field(default_factory=dict)
+    unmatched_cosine: float = 0.0
+    gradient_shares: dict[str, float] = field(default_factory=dict)
+    waiting_s: float = 0.0
+    elapsed_s: float = 0.0
+
+    def add(self, figures: StepFigures, waited_s: float, elapsed_s: float) -> None:
+        """Take in a step."""
+        self.steps += 1
+        self.loss += figures.loss
+        for name, value in figures.terms.items():
+            self.terms[name] = self.terms.get(name, 0.0) + value
+        self.unmatched_cosine += figures.unmatched_cosine
+        self.gradient_shares = figures.gradient_shares or self.gradient_shares
+        self.waiting_s += waited_s
+        self.elapsed_s += elapsed_s
+
+
+@dataclass
+class Position:
+    """Where a training stands, all of it in JSON."""
+
+    epoch: int = 0  # of the next batch, from 0
+    batch: int = 0  # of the next batch in its epoch
+    step: int = 0  # optimiser steps taken
+    best: Best | None = None
+    validations_since_best: int = 0
+    losses: list[float] = field(default_factory=list)  # of the epochs since the last validation
+    log_bytes: int = 0
+    elapsed_s: float = 0.0
+    epochs_s: float = 0.0  # the part of it that epochs took
+    started_at: str = ""
+    tally: Tally = field(default_factory=Tally)
+    watch: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)  # of fp16's gradients
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What must not change between a training and its continuation."""
+
+    recipe_name: str
+    recipe_sha256: str
+    manifest_sha256: str
+    origins: dict[str, str]
+    text_shape: dict[str, int | float]
+    training_version: int = TRAINING_VERSION
+    format_version: int = STATE_FORMAT
+
+
+def write_state(root: Path, identity: Identity, position: Position, tensors: Mapping[str, Tensor]) -> None:
+    """Replace the state of the run at `root`. Raises CmpaglError when the disk refuses; the old state then stays."""
+    about = {"identity": asdict(identity), "position": asdict(position)}
+    write_tensors(_state_path(root), tensors, about)
+
+
+def read_about(root: Path) -> tuple[Identity, Position]:
+    """What a run's state says, without its tensors. Raises DataError when there is none or it is not one."""
+    path = _state_path(root)
+    if not path.is_file():
+        raise DataError(f"{root} holds no training to resume", hint="start one with `cmpagl train RECIPE`")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("cmpagl", "null"))
+        identity = TypeAdapter(Identity).validate_python(about["identity"])
+        position = TypeAdapter(Position).validate_python(about["position"])
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, ValidationError) as error:
+        raise DataError(f"{path} is not the state of a training", hint="delete the run and train again") from error
+    return identity, position
+
+
+def read_state(root: Path, recipe_sha256: str, manifest_sha256: str) -> tuple[Identity, Position, dict[str, Tensor]]:
+    """A run's state, checked against what it is to go on with. Raises DataError or MismatchError."""
+    identity, position = read_about(root)
+    checks = (
+        ("recipe", identity.recipe_sha256 == recipe_sha256),
+        ("data set", identity.manifest_sha256 == manifest_sha256),
+        ("training code", identity.training_version == TRAINING_VERSION and identity.format_version == STATE_FORMAT),
+    )
+    for what, same in checks:
+        if not same:
+            raise MismatchError(
+                f"{root} was begun with another {what} and cannot be resumed with this one", hint="train anew"
+            )
+    return identity, position, read_tensors(_state_path(root))
+
+
+def unfinished_run(runs: Path, recipe_name: str | None = None) -> Path:
+    """The run of that recipe (of any, if None) whose state is newest and that has no run.json.
+
+    Raises DataError when there is none.
+    """
+    found = [path.parent.parent for path in runs.glob(f"*/{RESUME_FOLDER}/{STATE_FILE}")]
+    open_runs = [run for run in found if not (run / INFO_FILE).exists()]
+    for run in sorted(open_runs, key=lambda run: _state_path(run).stat().st_mtime_ns, reverse=True):
+        if recipe_name is None or read_about(run)[0].recipe_name == recipe_name:
+            return run
+    of = "" if recipe_name is None else f" of {recipe_name}"
+    last = newest(runs, INFO_FILE)
+    hint = "start one with `cmpagl train RECIPE`" if last is None else f"{last.name} is finished"
+    raise DataError(f"there is no unfinished training{of} in {runs}", hint=hint)
+
+
+class Interruption:
+    """Ctrl-C and termination, held back while a step is taken or a state is written."""
+
+    def __init__(self) -> None:
+        self._shields = 0
+        self._waiting = False
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Turn SIGINT and SIGTERM into KeyboardInterrupt inside the block (in the main thread)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {name: signal.signal(name, self._signalled) for name in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+    @contextmanager
+    def shielded(self) -> Iterator[None]:
+        """Finish the block first, then be interrupted."""
+        self._shields += 1
+        try:
+            yield
+        finally:
+            self._shields -= 1
+        if self._waiting and not self._shields:
+            self._waiting = False
+            raise KeyboardInterrupt
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        if not self._shields:
+            raise KeyboardInterrupt
+        self._waiting = True
+
+
+def _state_path(root: Path) -> Path:
+    return root / RESUME_FOLDER / STATE_FILE

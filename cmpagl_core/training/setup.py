@@ -1,0 +1,169 @@
+"""What a training stands on before its first step: splits, tokenizer, model, cache and loaders."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cmpagl_core.datasets.loading import PairLoader, PictureFiles
+from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset
+from cmpagl_core.datasets.splits import selection_splits
+from cmpagl_core.errors import DataError
+from cmpagl_core.features.stem_cache import StemSettings, stem_cache
+from cmpagl_core.files import write_text
+from cmpagl_core.models.bert import BertShape
+from cmpagl_core.models.tokenizer import CaptionTokenizer, load_tokenizer
+from cmpagl_core.progress import Progress
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.runs import (
+    RECIPE_FILE,
+    TOKENIZER_FILE,
+    Best,
+    RunInfo,
+    SmrChoice,
+    current_code,
+    current_versions,
+)
+from cmpagl_core.training.learner import Learner, caches_until, make_learner, views_needed
+from cmpagl_core.training.resume import Identity, Position, read_state
+
+_MOST_PAIRS = 40_000  # half a minute through three layers of MiniLM on two cores
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training goes through, decided before its first step."""
+
+    recipe: Recipe
+    prepared: PreparedDataset
+    train: DataSplit
+    selection: DataSplit
+    judged: DataSplit  # the part of selection that validation ranks
+    files: PairLoader  # decodes pictures
+    views: tuple[int, ...]  # that a cache has to keep
+    cached_epochs: int  # before this epoch the stem is frozen and its maps come from a cache
+
+    @property
+    def pairs(self) -> int:
+        return self.files.pairs
+
+    @property
+    def total_steps(self) -> int:
+        return math.ceil(len(self.files) / self.recipe.train.accumulate) * self.recipe.train.epochs
+
+    def is_cached(self, epoch: int) -> bool:
+        """Whether images of this epoch are cached maps."""
+        return epoch < self.cached_epochs
+
+    def loader(self, learner: Learner, epoch: int) -> PairLoader:
+        """Where this epoch's batches come from."""
+        if not self.is_cached(epoch) or learner.cache is None:
+            return self.files
+        return self.files.reading(learner.cache.source(self.train))
+
+
+def begin(
+    recipe: Recipe, recipe_name: str, prepared: PreparedDataset, root: Path, progress: Progress, device: torch.device
+) -> tuple[Plan, Learner, Identity]:
+    """A new training. Raises GuardError for selection on test, and what data and weights raise.
+
+    Writes the recipe and the tokenizer into `root`, which a continuation reads.
+    """
+    train, selection = selection_splits(prepared, recipe.data.selection)
+    tokenizer = load_tokenizer(recipe.text_encoder, recipe.data.max_caption_tokens, train.captions)
+    learner = make_learner(recipe, tokenizer, device)
+    for report in learner.model.import_reports:
+        progress.say(
+            f"{report.source}: {len(report.imported)} tensors imported, {len(report.new)} of ours are new, "
+            f"{len(report.left_over)} left over"
+        )
+    plan = make_plan(learner, prepared, train, selection)
+    write_text(root / RECIPE_FILE, recipe.to_yaml())
+    write_text(root / TOKENIZER_FILE, tokenizer.to_json())
+    identity = Identity(
+        recipe_name=recipe_name,
+        recipe_sha256=recipe.sha256(),
+        manifest_sha256=prepared.manifest.sha256,
+        origins=dict(learner.origins),
+        text_shape=learner.model.text_encoder.shape.to_dict(),
+    )
+    return plan, learner, identity
+
+
+def take_up(
+    recipe: Recipe, prepared: PreparedDataset, root: Path, device: torch.device
+) -> tuple[Plan, Learner, Identity, Position]:
+    """A training that was killed, as its last state left it. Raises DataError or MismatchError."""
+    identity, position, tensors = read_state(root, recipe.sha256(), prepared.manifest.sha256)
+    train, selection = selection_splits(prepared, recipe.data.selection)
+    try:
+        text = (root / TOKENIZER_FILE).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{root / TOKENIZER_FILE} cannot be read as UTF-8 text", hint="train anew") from error
+    tokenizer = CaptionTokenizer.from_json(text, recipe.data.max_caption_tokens)
+    learner = make_learner(recipe, tokenizer, device, identity.origins, BertShape.from_dict(identity.text_shape))
+    learner.restore(tensors)
+    if position.scaler:
+        learner.scaler.load_state_dict(position.scaler)
+    return make_plan(learner, prepared, train, selection), learner, identity, position
+
+
+def make_plan(learner: Learner, prepared: PreparedDataset, train: DataSplit, selection: DataSplit) -> Plan:
+    """Raises DataError when there are too few captioned images to train on."""
+    recipe, views = learner.recipe, views_needed(learner.recipe)
+    source = PictureFiles(train, recipe.data.image_size_px)
+    files = PairLoader(train, recipe.data, recipe.train.batch_size, learner.tokenizer, source, recipe.train.seed)
+    judged = selection if recipe.losses.pre_alignment else _few_pairs(selection)
+    return Plan(recipe, prepared, train, selection, judged, files, views, caches_until(recipe, views))
+
+
+def _few_pairs(selection: DataSplit) -> DataSplit:
+    """Evenly spaced images of a split, so few that the fusion half can match them all with all their texts."""
+    texts_per_image = len(set(selection.captions)) / len(selection)
+    count = max(2, min(len(selection), int((_MOST_PAIRS / max(1.0, texts_per_image)) ** 0.5)))
+    rows = np.linspace(0, len(selection) - 1, min(count, len(selection))).round().astype(int)
+    return selection.subset(np.unique(rows))
+
+
+def fill_cache(plan: Plan, learner: Learner, cache_root: Path, progress: Progress) -> None:
+    """Give the learner the cached maps of all pictures that it will train and be validated on."""
+    if plan.cached_epochs == 0 or learner.stem is None:
+        return
+    recipe = plan.recipe
+    settings = StemSettings(recipe.image_encoder.stem, recipe.data.image_size_px, plan.views, recipe.train.precision)
+    folder = cache_root / "stems"
+    learner.cache = stem_cache(folder, learner.stem, settings, (plan.train, plan.selection), progress, learner.device)
+
+
+def run_info(
+    plan: Plan, learner: Learner, name: str, identity: Identity, position: Position, best: Best, smr: SmrChoice | None
+) -> RunInfo:
+    """What run.json says of a finished training."""
+    return RunInfo(
+        name=name,
+        dataset=plan.prepared.name,
+        dataset_root=str(plan.prepared.root),
+        manifest_sha256=identity.manifest_sha256,
+        train_sha256=plan.train.sha256,
+        selection_sha256=plan.selection.sha256,
+        recipe_name=identity.recipe_name,
+        recipe_sha256=identity.recipe_sha256,
+        code=current_code(),
+        versions=current_versions(),
+        best=best,
+        smr=smr,
+        vocab_size=learner.tokenizer.vocab_size,
+        text_shape=identity.text_shape,
+        seed=plan.recipe.train.seed,
+        epochs=position.epoch,
+        parameters=sum(parameter.numel() for parameter in learner.model.parameters()),
+        elapsed_s=round(position.elapsed_s, 3),
+        seconds_per_epoch=round(position.epochs_s / max(1, position.epoch), 3),
+        started_at=position.started_at,
+        device=str(learner.device),
+        threads=torch.get_num_threads(),
+    )

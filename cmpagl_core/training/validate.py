@@ -1,0 +1,110 @@
+"""How good the present weights are on the selection split, and SMR's gammas for the final ones (section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from cmpagl_core.datasets.loading import WHOLE, Draw
+from cmpagl_core.datasets.prepared import DataSplit
+from cmpagl_core.datasets.views import VIEWS
+from cmpagl_core.device import autocast
+from cmpagl_core.evaluation.recall import Matches, Recalls, recall
+from cmpagl_core.evaluation.tune import choose_smr
+from cmpagl_core.features.encode import Views, encode_captions, encode_pictures
+from cmpagl_core.progress import Silent
+from cmpagl_core.retrieval.itm import ALL_PAIRS, itm_scores
+from cmpagl_core.retrieval.scores import ScoreMatrix
+from cmpagl_core.runs import LoadedModel, SmrChoice
+from cmpagl_core.training.learner import Learner
+from cmpagl_core.training.setup import Plan
+
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Percent, under `rsitr`."""
+
+    mr: float
+    i2t: Recalls
+    t2i: Recalls
+
+
+def validate(learner: Learner, plan: Plan, cached: bool) -> Validation:
+    """Recalls of the present (averaged, if they are) weights, with one view of each picture.
+
+    Ranked by cosine; by ITM where nothing aligns the features. cached: whether the stem's maps come from the
+    learner's cache.
+    """
+    with evaluated(learner) as loaded:
+        scores = selection_scores(loaded, learner, plan.judged, cached, views=1)
+    result = recall(scores, Matches.own(plan.judged.caption_image, len(plan.judged)))
+    return Validation(result.mr, result.i2t, result.t2i)
+
+
+def choose_gammas(learner: Learner, plan: Plan, cached: bool) -> SmrChoice | None:
+    """SMR's gammas for the model as it is evaluated; None where the recipe uses no SMR."""
+    part = plan.recipe.evaluate
+    if not part.smr:
+        return None
+    loaded = loaded_model(learner)
+    scores = selection_scores(loaded, learner, plan.judged, cached, views=VIEWS if part.views == "dihedral" else 1)
+    found = choose_smr(scores, plan.judged.caption_image, part.smr_gammas, part.smr_form)
+    return SmrChoice(found.form, found.gamma1, found.gamma2, found.mr)
+
+
+@contextmanager
+def evaluated(learner: Learner) -> Iterator[LoadedModel]:
+    """The model with its averaged weights in evaluation mode inside the block, as it was afterwards."""
+    averaged = learner.average.applied(learner.model) if learner.average is not None else nullcontext()
+    with averaged:
+        try:
+            yield loaded_model(learner)
+        finally:
+            learner.model.train()
+
+
+def loaded_model(learner: Learner) -> LoadedModel:
+    """The model as the encoders of features take it, in evaluation mode."""
+    return LoadedModel(learner.model.eval(), learner.tokenizer, learner.recipe, "", learner.device)
+
+
+def selection_scores(
+    loaded: LoadedModel, learner: Learner, selection: DataSplit, cached: bool, views: int
+) -> ScoreMatrix:
+    """Scores of a split, images x texts: cosines of features averaged over `views` views, or match probabilities."""
+    texts = encode_captions(loaded, selection.captions, Silent())
+    if cached:
+        images = _cached_features(learner, selection, views)
+    else:
+        kind: Views = "dihedral" if views == VIEWS else "one"
+        images = encode_pictures(loaded, selection.paths, Silent(), views=kind)
+    scores = ScoreMatrix.from_features(images, texts)
+    if learner.recipe.losses.pre_alignment:
+        return scores
+    return itm_scores(loaded, selection, scores, ALL_PAIRS, Silent())
+
+
+def _cached_features(learner: Learner, selection: DataSplit, views: int) -> Features:
+    """image_features [N, D] of unit length from cached maps, in batches of one size whatever the views."""
+    if learner.cache is None:
+        raise ValueError("there is no cache to read")
+    source, size = learner.cache.source(selection), learner.recipe.evaluate.batch_size
+    blocks = []
+    for start in range(0, len(selection), size):
+        rows = range(start, min(start + size, len(selection)))
+        seen = []
+        for view in range(views):
+            maps = source.gather([Draw(row, 0, view, WHOLE) for row in rows]).to(learner.device)
+            with torch.inference_mode(), autocast(learner.device, learner.recipe.train.precision):
+                seen.append(learner.encode(maps).features.float())
+        blocks.append(F.normalize(torch.stack(seen).mean(dim=0), dim=-1).cpu().numpy())
+    features: Features = np.concatenate(blocks)
+    return features
