@@ -82,6 +82,9 @@ class ImageEncoderPart(_Part):
     mlp_ratio: float = Field(4.0, gt=0.0, description="hidden width of an MLP, times its input's")
     drop_path: Fraction = Field(0.2, description="at the last block; grows linearly from 0")
     dropout: Fraction = Field(0.0, description="in attention and MLP outputs")
+    layer_scale_init: Weight = Field(
+        0.0, description="ours: start of a per-channel factor on attention and MLP branches; 0: none, as in Swin"
+    )
     global_window: bool = Field(True, description="false: plain Swin")
     global_window_source: Annotated[Literal["conv", "avgpool"], Word] = Field(
         "conv", description="how the global window is made from the stage's map"

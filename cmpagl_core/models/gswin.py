@@ -62,15 +62,15 @@ class GlobalBranch(nn.Module):
 
     def forward(self, x: Tensor, global_window: Tensor) -> Tensor:
         """x: [B, H, W, C]. global_window: [B, w * w, C]. Returns what is added to x."""
-        out: Tensor = self.attn(self.norm(x), global_window)
-        return out * self.gate.to(out.dtype)
+        return _scaled(self.attn(self.norm(x), global_window), self.gate)
 
 
 class GswinBranch(nn.Module):
     """One branch of a Gswin block: local windows, then the global window, then the MLP (section 2).
 
-    The upper branch (`shifted` false) works on regular windows, the lower on shifted ones. Without the global
-    window it is a Swin block.
+    The upper branch works on regular windows, the lower on shifted ones. Without the global window it is a Swin
+    block. With `layer_scale_init` every residual branch starts small [Touvron et al. 2021], so that over a stem's
+    deep features the encoder starts close to linear [ours].
     """
 
     def __init__(
@@ -80,18 +80,28 @@ class GswinBranch(nn.Module):
         width, num_heads = part.stage_width(stage), part.num_heads[stage]
         self.norm1 = nn.LayerNorm(width)
         self.attn = WindowAttention(width, num_heads, geometry, part.dropout)
+        self.scale1 = _layer_scale(width, part.layer_scale_init)
         self.global_branch = GlobalBranch(part, width, num_heads, geometry) if with_global else None
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Mlp(width, int(width * part.mlp_ratio), part.dropout)
+        self.scale2 = _layer_scale(width, part.layer_scale_init)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, global_window: Tensor | None) -> Tensor:
         """x: [B, H, W, C]. global_window: [B, w * w, C], or None. Returns [B, H, W, C]."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
+        x = x + self.drop_path(_scaled(self.attn(self.norm1(x)), self.scale1))
         if self.global_branch is not None and global_window is not None:
             x = x + self.drop_path(self.global_branch(x, global_window))
-        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
+        out: Tensor = x + self.drop_path(_scaled(self.mlp(self.norm2(x)), self.scale2))
         return out
+
+
+def _layer_scale(width: int, start: float) -> nn.Parameter | None:
+    return nn.Parameter(torch.full((width,), start)) if start > 0 else None
+
+
+def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else x * scale.to(x.dtype)
 
 
 class ParallelMerge(nn.Module):

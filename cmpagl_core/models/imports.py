@@ -18,6 +18,7 @@ from cmpagl_core.models.stem import FeatureStem
 from cmpagl_core.models.weights import ImportReport, Source, Tensors, load_state, parse_source
 
 _BUFFERS = ("relative_position_index", "attn_mask")
+_NEW_IN_GSWIN = (".global_branch.", ".generator.", ".merges.", ".scale1", ".scale2")
 _OTHER_SIZE = "these weights are of another size"
 _BIAS_TABLE = "relative_position_bias_table"
 
@@ -37,8 +38,8 @@ def import_swin(encoder: GswinEncoder, spec: str) -> ImportReport:
     deeper = sorted(name for name in renamed if name.startswith("layers.") and name not in state)
     if deeper:
         raise MismatchError(f"{source} has {deeper[0]}, the recipe's Swin ends before", hint=_OTHER_SIZE)
-    ours = {name for name in state if ".global_branch." in name or ".generator." in name or ".merges." in name}
-    return _copy(encoder, renamed, {name: name for name in state if name not in ours}, source)
+    wanted = {name: name for name in state if not any(part in name for part in _NEW_IN_GSWIN)}
+    return _copy(encoder, renamed, wanted, source)
 
 
 def import_stem(stem: FeatureStem, name: str, spec: str) -> ImportReport:

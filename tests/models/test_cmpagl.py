@@ -40,6 +40,7 @@ IMAGE_SWITCHES: dict[str, tuple[str, ...]] = {
     "average pool": ("image_encoder.global_window_source=avgpool",),
     "global query": ("image_encoder.global_query=global",),
     "parallel": ("image_encoder.branches=parallel",),
+    "layer scale": ("image_encoder.layer_scale_init=0.1",),
     "some stages": ("image_encoder.global_stages=[2, 4]",),
 }
 SWITCHES: dict[str, tuple[str, ...]] = {
