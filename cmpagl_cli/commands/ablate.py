@@ -113,13 +113,13 @@ def ablate(
     from cmpagl_core.ablation.variants import one_at_a_time, switches_of
 
     given = settings(ctx)
-    names = _named(ctx.params)
-    switches = switches_of(names, study or (), text_split or ())
+    asked = _seeds(seeds)
+    switches = switches_of(_named(ctx.params), study or (), text_split or ())
     start = start_study(
         given.workspace, recipe, overrides or (), data, split, results, given.compute_device(), given.progress
     )
     variants = (combined if full_factorial else one_at_a_time)(start.recipe, switches)
-    chosen = _seeds(seeds) or start.seeds
+    chosen = asked or start.seeds
     plan = forecast(variants, chosen, start.scene)
     _announce(given, plan, switches, variants)
     if dry_run:
