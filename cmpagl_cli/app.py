@@ -28,6 +28,7 @@ from cmpagl_cli.commands.prepare import prepare
 from cmpagl_cli.commands.recipe import recipe_list, recipe_schema, recipe_show, recipe_validate
 from cmpagl_cli.commands.retrieve import retrieve
 from cmpagl_cli.commands.runs import runs_list
+from cmpagl_cli.commands.train import train
 from cmpagl_cli.commands.tune import tune_smr
 from cmpagl_cli.views import clean, make_progress
 from cmpagl_core import __version__
@@ -195,6 +196,7 @@ def shared_options(
 
 
 _command(app, "prepare", prepare)
+_command(app, "train", train)
 _command(app, "evaluate", evaluate)
 _command(app, "compare", compare)
 _command(app, "export", export)

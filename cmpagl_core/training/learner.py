@@ -10,8 +10,7 @@ from torch import Tensor
 
 from cmpagl_core.datasets.views import allowed_views
 from cmpagl_core.features.stem_cache import StemCache
-from cmpagl_core.models.bert import BertShape
-from cmpagl_core.models.cmpagl import CmpaglModel, ImageEncoding, build_model
+from cmpagl_core.models.cmpagl import CmpaglModel, ImageEncoding
 from cmpagl_core.models.stem import FeatureStem
 from cmpagl_core.models.tokenizer import CaptionTokenizer
 from cmpagl_core.recipe import Recipe
@@ -82,27 +81,16 @@ class Learner:
 
 
 def make_learner(
-    recipe: Recipe,
-    tokenizer: CaptionTokenizer,
-    device: torch.device,
-    origins: Mapping[str, str] | None = None,
-    text_shape: BertShape | None = None,
+    recipe: Recipe, tokenizer: CaptionTokenizer, device: torch.device, model: CmpaglModel, origins: Mapping[str, str]
 ) -> Learner:
-    """A learner with the weights that the recipe names.
-
-    origins and text_shape: of a training that is taken up again; its weights are then left to `restore`, so that
-    nothing is imported twice.
-    """
-    model = build_model(recipe, tokenizer.vocab_size, pretrained=origins is None, text_shape=text_shape).to(device)
-    known = model.parameter_origins() if origins is None else origins
-    optimizer = make_optimizer(model, known, recipe.optim)
+    """A learner of a model that lies on `device`; origins say how fast each parameter learns."""
     learner = Learner(
         recipe=recipe,
         device=device,
         tokenizer=tokenizer,
         model=model,
-        origins=known,
-        optimizer=optimizer,
+        origins=origins,
+        optimizer=make_optimizer(model, origins, recipe.optim),
         scaler=torch.amp.GradScaler(device.type, enabled=recipe.train.precision == "fp16" and device.type != "mps"),
         average=None,
     )

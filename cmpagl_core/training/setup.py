@@ -16,6 +16,7 @@ from cmpagl_core.errors import DataError
 from cmpagl_core.features.stem_cache import StemSettings, stem_cache
 from cmpagl_core.files import write_text
 from cmpagl_core.models.bert import BertShape
+from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.models.tokenizer import CaptionTokenizer, load_tokenizer
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
@@ -75,7 +76,8 @@ def begin(
     """
     train, selection = selection_splits(prepared, recipe.data.selection)
     tokenizer = load_tokenizer(recipe.text_encoder, recipe.data.max_caption_tokens, train.captions)
-    learner = make_learner(recipe, tokenizer, device)
+    model = build_model(recipe, tokenizer.vocab_size).to(device)
+    learner = make_learner(recipe, tokenizer, device, model, model.parameter_origins())
     for report in learner.model.import_reports:
         progress.say(
             f"{report.source}: {len(report.imported)} tensors imported, {len(report.new)} of ours are new, "
@@ -105,7 +107,9 @@ def take_up(
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{root / TOKENIZER_FILE} cannot be read as UTF-8 text", hint="train anew") from error
     tokenizer = CaptionTokenizer.from_json(text, recipe.data.max_caption_tokens)
-    learner = make_learner(recipe, tokenizer, device, identity.origins, BertShape.from_dict(identity.text_shape))
+    shape = BertShape.from_dict(identity.text_shape)
+    model = build_model(recipe, tokenizer.vocab_size, pretrained=False, text_shape=shape).to(device)
+    learner = make_learner(recipe, tokenizer, device, model, identity.origins)
     learner.restore(tensors)
     if position.scaler:
         learner.scaler.load_state_dict(position.scaler)

@@ -1,0 +1,141 @@
+"""Time and memory of a few optimiser steps, of decoding a picture, and of caching a stem's maps."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmpagl_core.datasets.loading import PairBatch
+from cmpagl_core.datasets.pictures import open_picture, to_pixel_values
+from cmpagl_core.datasets.prepared import DataSplit
+from cmpagl_core.device import autocast
+from cmpagl_core.features.stem_cache import StemCache
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.training.learner import Learner, caches_until, views_needed
+from cmpagl_core.training.step import accumulate, update
+
+MEASURED_STEPS = 2
+_DECODED = 16
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one micro-batch, its optimiser step included."""
+
+    elapsed_s: float
+    activation_bytes: int
+
+    @classmethod
+    def at(cls, pairs: int, measured: dict[int, Cost]) -> Cost:
+        """On the line through two measured sizes, or what was measured at this very size."""
+        if pairs in measured:
+            return measured[pairs]
+        (small, less), (large, more) = sorted(measured.items())
+        beyond = (pairs - large) / (large - small)
+        elapsed_s = more.elapsed_s + beyond * max(0.0, more.elapsed_s - less.elapsed_s)
+        grown = max(0, more.activation_bytes - less.activation_bytes)
+        return cls(elapsed_s, int(more.activation_bytes + beyond * grown))
+
+
+def measure(learner: Learner, pairs: int, captions: Sequence[str]) -> Cost:
+    """Median of a few steps on random images with captions of a usual length, after one that warms up."""
+    learner.model.train()
+    batch = _random_batch(learner, pairs, captions)
+    kept = _KeptTensors({parameter.untyped_storage().data_ptr() for parameter in learner.model.parameters()})
+    with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor):
+        _step(learner, batch)
+    if learner.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(learner.device)
+    spans = [_step(learner, batch) for _ in range(MEASURED_STEPS)]
+    if learner.device.type == "cuda":
+        activations = torch.cuda.max_memory_allocated(learner.device) - standing_bytes(learner)
+        return Cost(statistics.median(spans), max(kept.bytes, activations))
+    return Cost(statistics.median(spans), kept.bytes)
+
+
+def standing_bytes(learner: Learner) -> int:
+    """What stays in memory all the time: weights, gradients, two moments and the running average."""
+    copies = 4 if learner.average is None else 5
+    return sum(
+        parameter.numel() * parameter.element_size() * (copies if parameter.requires_grad else 1)
+        for parameter in learner.model.parameters()
+    )
+
+
+def use_cache(learner: Learner, pictures: int) -> tuple[int, float]:
+    """Let the learner read maps in place of pictures where its recipe caches them.
+
+    Returns the cache's size in bytes and the seconds that filling it takes; zeros without one.
+    """
+    recipe, stem = learner.recipe, learner.stem
+    views = views_needed(recipe)
+    if stem is None or caches_until(recipe, views) == 0:
+        return 0, 0.0
+    size = recipe.data.image_size_px
+    pixel_values = torch.randn(2 * len(views), 3, size, size, device=learner.device)
+    with torch.inference_mode(), autocast(learner.device, recipe.train.precision):
+        stem.parts(pixel_values)
+        started_at = time.monotonic()
+        parts = stem.parts(pixel_values)
+        if learner.device.type == "cuda":
+            torch.cuda.synchronize(learner.device)
+        elapsed_s = (time.monotonic() - started_at) / 2
+    values = sum(part[0].numel() for part in parts)
+    shapes = tuple((part.shape[1], part.shape[2], part.shape[3]) for part in parts)
+    learner.cache = StemCache(shapes, views, (), {})
+    return 2 * values * len(views) * pictures, elapsed_s * pictures
+
+
+def decode_seconds(split: DataSplit | None, recipe: Recipe) -> float:
+    """Median time to decode one of the split's pictures; 0 where there is none."""
+    if split is None:
+        return 0.0
+    return statistics.median(_decode(path, recipe.data.image_size_px) for path in split.paths[:_DECODED])
+
+
+class _KeptTensors:
+    """Counts the bytes that autograd keeps for the backward pass, weights left out."""
+
+    def __init__(self, weights: set[int]) -> None:
+        self._seen = set(weights)
+        self.bytes = 0
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in self._seen:
+            self._seen.add(place)
+            self.bytes += tensor.untyped_storage().nbytes()
+        return tensor
+
+
+def _step(learner: Learner, batch: PairBatch) -> float:
+    started_at = time.monotonic()
+    accumulate(learner, [batch], epoch=0, step=0, probe=False)
+    update(learner, step=0, share=0.0)
+    if learner.device.type == "cuda":
+        torch.cuda.synchronize(learner.device)
+    return time.monotonic() - started_at
+
+
+def _random_batch(learner: Learner, pairs: int, captions: Sequence[str]) -> PairBatch:
+    rng = np.random.default_rng(0)
+    texts = [captions[int(row)] for row in rng.integers(len(captions), size=pairs)]
+    tokens = learner.tokenizer(texts)
+    size = learner.recipe.data.image_size_px
+    shape = (3, size, size) if learner.cache is None else (sum(int(np.prod(one)) for one in learner.cache.shapes),)
+    images = torch.randn(pairs, *shape, generator=torch.Generator().manual_seed(0))
+    positives = torch.eye(pairs, dtype=torch.bool)
+    return PairBatch(images, tokens.input_ids, tokens.attention_mask, positives, tuple(texts))
+
+
+def _decode(path: Path, image_size_px: int) -> float:
+    started_at = time.monotonic()
+    to_pixel_values(open_picture(path), image_size_px)
+    return time.monotonic() - started_at

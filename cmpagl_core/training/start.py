@@ -1,0 +1,117 @@
+"""From what a user asks for to a training: which recipe, which data, which folder, or which training to go on with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
+from cmpagl_core.errors import UsageError
+from cmpagl_core.progress import Progress
+from cmpagl_core.recipe import Recipe, find_recipe, load_recipe, override_recipe
+from cmpagl_core.runs import INFO_FILE, RECIPE_FILE, RESUME_FOLDER, Run
+from cmpagl_core.training.loop import fit
+from cmpagl_core.training.resume import read_about, unfinished_run
+from cmpagl_core.workspace import Workspace
+
+CACHE_FOLDER = "cache"
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What `cmpagl train` was told; None and empty are the usual choice."""
+
+    recipe: str | None = None
+    data: str | None = None
+    name: str | None = None
+    seed: int | None = None
+    overrides: tuple[str, ...] = ()
+    resume: bool = False
+
+
+def start_training(request: TrainRequest, workspace: Workspace, progress: Progress, device: torch.device) -> Run:
+    """Train, or go on with a training. Raises UsageError for what does not go together, and all that `fit` raises."""
+    if request.resume:
+        return resume_training(request, workspace, progress, device)
+    recipe, name = requested_recipe(request)
+    prepared = requested_data(request, recipe, workspace)
+    root = new_run_folder(workspace, request.name, name)
+    progress.say(f"training {name} on {prepared.name} into {root}")
+    return fit(
+        name_data(recipe, prepared, workspace),
+        prepared,
+        root,
+        progress,
+        device,
+        cache_root=workspace.root / CACHE_FOLDER,
+        recipe_name=name,
+    )
+
+
+def resume_training(request: TrainRequest, workspace: Workspace, progress: Progress, device: torch.device) -> Run:
+    """Go on with the training of that name, or the newest unfinished one of that recipe, or of any.
+
+    The recipe is the one it was begun with. Raises UsageError when it is asked to change, DataError when there is
+    nothing to go on with.
+    """
+    if request.overrides or request.seed is not None:
+        raise UsageError("--set and --seed cannot change a training that has begun", hint="leave out --resume")
+    wanted = Path(request.recipe).stem if request.recipe is not None else None
+    if request.name is None:
+        root = unfinished_run(workspace.root / "runs", wanted)
+    else:
+        root = workspace.folder("runs", request.name)
+        if (root / INFO_FILE).is_file():
+            raise UsageError(f"{root} is finished", hint="train into another --name")
+    identity, _ = read_about(root)
+    if wanted is not None and wanted != identity.recipe_name:
+        raise UsageError(f"{root} was begun with the recipe {identity.recipe_name}, not {wanted}")
+    recipe = load_recipe(root / RECIPE_FILE)
+    prepared = requested_data(request, recipe, workspace)
+    cache_root = workspace.root / CACHE_FOLDER
+    return fit(recipe, prepared, root, progress, device, resume=True, cache_root=cache_root)
+
+
+def requested_recipe(request: TrainRequest) -> tuple[Recipe, str]:
+    """The recipe with its overrides, and its name. Raises UsageError when none is named, RecipeError."""
+    if request.recipe is None:
+        raise UsageError("no recipe is named", hint="`cmpagl recipe list` shows them; --resume needs none")
+    seed = () if request.seed is None else (f"train.seed={request.seed}",)
+    return load_recipe(request.recipe, (*request.overrides, *seed)), find_recipe(request.recipe).stem
+
+
+def requested_data(request: TrainRequest, recipe: Recipe, workspace: Workspace) -> PreparedDataset:
+    """The data set that was asked for, else the recipe's, else the newest. Raises DataError when it is not there."""
+    return open_prepared(workspace.find("data", request.data or recipe.data.dataset or None))
+
+
+def name_data(recipe: Recipe, prepared: PreparedDataset, workspace: Workspace) -> Recipe:
+    """The recipe with its data set named, so that a continuation finds it when a newer one is there."""
+    place = prepared.root
+    name = place.name if place == workspace.folder("data", place.name) else str(place.absolute())
+    return override_recipe(recipe, (f"data.dataset={json.dumps(name)}",))
+
+
+def new_run_folder(workspace: Workspace, name: str | None, recipe_name: str) -> Path:
+    """Where a new run belongs: the name that was asked for, else the recipe's with a number if that is taken.
+
+    Raises UsageError when the name that was asked for is taken: nothing is overwritten.
+    """
+    if name is not None:
+        root = workspace.folder("runs", name)
+        if _is_taken(root):
+            unfinished = not (root / INFO_FILE).is_file()
+            hint = "go on with it with --resume, or choose another --name" if unfinished else "choose another --name"
+            raise UsageError(f"{root} is there already", hint=hint)
+        return root
+    number = 1
+    while _is_taken(root := workspace.folder("runs", recipe_name if number == 1 else f"{recipe_name}-{number}")):
+        number += 1
+    return root
+
+
+def _is_taken(root: Path) -> bool:
+    return (root / INFO_FILE).exists() or (root / RESUME_FOLDER).exists()
