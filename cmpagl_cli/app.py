@@ -26,6 +26,7 @@ from cmpagl_cli.commands.index import index
 from cmpagl_cli.commands.options import Settings
 from cmpagl_cli.commands.prepare import prepare
 from cmpagl_cli.commands.recipe import recipe_list, recipe_schema, recipe_show, recipe_validate
+from cmpagl_cli.commands.report import report
 from cmpagl_cli.commands.retrieve import retrieve
 from cmpagl_cli.commands.runs import runs_list
 from cmpagl_cli.commands.train import train
@@ -203,6 +204,7 @@ _command(app, "export", export)
 _command(app, "index", index)
 _command(app, "retrieve", retrieve)
 _command(app, "ablate", ablate)
+_command(app, "report", report)
 _command(app, "doctor", doctor)
 _group("tune", "Choose what re-rankings need, never on the test split.", tune_smr)
 _group("recipe", "List, show and validate recipes.", recipe_list, recipe_show, recipe_validate, recipe_schema)

@@ -8,16 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.errors import DataError
+from cmpagl_core.evaluation.evaluate import EvaluateOptions, evaluate_model, is_pre_aligned, tuned_of
 from cmpagl_core.evaluation.groups import GroupRow, by_scene
-from cmpagl_core.evaluation.result import RetrievalReport
+from cmpagl_core.evaluation.protocol import Protocol
+from cmpagl_core.evaluation.result import RetrievalReport, load_report, report_path, save_report
+from cmpagl_core.evaluation.selection import open_tested
+from cmpagl_core.features.export import run_features
 from cmpagl_core.features.feature_set import FeatureSet
+from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.runs import Run
 from cmpagl_core.training.journal import read_journal
+from cmpagl_core.workspace import Workspace
 
 Point = tuple[float, float]
 
@@ -74,6 +81,50 @@ class Evidence:
     scenes: tuple[GroupRow, ...]
     worst_texts: tuple[WorstText, ...]
     worst_images: tuple[WorstImage, ...]
+
+
+def collect(
+    run: Run,
+    workspace: Workspace,
+    data: str | None,
+    split: str,
+    protocol: Protocol,
+    again: bool,
+    device: torch.device,
+    progress: Progress,
+) -> Evidence:
+    """Everything for one run: the evaluation that it keeps, or a new one where that is missing, out of date or `again`.
+
+    data: name or path of a data set; the run's own if None. Raises DataError, MismatchError.
+    """
+    tested = open_tested(workspace, run, data, split)
+    loaded = run.load(device)
+    path = report_path(run.root, split, protocol, tested.other_dataset)
+    report = None if again else _kept(path, run, tested.split, progress)
+    if report is None:
+        options = EvaluateOptions(protocol)
+        report = evaluate_model(
+            loaded, run, tested.split, progress, options, tested.manifest_sha256, tested.overlap
+        )  # fmt: skip
+        save_report(report, path)
+    aligned = is_pre_aligned(run.recipe)
+    features = run_features(loaded, run.root.name, tested.split, progress) if aligned else None
+    return gather(run, report, tested.split, features)
+
+
+def _kept(path: Path, run: Run, split: DataSplit, progress: Progress) -> RetrievalReport | None:
+    """The evaluation in a run's folder, if it is of these weights, gammas and data."""
+    if not path.is_file():
+        return None
+    try:
+        report = load_report(path)
+    except DataError as error:
+        progress.say(f"evaluated again: {error}")
+        return None
+    stamp = report.stamp
+    gammas = stamp.smr is None or stamp.smr == tuned_of(run).smr
+    current = (stamp.model_sha256, stamp.split_sha256) == (run.info.weights_sha256, split.sha256)
+    return report if current and gammas and report.queries.image_ids == split.image_ids else None
 
 
 def gather(run: Run, report: RetrievalReport, split: DataSplit, features: FeatureSet | None) -> Evidence:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from cmpagl_core.errors import UsageError
 from cmpagl_core.evaluation.protocol import Stamp, require_one_column
 from cmpagl_core.evaluation.result import RetrievalReport
-from cmpagl_core.progress import Progress
 from cmpagl_core.report.charts import LineChart, RowChart, Value, line_chart, row_chart
 from cmpagl_core.report.evidence import Curves, Evidence, Picture, recipe_differences
 from cmpagl_core.report.page import render, thumbnail
@@ -55,7 +54,7 @@ class _OnPage:
     images: tuple[_Image, ...]
 
 
-def render_runs(evidence: Sequence[Evidence], progress: Progress, mix: bool = False) -> str:
+def render_runs(evidence: Sequence[Evidence], mix: bool = False) -> str:
     """The page as text. Runs whose results must not stand in one column are refused unless told to `mix` them.
 
     Raises GuardError, and UsageError without any run.
@@ -72,7 +71,7 @@ def render_runs(evidence: Sequence[Evidence], progress: Progress, mix: bool = Fa
         if one.report.stamp.overlap is not None:
             said.append(one.report.stamp.overlap.sentence())
         notes += [f"{name}: {note}" if len(names) > 1 else note for note in dict.fromkeys(said)]
-    thumbnails = _Thumbnails(progress)
+    thumbnails = _Thumbnails()
     return render(
         "report.html",
         names=names,
@@ -92,8 +91,7 @@ def render_runs(evidence: Sequence[Evidence], progress: Progress, mix: bool = Fa
 class _Thumbnails:
     """Each picture once."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self) -> None:
         self._known: dict[str, str] = {}
 
     def of(self, pictures: Sequence[Picture]) -> tuple[_Shown, ...]:
