@@ -65,7 +65,7 @@ class DataPart(_Part):
         "dihedral", description="flips, or flips and right angles; only for captions that name no direction"
     )
     crop_scale_min: float = Field(1.0, gt=0.0, le=1.0, description="smallest area share of a random crop; 1 is none")
-    workers: int = Field(0, ge=0, le=64, description="processes that decode pictures")
+    workers: int = Field(0, ge=0, le=64, description="threads that decode pictures ahead; 0: none")
     selection: SelectionPart = SelectionPart()
 
 
