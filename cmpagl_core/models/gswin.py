@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -195,7 +196,7 @@ class GswinEncoder(nn.Module):
             StemProjection(self.patch_embed.part_channels, width) if isinstance(self.patch_embed, FeatureStem) else None
         )
         self.map_size = self.patch_embed.map_size(image_size_px)
-        rates = torch.linspace(0, part.drop_path, sum(part.depths)).tolist()
+        rates = np.linspace(0.0, part.drop_path, sum(part.depths)).tolist()
         self.layers = nn.ModuleDict()
         size = self.map_size
         for stage in range(first, 4):

@@ -1,0 +1,93 @@
+"""Parameters and floating-point operations of each part of a recipe's model, counted without computing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cmpagl_core.models.bert import bert_shape
+from cmpagl_core.models.cmpagl import CmpaglModel
+from cmpagl_core.recipe import Recipe
+
+CAPTION_TOKENS = 16  # about the mean caption of the public sets, [CLS] and [SEP] included
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One part of the model; FLOPs are two for each multiply and add, of matrix products, convolutions, attention."""
+
+    part: str
+    parameters: int
+    trained: int  # parameters that the recipe trains from the first step
+    flops: int  # for one picture, one caption, or one pair of both
+
+
+def summarise(recipe: Recipe, vocab_size: int, caption_tokens: int = CAPTION_TOKENS) -> tuple[SummaryRow, ...]:
+    """A row for each part, in the order in which data passes them, and their total at the end.
+
+    Shapes alone are computed (on torch's meta device), so this costs no memory. Raises what building the model raises.
+    """
+    with torch.device("meta"), torch.no_grad():
+        model = CmpaglModel(recipe, bert_shape(recipe.text_encoder, vocab_size)).eval()
+        size = recipe.data.image_size_px
+        runs = _parts(model, torch.empty(1, 3, size, size), caption_tokens)
+        rows = [SummaryRow(name, *_parameters(modules), _flops(run)) for name, modules, run in runs]
+    rows.append(SummaryRow("logit scale", 1, int(model.logit_scale.requires_grad), 0))
+    total = SummaryRow("total", *(sum(getattr(row, key) for row in rows) for key in ("parameters", "trained", "flops")))
+    return (*rows, total)
+
+
+Run = Callable[[], Tensor]
+
+
+def _parts(model: CmpaglModel, pixel_values: Tensor, tokens: int) -> list[tuple[str, list[nn.Module], Run]]:
+    """Name, modules and forward pass of each part; each pass starts from tensors that are ready."""
+    image, text = model.image_encoder, model.text_encoder
+    stem_map = image.stem(pixel_values)
+    parts: list[tuple[str, list[nn.Module], Run]] = [("stem", [image.patch_embed], lambda: image.stem(pixel_values))]
+    x = stem_map.permute(0, 2, 3, 1)
+    if image.stem_projection is not None:
+        parts.append(("stem projection", [image.stem_projection], _call(image.stem_projection, x)))
+        x = image.stem_projection(x)
+    for name, stage in image.layers.items():
+        parts.append((f"Gswin stage {int(name) + 1}", [stage], _call(stage, x)))
+        x = stage(x)
+    image_tokens = torch.empty(1, 1 + image.last_map_size**2, image.width)
+    parts.append(
+        ("image norm and projection", [image.norm, model.image_projection], _call(model.image_projection, x[:, 0, 0]))
+    )
+    input_ids = torch.zeros(1, tokens, dtype=torch.long)
+    mask = torch.ones(1, tokens, dtype=torch.bool)
+    text_tokens = torch.empty(1, tokens, text.shape.hidden_size)
+    parts.append(("text half", [text], lambda: text(input_ids, mask)))
+    parts.append(("text projection", [model.text_projection], _call(model.text_projection, text_tokens[:, 0])))
+    if model.fusion_encoder is not None:
+        parts.append(
+            ("fusion half", [model.fusion_encoder], _call(model.fusion_encoder, text_tokens, mask, image_tokens))
+        )
+    if model.itm_head is not None:
+        parts.append(("ITM head", [model.itm_head], lambda: model.itm_logits(text_tokens)))
+    if model.mlm_head is not None:
+        parts.append(("MLM head", [model.mlm_head], lambda: model.mlm_logits(text_tokens)))
+    return parts
+
+
+def _call(module: nn.Module, *inputs: Tensor) -> Run:
+    return lambda: module(*inputs)
+
+
+def _parameters(modules: list[nn.Module]) -> tuple[int, int]:
+    """All parameters, and those that are trained."""
+    found = [parameter for module in modules for parameter in module.parameters()]
+    return sum(one.numel() for one in found), sum(one.numel() for one in found if one.requires_grad)
+
+
+def _flops(run: Run) -> int:
+    counter = FlopCounterMode(display=False)
+    with counter:
+        run()
+    return int(counter.get_total_flops())
