@@ -227,13 +227,15 @@ def compute_losses(
         add("itc", part.itc, itc_loss(logits, positives, soft, part.itc_soft_targets, part.label_smoothing))
     if part.uses_triplet:
         add("triplet", part.triplet_weight, metric_loss(part, scores, positives))
+    if part.uses_fusion:
+        image_keys = model.cross_attention_cache(images.tokens)  # made once; every image meets several texts
     if part.itm > 0:
         pairs = itm_pairs(logits, positives, generator)
         chosen = TextEncoding(texts.tokens[pairs.texts], texts.features[pairs.texts], texts.attention_mask[pairs.texts])
-        fused = model.fuse(chosen, images.tokens[pairs.images])
+        fused = model.fuse(chosen, image_keys.select(pairs.images))
         add("itm", part.itm, itm_loss(model.itm_logits(fused), pairs.matches))
     if part.mlm > 0 and masked is not None:
-        fused = model.fuse((masked.input_ids, texts.attention_mask), images.tokens)
+        fused = model.fuse((masked.input_ids, texts.attention_mask), image_keys)
         said = model.mlm_logits(fused[masked.chosen])  # [K, V]
         add("mlm", part.mlm, mlm_loss(said, input_ids[masked.chosen], mlm_normaliser))
     return LossTerms(torch.stack(list(weighted.values())).sum(), terms, weighted)

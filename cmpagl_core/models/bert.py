@@ -19,6 +19,7 @@ from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, BertPredictionHeadTransform
 
 from cmpagl_core.errors import MismatchError, RecipeError
+from cmpagl_core.models.attention import BERT_ATTENTION, attend
 from cmpagl_core.models.weights import parse_source, text_files
 from cmpagl_core.recipe import FusionEncoderPart, TextEncoderPart
 
@@ -231,7 +232,7 @@ def _cross_attend(layer: Any, text: Tensor, key: Tensor, value: Tensor) -> Tenso
     batch, heads, _, depth = key.shape
     query = attention.self.query(text).view(batch, -1, heads, depth).transpose(1, 2)
     rate = attention.self.dropout.p if layer.training else 0.0
-    attended = F.scaled_dot_product_attention(query, key, value, dropout_p=rate)
+    attended = attend(query, key, value, dropout=rate)
     out: Tensor = attention.output(attended.transpose(1, 2).flatten(2), text)
     return out
 
@@ -251,7 +252,7 @@ def _config(shape: BertShape, dropout: float, cross_attention: bool) -> BertConf
         is_decoder=cross_attention,
         add_cross_attention=cross_attention,
     )
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = BERT_ATTENTION
     return config
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmpagl_core.models.attention import attend
 from cmpagl_core.models.windows import (
     WindowGeometry,
     attend_windows,
@@ -116,7 +117,7 @@ class LocalQueryAttention(nn.Module):
         query = self.query(x).view(batch, height * width, self.num_heads, depth).transpose(1, 2)
         pair = self.key_value(global_window).view(batch, -1, 2, self.num_heads, depth)
         key, value = pair.permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+        attended = attend(query, key, value).transpose(1, 2)
         out: Tensor = self.proj_drop(self.proj(attended.reshape(batch, height, width, channels)))
         return out
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmpagl_core.models.attention import attend
+
 _OUTSIDE = -100.0  # what timm adds for a pair of tokens that shifting brought into one window
 
 
@@ -133,13 +135,13 @@ def attend_windows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask
     """
     count, heads, tokens, depth = query.shape
     if mask is None:
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype)[None])
+        attended = attend(query, key, value, bias[None])
     else:
         # One mask for the windows of a picture, broadcast over the batch: never expanded per picture.
         windows = mask.shape[0]
-        merged = (bias[None] + mask[:, None]).to(query.dtype)  # [windows, heads, N, N]
+        merged = bias[None] + mask[:, None]  # [windows, heads, N, N]
         query, key, value = (part.reshape(-1, windows * heads, tokens, depth) for part in (query, key, value))
         merged = merged.view(1, windows * heads, tokens, tokens)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=merged)
+        attended = attend(query, key, value, merged)
         attended = attended.view(count, heads, tokens, depth)
     return attended.transpose(1, 2).reshape(count, tokens, heads * depth)
