@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset, open_prepared
 from cmpagl_core.datasets.splits import selection_splits
 from cmpagl_core.errors import DataError, MismatchError
@@ -75,6 +77,28 @@ def training_data(workspace: Workspace, run: Run) -> PreparedDataset | None:
         except DataError:
             continue
     return None
+
+
+def tune_run(
+    workspace: Workspace,
+    run: Run,
+    split: str,
+    progress: Progress,
+    device: torch.device,
+    form: SmrForm | None = None,
+    gammas: Sequence[float] | None = None,
+    keep: bool = True,
+) -> tuple[SmrChoice, Tuned]:
+    """Choose SMR's gammas and dual softmax' temperature on a split by its name, and keep them in the run.
+
+    Raises GuardError for the test split, before anything is opened.
+    """
+    require_not_test(split, "SMR's gammas")
+    tested = open_tested(workspace, run, None, split)
+    choice, tuned = choose_for_run(run, run.load(device), tested.split, progress, form, gammas)
+    if keep:
+        keep_choice(run, choice, tuned)
+    return choice, tuned
 
 
 def choose_for_run(

@@ -1,0 +1,40 @@
+"""What benchmarks share: a median after a warm-up, and one JSON line per measurement."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+
+def median_s(work: Callable[[], object], repeats: int = 5) -> float:
+    """Median wall-clock seconds of `repeats` calls after one that does not count."""
+    work()
+    taken = []
+    for _ in range(repeats):
+        started_at = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started_at)
+    return statistics.median(taken)
+
+
+def in_turns_s(ours: Callable[[], object], peer: Callable[[], object], repeats: int = 5) -> tuple[float, float]:
+    """Medians of two works done in turns, so that a busy machine slows both alike; the first turn does not count."""
+    taken: tuple[list[float], list[float]] = ([], [])
+    for turn in range(repeats + 1):
+        for work, times in zip((ours, peer), taken, strict=True):
+            started_at = time.perf_counter()
+            work()
+            if turn:
+                times.append(time.perf_counter() - started_at)
+    return statistics.median(taken[0]), statistics.median(taken[1])
+
+
+def report(name: str, value: float, unit: str, bar: float, peer: str = "", peer_value: float | None = None) -> bool:
+    """Print one line of JSON. Less is better: ratio is peer_value / value, or bar / value without a peer."""
+    ratio = (bar if peer_value is None else peer_value) / value
+    ok = ratio >= (1.0 if peer_value is None else bar)
+    line = {"name": name, "value": value, "unit": unit, "peer": peer or None, "peer_value": peer_value}
+    print(json.dumps({**line, "ratio": ratio, "bar": bar, "ok": ok}), flush=True)
+    return ok
