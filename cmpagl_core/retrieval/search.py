@@ -7,6 +7,7 @@ id: the order of files never changes a result. Needs NumPy alone: a query starts
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from cmpagl_core.retrieval.index import GalleryIndex
 BUDGET_BYTES = 256 << 20
 
 _UNIT_ROUNDING = 2.0**-24  # of float32, relative
-_RESCORED_AT_ONCE = 8192
+_FIRST_BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,15 @@ def top_k(
     Raises UsageError for k < 1, MismatchError for another width, DataError for features that are not finite.
     """
     check_search(features, queries, k)
-    count, dim = features.shape
-    merger = Merger(features, queries, min(k, count), tie_order)
-    block = block_rows(len(queries), dim, budget_bytes)
-    slack = scan_error(features[:1], queries)
-    for start in range(0, count, block):
-        scores = queries @ features[start : start + block].T  # [Q, block]
-        merger.add(start, scores, slack)
+    merger = Merger(features, queries, min(k, len(features)), tie_order, budget_bytes)
+    error = scan_error(features.shape[1], queries)
+    for start, stop in blocks(len(features), k, block_rows(len(queries), features.shape[1], budget_bytes)):
+        merger.add_block(start, queries @ features[start:stop].T, error)  # [Q, block]
     return merger.best()
 
 
 class Merger:
-    """Keeps the exact best k of each query while scanned blocks come by."""
+    """Keeps the exact best k of each query while scanned rows come by."""
 
     def __init__(
         self,
@@ -82,55 +80,67 @@ class Merger:
         queries: NDArray[np.float32],
         k: int,
         tie_order: NDArray[np.int64] | None,
+        budget_bytes: int = BUDGET_BYTES,
     ) -> None:
-        self._features = features
+        self._features, self._tie_order = features, tie_order
         self._queries = queries.astype(np.float64)
-        self._k = k
-        self._tie_order = tie_order
-        self._scores = [np.empty(0)] * len(queries)
-        self._rows = [np.empty(0, dtype=np.int64)] * len(queries)
+        self._scores = np.full((len(queries), k), -np.inf)
+        self._rows = np.full((len(queries), k), -1, dtype=np.int64)
+        self._pairs_at_once = max(256, budget_bytes // (32 * features.shape[1]))
 
-    def floor(self, query: int) -> float:
-        """The exact score that a picture must reach to enter the best k of a query."""
-        scores = self._scores[query]
-        return float(scores[-1]) if len(scores) == self._k else -np.inf
+    @property
+    def floors(self) -> NDArray[np.float64]:
+        """The exact score [Q] that a row must reach to enter the best k of a query; -inf until k rows are there."""
+        return np.array(self._scores[:, -1])
 
-    def add(self, start: int, scores: NDArray[np.float32], slack: NDArray[np.float64]) -> None:
-        """Merge a block of scanned scores [Q, block] of the rows from `start` on, each within slack [Q] of exact."""
+    def add_block(self, start: int, scores: NDArray[np.float32], error: NDArray[np.float64]) -> None:
+        """Merge scanned scores [Q, block] of the rows from `start` on, each within `error` [Q] of exact."""
         if not bool(np.isfinite(scores).all()):
             raise DataError("the gallery or the query holds features that are not finite", hint="make the index again")
-        for query in range(len(scores)):
-            self.add_rows(query, start + self._candidates(query, scores[query], float(slack[query])))
+        k = self._scores.shape[1]
+        floors = self.floors - error
+        if scores.shape[1] > k and not bool(np.isfinite(floors).all()):
+            floors = np.maximum(floors, np.partition(scores, -k, axis=1)[:, -k] - 2 * error)
+        query, column = np.nonzero(scores >= floors.astype(np.float32)[:, None])
+        self.add_pairs(query, start + column)
 
-    def add_rows(self, query: int, rows: NDArray[np.int64]) -> None:
-        """Merge candidate rows into a query's best, by their exact scores."""
-        for first in range(0, len(rows), _RESCORED_AT_ONCE):
-            part = rows[first : first + _RESCORED_AT_ONCE]
-            exact = (self._features[part].astype(np.float64) * self._queries[query]).sum(axis=1)
-            self._keep(query, np.concatenate([self._scores[query], exact]), np.concatenate([self._rows[query], part]))
+    def add_pairs(self, query: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+        """Merge rows, each for one query, by their exact scores."""
+        for first in range(0, len(rows), self._pairs_at_once):
+            part = slice(first, first + self._pairs_at_once)
+            # Row by row, not as a matrix product, whose rounding depends on where a row stands.
+            exact = (self._features[rows[part]].astype(np.float64) * self._queries[query[part]]).sum(axis=1)
+            self._keep(query[part], rows[part], exact)
 
     def best(self) -> Best:
         """What has been found."""
-        return Best(np.stack(self._scores), np.stack(self._rows))
+        return Best(self._scores.copy(), self._rows.copy())
 
-    def _candidates(self, query: int, scores: NDArray[np.float32], slack: float) -> NDArray[np.int64]:
-        floor = self.floor(query) - slack
-        if floor == -np.inf and len(scores) > self._k:
-            floor = float(np.partition(scores, -self._k)[-self._k]) - 2 * slack
-        found: NDArray[np.int64] = np.flatnonzero(scores >= floor)
-        return found
-
-    def _keep(self, query: int, scores: NDArray[np.float64], rows: NDArray[np.int64]) -> None:
-        ties = rows if self._tie_order is None else self._tie_order[rows]
-        order = np.lexsort((ties, -scores))[: self._k]
-        self._scores[query] = scores[order]
-        self._rows[query] = rows[order]
+    def _keep(self, query: NDArray[np.int64], rows: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
+        queries, k = self._scores.shape
+        query = np.concatenate([np.repeat(np.arange(queries), k), query])
+        rows = np.concatenate([self._rows.ravel(), rows])
+        scores = np.concatenate([self._scores.ravel(), scores])
+        ties = rows if self._tie_order is None else np.where(rows < 0, -1, self._tie_order[rows])
+        order = np.lexsort((ties, -scores, query))
+        starts = np.searchsorted(query[order], np.arange(queries))
+        kept = order[starts[:, None] + np.arange(k)]  # [Q, k]; each query has its k old rows at least
+        self._scores, self._rows = scores[kept], rows[kept]
 
 
-def scan_error(features: NDArray[Any], queries: NDArray[np.float32]) -> NDArray[np.float64]:
+def blocks(count: int, k: int, rows: int) -> Iterator[tuple[int, int]]:
+    """Cut `count` rows into blocks: a short one first, so that the others are compared with a floor."""
+    start = 0
+    stop = min(count, rows, max(4 * k, _FIRST_BLOCK))
+    while start < count:
+        yield start, stop
+        start, stop = stop, min(count, stop + rows)
+
+
+def scan_error(dim: int, queries: NDArray[np.float32]) -> NDArray[np.float64]:
     """How far a float32 product of a unit row with each query can be from exact, [Q]: D roundings of its length."""
     lengths = np.sqrt((queries.astype(np.float64) ** 2).sum(axis=1))
-    return np.asarray(2 * features.shape[1] * _UNIT_ROUNDING * np.maximum(lengths, 1e-30), dtype=np.float64)
+    return np.asarray(2 * dim * _UNIT_ROUNDING * np.maximum(lengths, 1e-30), dtype=np.float64)
 
 
 def check_search(features: NDArray[Any], queries: NDArray[np.float32], k: int) -> None:
