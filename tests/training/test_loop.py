@@ -149,7 +149,10 @@ def test_without_matplotlib_the_way_to_curves_is_said(
     told = Told()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     run = train(tiny_recipe("train.epochs=1"), squares, tmp_path / "run", curves=True, progress=told)
-    assert "curves.png was not drawn: matplotlib is missing; install it with `pip install 'cmpagl[plots]'`" in told.messages
+    assert (
+        "curves.png was not drawn: matplotlib is missing; install it with `pip install 'cmpagl[plots]'`"
+        in told.messages
+    )
     assert not (run.root / "curves.png").exists()
 
 
