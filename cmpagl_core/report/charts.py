@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WIDTH = 720
-_LEFT, _RIGHT, _TOP, _BOTTOM = 190, 20, 10, 30
+WIDTH = 620
+_LEFT, _RIGHT, _TOP, _BOTTOM = 170, 20, 10, 30
 _ROW, _MARK_GAP = 16, 10
 
 
