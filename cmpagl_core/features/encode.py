@@ -164,7 +164,7 @@ def decoder(recipe: Recipe) -> Decode:
     size = recipe.data.image_size_px
 
     def decode(path: Path) -> Tensor:
-        return to_pixel_values(open_picture(path), size)
+        return to_pixel_values(open_picture(path, at_least_px=2 * size), size)
 
     return decode
 

@@ -79,7 +79,7 @@ def _thumbnail(path: Path, size_px: int) -> tuple[str, str]:
     if not path.is_file():
         return "", "missing"
     try:
-        picture = open_picture(path)
+        picture = open_picture(path, at_least_px=2 * size_px)
     except DataError:
         return "", "broken"
     picture.thumbnail((size_px, size_px), Image.Resampling.LANCZOS)

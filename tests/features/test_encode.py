@@ -18,6 +18,7 @@ from cmpagl_core.datasets.views import dihedral
 from cmpagl_core.errors import DataError
 from cmpagl_core.features.decode import decoded_batches
 from cmpagl_core.features.encode import (
+    decoder,
     encode_captions,
     encode_image_tokens,
     encode_pictures,
@@ -169,6 +170,9 @@ def test_a_large_photo_is_decoded_at_a_reduced_size_without_changing_what_is_see
     generator = np.random.default_rng(1)
     small = Image.fromarray(generator.integers(0, 256, (12, 12, 3), dtype=np.uint8))
     small.resize((1200, 1200), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg", quality=92)
+    decoded = decoder(loaded.recipe)(tmp_path / "large.jpg")
+    whole = to_pixel_values(open_picture(tmp_path / "large.jpg"), loaded.recipe.data.image_size_px)
+    assert 0 < float((decoded - whole).abs().max()) < 0.2  # one grey level of 256 is about 0.017
     found = encode_pictures(loaded, [tmp_path / "large.jpg"], Silent())
     cosine = float((found * one_by_one(loaded, [tmp_path / "large.jpg"])).sum())
     assert cosine > 0.999

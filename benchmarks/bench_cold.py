@@ -1,0 +1,89 @@
+"""A cold `cmpagl retrieve` over 10,000 pictures against the import of torch, transformers and BertModel alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from _measure import in_turns_s, report
+
+from cmpagl_core.features.tensor_file import TextTable
+from cmpagl_core.features.text_tower import open_text_tower
+from cmpagl_core.models.cmpagl import build_model
+from cmpagl_core.models.tokenizer import load_tokenizer
+from cmpagl_core.recipe import parse_recipe
+from cmpagl_core.retrieval.index import TOWER_FILE, Fingerprints, GalleryIndex, IndexInfo, save_index
+from cmpagl_core.retrieval.indexing import write_text_tower
+from cmpagl_core.runs import LoadedModel
+
+PICTURES, DIM = 10_000, 256
+QUERY = "two baseball fields next to a road"
+PEER = "import torch, transformers; from transformers import BertModel"
+RECIPE = """
+image_encoder: {size: custom, width: 16, depths: [1, 1, 1, 1], num_heads: [1, 2, 4, 8]}
+text_encoder: {size: SIZE}
+"""
+
+
+def make_index(root: Path, size: str) -> None:
+    """An index of random pictures with five captions each, and the text half of a model of that size."""
+    recipe = parse_recipe(RECIPE.replace("SIZE", size), "the benchmark")
+    words = [f"word{number}" for number in range(8000)]
+    tokenizer = load_tokenizer(recipe.text_encoder, 64, [QUERY, *words])
+    model = build_model(recipe, tokenizer.vocab_size).eval()
+    loaded = LoadedModel(model, tokenizer, recipe, "0" * 64, torch.device("cpu"))
+    write_text_tower(root / TOWER_FILE, loaded)
+    tokens = tokenizer([QUERY])
+    with torch.inference_mode():
+        expected = model.encode_texts(tokens.input_ids, tokens.attention_mask).features.numpy()
+    assert np.abs(open_text_tower(root / TOWER_FILE).encode([QUERY]) - expected).max() < 1e-4, (
+        "not the model's features"
+    )
+    values = np.random.default_rng(0).standard_normal((PICTURES, DIM)).astype(np.float32)
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    ids = [f"{row:05d}.jpg" for row in range(PICTURES)]
+    nothing = np.zeros(PICTURES, dtype=np.int64)
+    index = GalleryIndex(
+        root=root,
+        image_features=values,
+        image_ids=TextTable.of(ids),
+        paths=TextTable.of(f"/pictures/{name}" for name in ids),
+        captions=TextTable.of(f"caption {number} of many" for number in range(PICTURES)),
+        text_features=values,
+        caption_image=np.repeat(np.arange(PICTURES), 5),
+        caption_text=np.resize(np.arange(PICTURES), 5 * PICTURES),
+        tie_order=None,
+        fingerprints=Fingerprints(nothing, nothing, np.zeros((PICTURES, 32), dtype=np.uint8)),
+        info=IndexInfo("many", "folder", "/pictures", "", "", "run", "", "0" * 64, "", "bf16"),
+    )
+    save_index(index, [])
+
+
+def ask(workspace: str) -> None:
+    """One question in a process of its own."""
+    code = "from cmpagl_cli.app import main; main()"
+    run("-c", code, "--workspace", workspace, "retrieve", QUERY, "--format", "json")
+
+
+def run(*arguments: str) -> None:
+    """A cold Python with the same number of threads for both sides."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env=environment)
+
+
+def main() -> None:
+    """Print one line for each size of the text half."""
+    for size in ("minilm-l6", "bert-base"):
+        with tempfile.TemporaryDirectory() as folder:
+            make_index(Path(folder, "indexes", "many"), size)
+            ours, peer = in_turns_s(lambda folder=folder: ask(folder), lambda: run("-c", PEER))
+            report(f"cold retrieve, 10,000 pictures, {size} text half", ours, "s", 1.0, PEER, peer)
+
+
+if __name__ == "__main__":
+    main()

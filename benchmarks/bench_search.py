@@ -1,0 +1,50 @@
+"""Exact top 10 of 1,000,000 pictures x 256: GalleryScanner against faiss IndexFlatIP, 64 queries and one."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from _measure import in_turns_s, median_s, report
+from numpy.typing import NDArray
+
+from cmpagl_core.retrieval.scan import GalleryScanner
+from cmpagl_core.retrieval.search import top_k
+
+PICTURES, DIM, K, THREADS = 1_000_000, 256, 10, 2
+
+
+def unit_rows(rows: int, seed: int) -> NDArray[np.float32]:
+    """Random directions."""
+    values = torch.randn(rows, DIM, generator=torch.Generator().manual_seed(seed))
+    return np.asarray(torch.nn.functional.normalize(values, dim=1).numpy())
+
+
+def main() -> None:
+    """Print one line for each number of queries, and how the time grows with the gallery."""
+    import faiss
+
+    torch.set_num_threads(THREADS)
+    faiss.omp_set_num_threads(THREADS)
+    features, queries = unit_rows(PICTURES, 0), unit_rows(64, 1)
+    index = faiss.IndexFlatIP(DIM)
+    index.add(features)
+    scanner = GalleryScanner(features)
+    for count, bar in ((64, 4.0), (1, 2.0)):
+        asked = queries[:count]
+        found = scanner.top_k(asked, K)
+        _, expected = index.search(asked, K)
+        assert (found.rows == expected).all(), "not the same top 10 as faiss"
+        assert (found.rows == top_k(features, asked, K).rows).all(), "not the same top 10 as the float32 search"
+        ours, peer = in_turns_s(
+            lambda asked=asked: scanner.top_k(asked, K), lambda asked=asked: index.search(asked, K), repeats=7
+        )
+        report(f"exact search, 1,000,000 x 256, {count} queries", ours, "s", bar, "faiss IndexFlatIP", peer)
+    eighth = GalleryScanner(np.ascontiguousarray(features[: PICTURES // 8]))
+    small, large = median_s(lambda: eighth.top_k(queries, K)), median_s(lambda: scanner.top_k(queries, K))
+    report(
+        "exact search, 8 x the pictures for at most 8 x the time", large, "s", 1.0, "8 x the time of 125,000", 8 * small
+    )
+
+
+if __name__ == "__main__":
+    main()
