@@ -22,8 +22,9 @@ from cmpagl_core.files import canonical_json, read_json, sha256_text, write_json
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe, override_recipe
 from cmpagl_core.retrieval.rerank.chain import Tuned
-from cmpagl_core.runs import RESUME_FOLDER, TRAINING_VERSION, Run, list_runs
+from cmpagl_core.runs import TRAINING_VERSION, Run, list_runs
 from cmpagl_core.training.loop import fit
+from cmpagl_core.training.resume import has_state
 from cmpagl_core.workspace import Workspace
 
 TRIAL_FORMAT = 1
@@ -174,7 +175,7 @@ def _train(trial: Trial, scene: Scene, key: str) -> Run:
             root,
             scene.progress,
             scene.device,
-            resume=(root / RESUME_FOLDER).is_dir(),
+            resume=has_state(root),
             cache_root=scene.workspace.root / "cache",
             recipe_name=trial.name,
         )

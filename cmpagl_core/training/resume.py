@@ -91,6 +91,11 @@ def write_state(root: Path, identity: Identity, position: Position, tensors: Map
     write_tensors(_state_path(root), tensors, about)
 
 
+def has_state(root: Path) -> bool:
+    """Whether a run was begun and not finished: whether `fit` can resume it."""
+    return _state_path(root).is_file() and not (root / INFO_FILE).exists()
+
+
 def read_about(root: Path) -> tuple[Identity, Position]:
     """What a run's state says, without its tensors. Raises DataError when there is none or it is not one."""
     path = _state_path(root)
@@ -127,9 +132,8 @@ def unfinished_run(runs: Path, recipe_name: str | None = None) -> Path:
 
     Raises DataError when there is none.
     """
-    found = [path.parent.parent for path in runs.glob(f"*/{RESUME_FOLDER}/{STATE_FILE}")]
-    open_runs = [run for run in found if not (run / INFO_FILE).exists()]
-    for run in sorted(open_runs, key=lambda run: _state_path(run).stat().st_mtime_ns, reverse=True):
+    found = [run for run in runs.glob("*") if has_state(run)]
+    for run in sorted(found, key=lambda run: _state_path(run).stat().st_mtime_ns, reverse=True):
         if recipe_name is None or read_about(run)[0].recipe_name == recipe_name:
             return run
     of = "" if recipe_name is None else f" of {recipe_name}"

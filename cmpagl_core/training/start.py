@@ -12,9 +12,9 @@ from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
 from cmpagl_core.errors import UsageError
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe, find_recipe, load_recipe, override_recipe
-from cmpagl_core.runs import INFO_FILE, RECIPE_FILE, RESUME_FOLDER, Run
+from cmpagl_core.runs import INFO_FILE, RECIPE_FILE, Run
 from cmpagl_core.training.loop import fit
-from cmpagl_core.training.resume import read_about, unfinished_run
+from cmpagl_core.training.resume import has_state, read_about, unfinished_run
 from cmpagl_core.workspace import Workspace
 
 CACHE_FOLDER = "cache"
@@ -114,4 +114,4 @@ def new_run_folder(workspace: Workspace, name: str | None, recipe_name: str) -> 
 
 
 def _is_taken(root: Path) -> bool:
-    return (root / INFO_FILE).exists() or (root / RESUME_FOLDER).exists()
+    return (root / INFO_FILE).exists() or has_state(root)

@@ -84,7 +84,12 @@ def test_training_twice_makes_a_second_run_and_overwrites_nothing(train: Train, 
 
 
 def test_a_name_that_is_taken_is_refused(workspace: Workspace) -> None:
-    (workspace.root / "runs" / "mine" / "resume").mkdir(parents=True)
+    state = workspace.root / "runs" / "mine" / "resume" / "state.safetensors"
+    state.parent.mkdir(parents=True)
+    assert (
+        new_run_folder(workspace, "mine", "tiny") == workspace.root / "runs" / "mine"
+    )  # killed before its first state
+    state.touch()
     with pytest.raises(UsageError, match=r"mine is there already; go on with it with --resume, or choose another"):
         new_run_folder(workspace, "mine", "tiny")
     (workspace.root / "runs" / "mine" / "run.json").write_text("{}")
