@@ -31,6 +31,10 @@ def retrieve(
     to: Annotated[
         Literal["pictures", "captions"], typer.Option("--to", help="What to find; captions only with --image.")
     ] = "pictures",
+    rerank: Annotated[
+        Literal["none", "itm"],
+        typer.Option("--rerank", help="itm: the fusion half looks again at the best 32; needs the run, takes seconds."),
+    ] = "none",
     gallery: Annotated[
         Path | None, typer.Option("--gallery", metavar="FILE", help="Write the pictures as one HTML page.")
     ] = None,
@@ -41,7 +45,8 @@ def retrieve(
 ) -> None:
     """Find pictures by text, or by another picture, in the newest index.
 
-    Without an index, one of all pictures of the newest run's data set is made first, once. Scores are cosines.
+    Without an index, one of all pictures of the newest run's data set is made first, once. Scores are cosines; with
+    --rerank itm, cosine + match probability.
 
     Examples:
       cmpagl retrieve "two baseball fields next to a road"
@@ -57,6 +62,8 @@ def retrieve(
         raise UsageError(problem, hint='write `cmpagl retrieve "airport near sea"` or `cmpagl retrieve --image FILE`')
     if to == "captions" and (image is None or gallery is not None or open_page):
         raise UsageError("--to captions answers --image in words", hint="leave out the text, --gallery and --open")
+    if rerank == "itm" and text is None:
+        raise UsageError("--rerank itm compares a text with pictures", hint="leave out --image")
     given = settings(ctx)
     page = gallery if gallery is not None or not open_page else given.workspace.root / "gallery.html"
     found = _gallery(given, index, features, run)
@@ -64,12 +71,11 @@ def retrieve(
     if to == "captions":
         _show_captions(found, query, k, format)
         return
-    from cmpagl_core.retrieval.search import search
-
-    hits = search(found, query, k)
+    hits = _hits(found, query, k) if rerank == "none" else _rematched(given, found, query, text or "", k, run)
     _show_hits(hits, format)
     if page is not None:
-        _write_page(given, page, found, hits, text or "", image)
+        scores = "cosines" if rerank == "none" else "cosine + match probability"
+        _write_page(given, page, found, hits, text or "", image, scores)
         if open_page:
             import webbrowser
 
@@ -101,6 +107,21 @@ def _query(given: Settings, found: GalleryIndex, text: str | None, image: Path |
     if image is not None:
         return picture_features(image, found, given.workspace, run, given.progress, given.compute_device)
     return text_features(text or "", found, given.workspace, run, given.progress)
+
+
+def _hits(found: GalleryIndex, query: Any, k: int) -> list[Hit]:
+    from cmpagl_core.retrieval.search import search
+
+    return search(found, query, k)
+
+
+def _rematched(given: Settings, found: GalleryIndex, query: Any, text: str, k: int, run: str | None) -> list[Hit]:
+    """The k best after the fusion half has looked at the best 32, or at k if that is more."""
+    from cmpagl_core.retrieval.query import run_of
+    from cmpagl_core.retrieval.rematch import CANDIDATES, rematch
+
+    loaded = run_of(found, given.workspace, run).load(given.compute_device())
+    return rematch(loaded, text, _hits(found, query, max(k, CANDIDATES)), k, given.progress)
 
 
 def _show_hits(hits: Sequence[Hit], format: OutputFormat) -> None:
@@ -136,10 +157,10 @@ def _in_short(texts: Sequence[str]) -> str:
 
 
 def _write_page(
-    given: Settings, page: Path, found: GalleryIndex, hits: Sequence[Hit], text: str, image: Path | None
+    given: Settings, page: Path, found: GalleryIndex, hits: Sequence[Hit], text: str, image: Path | None, scores: str
 ) -> None:
     from cmpagl_core.retrieval.gallery import GalleryQuery, write_gallery
 
-    query = GalleryQuery(text, image, found.info.name, len(found), found.info.model)
+    query = GalleryQuery(text, image, found.info.name, len(found), found.info.model, scores)
     write_gallery(page, query, hits, given.progress)
     given.progress.say(f"gallery: {page}")

@@ -31,6 +31,7 @@ class GalleryQuery:
     gallery: str
     pictures: int
     model: str
+    scores: str = "cosines"
 
 
 @dataclass(frozen=True)

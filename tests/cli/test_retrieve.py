@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import Result
 
+from cmpagl_core.datasets.pictures import open_picture, to_pixel_values
 from cmpagl_core.features.feature_set import load_feature_set
 from cmpagl_core.runs import open_run, save_run
 
@@ -114,6 +116,7 @@ def test_a_long_or_unknown_query_is_said(find: Ask) -> None:
         (["  \n"], 2, "the query is blank"),
         (["square", "--image", "x.jpg"], 2, "a text and --image are two queries"),
         (["square", "--to", "captions"], 2, "--to captions answers --image in words"),
+        (["--image", "x.jpg", "--rerank", "itm"], 2, "--rerank itm compares a text with pictures"),
         (["--image", "none.jpg"], 3, "picture none.jpg does not exist"),
         (["square", "--index", "none"], 3, "no index.json under none"),
         (["square", "--features", "none.safetensors"], 3, "none.safetensors does not exist"),
@@ -147,6 +150,23 @@ def test_a_picture_finds_itself_first_and_captions_of_its_kind(find: Ask, tiny_p
     assert scores == sorted(scores, reverse=True)
     table = find("--image", picture, "--to", "captions").stdout
     assert captions[0]["caption"] in table
+
+
+def test_the_fusion_half_looks_again_at_the_best(find: Ask, indexed_workspace: Path) -> None:
+    loaded = open_run(indexed_workspace / "runs" / "tiny").load()
+    plain = {hit["image_id"]: hit for hit in answer(find("a bright square", "-k", "12", "--format", "json"))}
+    tokens = loaded.tokenizer(["a bright square"])
+    expected = {}
+    with torch.inference_mode():
+        for image_id, hit in plain.items():
+            values = to_pixel_values(open_picture(Path(hit["path"])), loaded.recipe.data.image_size_px)[None]
+            image = loaded.model.encode_images(values).tokens
+            fused = loaded.model.fuse((tokens.input_ids, tokens.attention_mask), image)
+            expected[image_id] = hit["score"] + float(loaded.model.itm_logits(fused).softmax(dim=1)[0, 1])
+    hits = answer(find("a bright square", "--rerank", "itm", "-k", "5", "--format", "json"))
+    assert [hit["image_id"] for hit in hits] == sorted(expected, key=lambda name: -expected[name])[:5]
+    for hit in hits:
+        assert hit["score"] == pytest.approx(expected[hit["image_id"]], abs=2e-3)
 
 
 def test_a_broken_query_picture_is_refused(find: Ask, tmp_path: Path) -> None:
