@@ -148,7 +148,10 @@ class TextEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class CrossAttentionCache:
-    """Keys and values of images for every fusion layer, each [B, heads, T, d], to be used with many texts."""
+    """Keys and values of images for every fusion layer, each [B, heads, T, d], to be used with many texts.
+
+    A cache of one image meets any number of texts, without a copy.
+    """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
@@ -156,13 +159,6 @@ class CrossAttentionCache:
     def select(self, rows: Tensor) -> CrossAttentionCache:
         """The images at `rows` [P] int64, in that order."""
         return CrossAttentionCache(tuple(key[rows] for key in self.keys), tuple(value[rows] for value in self.values))
-
-    def expand(self, texts: int) -> CrossAttentionCache:
-        """One image for many texts, without a copy."""
-        return CrossAttentionCache(
-            tuple(key.expand(texts, -1, -1, -1) for key in self.keys),
-            tuple(value.expand(texts, -1, -1, -1) for value in self.values),
-        )
 
 
 class FusionEncoder(nn.Module):
@@ -185,12 +181,32 @@ class FusionEncoder(nn.Module):
         """
         x, bias = text_tokens, attention_bias(attention_mask, text_tokens.dtype)
         cache = self.cross_attention_cache(image) if isinstance(image, Tensor) else image
-        for index, layer in enumerate(_bert_layers(self.layers)):
-            x, _ = layer.attention(x, bias)
-            if cache is not None:
-                x = _cross_attend(layer, x, cache.keys[index], cache.values[index])
-            x = layer.feed_forward_chunk(x)
+        for index in range(len(self.layers)):
+            x = self._layer(index, x, bias, cache)
         return x
+
+    def first_token(self, text_tokens: Tensor, attention_mask: Tensor, cache: CrossAttentionCache) -> Tensor:
+        """What `forward` returns at the first token, [B, 1, H], which is all that ITM reads.
+
+        In the last layer no other token's output is made; they are keys and values only.
+        """
+        x, bias = text_tokens, attention_bias(attention_mask, text_tokens.dtype)
+        last = len(self.layers) - 1
+        for index in range(last):
+            x = self._layer(index, x, bias, cache)
+        layer = _bert_layers(self.layers)[last]
+        x = _attend_from_first(layer, x, bias, self.num_heads)
+        x = _cross_attend(layer, x, cache.keys[last], cache.values[last])
+        out: Tensor = layer.feed_forward_chunk(x)
+        return out
+
+    def _layer(self, index: int, x: Tensor, bias: Tensor, cache: CrossAttentionCache | None) -> Tensor:
+        layer = _bert_layers(self.layers)[index]
+        attended: Tensor = layer.attention(x, bias)[0]
+        if cache is not None:
+            attended = _cross_attend(layer, attended, cache.keys[index], cache.values[index])
+        out: Tensor = layer.feed_forward_chunk(attended)
+        return out
 
     def cross_attention_cache(self, image_tokens: Tensor) -> CrossAttentionCache:
         """image_tokens: [B, T, C]. Returns the keys and values of every layer."""
@@ -226,14 +242,24 @@ def _bert_layers(layers: nn.ModuleList) -> list[Any]:
 def _cross_attend(layer: Any, text: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """The cross-attention of a BertLayer with keys and values that are ready.
 
-    text: [B, L, H]. key, value: [B, heads, T, d]. Returns [B, L, H].
+    text: [B, L, H]. key, value: [B, heads, T, d], or of one image that all texts meet. Returns [B, L, H].
     """
     attention = layer.crossattention
-    batch, heads, _, depth = key.shape
+    batch, heads, _, depth = key.shape  # with one image the texts are one long row of queries
     query = attention.self.query(text).view(batch, -1, heads, depth).transpose(1, 2)
     rate = attention.self.dropout.p if layer.training else 0.0
     attended = attend(query, key, value, dropout=rate)
-    out: Tensor = attention.output(attended.transpose(1, 2).flatten(2), text)
+    out: Tensor = attention.output(attended.transpose(1, 2).reshape(text.shape), text)
+    return out
+
+
+def _attend_from_first(layer: Any, text: Tensor, bias: Tensor, num_heads: int) -> Tensor:
+    """The self-attention of a BertLayer with the first token alone as the query: [B, L, H] to [B, 1, H]."""
+    attention, first = layer.attention.self, text[:, :1]
+    parts = attention.query(first), attention.key(text), attention.value(text)
+    query, key, value = (part.unflatten(2, (num_heads, -1)).transpose(1, 2) for part in parts)
+    attended = attend(query, key, value, bias, attention.dropout.p if layer.training else 0.0)
+    out: Tensor = layer.attention.output(attended.transpose(1, 2).flatten(2), first)
     return out
 
 

@@ -187,7 +187,7 @@ def _probabilities(
     if fusion is None:
         raise UsageError("this run has no fusion half", hint="evaluate it with --rerank default")
     with torch.inference_mode(), autocast(loaded.device, loaded.recipe.train.precision):
-        logits = loaded.model.itm_logits(fusion(tokens, mask, cache.expand(len(texts))))
+        logits = loaded.model.itm_logits(fusion.first_token(tokens, mask, cache))
     probabilities: NDArray[np.float32] = logits.float().softmax(dim=1)[:, 1].cpu().numpy()
     return probabilities
 

@@ -151,9 +151,20 @@ def test_an_image_changes_every_fused_token_and_its_cache_gives_the_same() -> No
     direct = fusion(tokens, mask, images[rows])
     cache = fusion.cross_attention_cache(images)
     assert torch.allclose(fusion(tokens, mask, cache.select(rows)), direct, atol=1e-6)
-    one = fusion(tokens, mask, fusion.cross_attention_cache(images[1:]).expand(3))
+    one = fusion(tokens, mask, fusion.cross_attention_cache(images[1:]))
     assert torch.allclose(one[[0, 2]], direct[[0, 2]], atol=1e-6)
     assert bool(((one[1] - direct[1]).abs().amax(dim=-1) > 1e-4).all())
+
+
+def test_the_first_token_alone_is_the_first_token_of_all() -> None:
+    _, fusion = halves(SMALL)
+    scramble(fusion)
+    tokens = torch.randn(3, 5, 24)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] * 4 + [False]])
+    for images in (torch.randn(3, 4, 10), torch.randn(1, 4, 10)):
+        cache = fusion.cross_attention_cache(images)
+        alone = fusion.first_token(tokens, mask, cache)
+        assert torch.allclose(alone, fusion(tokens, mask, cache)[:, :1], atol=1e-5)
 
 
 def test_cross_attention_is_what_transformers_layer_computes() -> None:
