@@ -168,7 +168,7 @@ def test_every_field_is_read_somewhere_in_the_core() -> None:
     root = Path(__file__).parent.parent / "cmpagl_core"
     source = "\n".join(path.read_text(encoding="utf-8") for path in root.rglob("*.py"))
     unread = [path for path, _ in parts(Recipe) if f".{path.rsplit('.', 1)[-1]}" not in source]
-    assert unread == ["version"]  # pydantic itself refuses another one
+    assert set(unread) <= {"version"}  # pydantic itself refuses another one
 
 
 def test_yaml_of_a_recipe_is_plain() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cmpagl_cli.commands.options import FormatOption, RecipeArgument, SetOption
-from cmpagl_cli.views import Column, echo, emit
+from cmpagl_cli.commands.options import FormatOption, OutputFormat, RecipeArgument, SetOption
+from cmpagl_cli.views import Column, echo, emit, note
+
+if TYPE_CHECKING:
+    from cmpagl_core.recipe import Recipe
 
 
 def recipe_list(format: FormatOption = "table") -> None:
@@ -30,18 +33,40 @@ def recipe_show(
     name: RecipeArgument,
     overrides: SetOption = None,
     resolved: Annotated[bool, typer.Option("--resolved", help="Write out every field, also the defaults.")] = False,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Parameters and FLOPs of each part of the model instead.")
+    ] = False,
+    format: Annotated[OutputFormat, typer.Option("--format", help="How to write the summary.")] = "table",
 ) -> None:
     """Show a recipe: its file with its comments, or as resolved with --resolved or --set.
+
+    FLOPs are for one picture, one caption of 16 tokens, or one pair of both; two for each multiply and add.
 
     Examples:
       cmpagl recipe show ucm-cpu
       cmpagl recipe show ucm-cpu --resolved > mine.yaml
+      cmpagl recipe show rsicd --summary
       cmpagl recipe show ucm --set image_encoder.size=small
     """
     from cmpagl_core.recipe import find_recipe, load_recipe, read_recipe_text
 
     recipe = load_recipe(name, overrides or ())
+    if summary:
+        _show_summary(recipe, name, format)
+        return
     echo((recipe.to_yaml() if resolved or overrides else read_recipe_text(find_recipe(name))).rstrip("\n"))
+
+
+def _show_summary(recipe: Recipe, name: str, format: OutputFormat) -> None:
+    from dataclasses import asdict
+
+    from cmpagl_core.models.summary import summarise_recipe
+
+    found, remark = summarise_recipe(recipe)
+    columns = [Column("part"), Column("parameters"), Column("trained"), Column("flops", "FLOPs")]
+    emit([asdict(row) for row in found], columns, format, title=name)
+    if remark:
+        note(remark)
 
 
 def recipe_validate(

@@ -11,8 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cmpagl_core.models.bert import bert_shape
 from cmpagl_core.models.cmpagl import CmpaglModel
+from cmpagl_core.models.weights import reachable
 from cmpagl_core.recipe import Recipe
 
+BERT_VOCABULARY = 30_522
 CAPTION_TOKENS = 16  # about the mean caption of the public sets, [CLS] and [SEP] included
 
 
@@ -24,6 +26,15 @@ class SummaryRow:
     parameters: int
     trained: int  # parameters that the recipe trains from the first step
     flops: int  # for one picture, one caption, or one pair of both
+
+
+def summarise_recipe(recipe: Recipe) -> tuple[tuple[SummaryRow, ...], str]:
+    """As `summarise`, with BERT's vocabulary; and a note where weights that are not on this machine set the shape."""
+    part = recipe.text_encoder
+    if reachable(part.weights):
+        return summarise(recipe, BERT_VOCABULARY), ""
+    blank = recipe.model_copy(update={"text_encoder": part.model_copy(update={"weights": "random"})})
+    return summarise(blank, BERT_VOCABULARY), f"{part.weights} is not on this machine: counted as a {part.size}"
 
 
 def summarise(recipe: Recipe, vocab_size: int, caption_tokens: int = CAPTION_TOKENS) -> tuple[SummaryRow, ...]:

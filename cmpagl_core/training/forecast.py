@@ -16,6 +16,7 @@ from cmpagl_core.datasets.splits import selection_splits
 from cmpagl_core.errors import DataError
 from cmpagl_core.models.bert import bert_shape
 from cmpagl_core.models.cmpagl import build_model
+from cmpagl_core.models.summary import BERT_VOCABULARY
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.models.weights import reachable
 from cmpagl_core.progress import Progress
@@ -24,8 +25,6 @@ from cmpagl_core.training.learner import Learner, make_learner
 from cmpagl_core.training.measure import MEASURED_STEPS, Cost, decode_seconds, measure, standing_bytes, use_cache
 from cmpagl_core.training.start import TrainRequest, requested_data, requested_recipe
 from cmpagl_core.workspace import Workspace
-
-BERT_VOCABULARY = 30_522
 
 _CPU_PAIRS = 8
 _USUAL_CAPTION = "there are many buildings and green trees near a road with cars"  # as long as the public sets' mean

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,20 @@ def test_every_recipe_field_says_what_it_means(generate: dict[str, Any]) -> None
 
 
 def readme_commands() -> list[str]:
-    """Lines of the README's shell blocks that call cmpagl."""
-    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
-    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith("cmpagl ")]
+    """Lines of the README's code blocks that call cmpagl, without their remarks."""
+    text = README.read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```\w*\n(.*?)```", text, re.S) for line in block.splitlines()]
+    lines += re.findall(r"^    (\S.*)$", text, re.M)
+    commands = [line.strip().removeprefix("$ ").partition(" #")[0].rstrip() for line in lines]
+    return [line for line in commands if line.startswith("cmpagl ")]
 
 
 def test_the_readme_calls_only_commands_and_options_that_exist(generate: dict[str, Any]) -> None:
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     shared = {"--workspace", "--device", "--threads", "--quiet", "--debug", "--help"}
+    assert len(readme_commands()) >= 4
     for line in readme_commands():
-        words = line.split()
+        words = shlex.split(line)
         heading = next((" ".join(words[:n]) for n in (3, 2, 1) if f"## {' '.join(words[:n])}\n" in page), None)
         assert heading not in (None, "cmpagl") or words[1].startswith("--"), line
         section = page.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]

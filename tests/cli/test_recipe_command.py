@@ -58,3 +58,13 @@ def test_schema_is_the_recipes(cmpagl: Cmpagl) -> None:
     schema = json.loads(cmpagl("recipe", "schema").stdout)
     assert set(schema["properties"]) == set(Recipe.model_fields)
     assert schema["additionalProperties"] is False
+
+
+def test_a_summary_adds_up(cmpagl: Cmpagl) -> None:
+    result = cmpagl("recipe", "show", "rsicd", "--summary", "--format", "json")
+    assert result.exit_code == 0, result.stderr
+    *parts, total = json.loads(result.stdout)
+    assert total["part"] == "total"
+    for key in ("parameters", "trained", "flops"):
+        assert sum(part[key] for part in parts) == total[key]
+    assert 27e6 < sum(part["parameters"] for part in parts if "Gswin" in part["part"] or "stem" in part["part"]) < 45e6
