@@ -29,11 +29,16 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install -q -e '.[dev]' -c constraints.txt
 	touch $@
 
+# The search looks among the test scenes alone, which the training has never seen.
 quickstart: $(VENV)/.quickstart
-	$(CMPAGL) prepare synthetic
+	$(CMPAGL) prepare synthetic --count 800
 	$(CMPAGL) train quickstart
 	$(CMPAGL) evaluate
-	$(CMPAGL) retrieve "airport near sea" --gallery $(WORKSPACE)/airport-near-sea.html
+	$(CMPAGL) export --split test --out $(WORKSPACE)/test.safetensors
+	$(CMPAGL) retrieve "airport near sea" -k 5 --features $(WORKSPACE)/test.safetensors \
+		--gallery $(WORKSPACE)/airport-near-sea.html
+	@echo "gallery: $(WORKSPACE)/airport-near-sea.html"
+	@echo "figure:  $$(ls -t $(WORKSPACE)/runs/*/curves.png | head -n 1)"
 
 # Each of the parallel workers computes on one thread: tests/conftest.py sees to it.
 test: $(VENV)/.dev
