@@ -199,6 +199,7 @@ def test_a_study_trains_each_variant_once_and_shares_what_differs_in_re_ranking_
     variants = one_at_a_time(recipe, switches_of(["no-global-window", "no-smr", "csls", "smr-add"]))
     plan = forecast(variants, (0, 1), scene)
     assert (plan.trainings, plan.total_s) == (4, None)
+    assert forecast(variants, (0, 1), scene, lambda: 2.5).total_s == 10.0
     table = run_study(variants, (0, 1), scene)
     assert sorted(trainings) == ["baseline 0", "baseline 1", "no-global-window 0", "no-global-window 1"]
     stages = {row.variant: row.stage for row in table.rows}
@@ -293,6 +294,15 @@ def test_results_alone_are_enough_elsewhere(recipe: Recipe, scene: Scene, tmp_pa
     elsewhere = Scene(Workspace(tmp_path / "new"), scene.prepared, "test", scene.results, CPU, Silent())
     assert run_study(variants, (0,), elsewhere) == table
     assert trainings == ["baseline 0"]
+
+
+def test_a_dry_run_measures_what_is_not_known_yet(cmpagl: Cmpagl, tiny_prepared: Path, recipe_file: Path) -> None:
+    result = cmpagl("ablate", recipe_file, "--no-itc", "--data", tiny_prepared, "--dry-run", "--format", "json")
+    assert result.exit_code == 0, result.stderr
+    plan = json.loads(result.stdout)
+    assert (plan["trainings"], plan["evaluations"]) == (2, 2)
+    assert 0 < plan["total_s"] == 2 * plan["seconds_per_training"]
+    assert "2 trainings of about" in result.stderr
 
 
 def test_choosing_on_the_test_split_is_refused(cmpagl: Cmpagl, tiny_prepared: Path, recipe_file: Path) -> None:

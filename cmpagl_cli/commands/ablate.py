@@ -107,7 +107,7 @@ def ablate(
       cmpagl ablate --study smr --figure smr.png
       cmpagl ablate ucm-cpu --no-itm --no-mlm --full-factorial --format html --out study.html
     """
-    from cmpagl_core.ablation.start import start_study
+    from cmpagl_core.ablation.start import measured_training, start_study
     from cmpagl_core.ablation.study import forecast, run_study
     from cmpagl_core.ablation.variants import full_factorial as combined
     from cmpagl_core.ablation.variants import one_at_a_time, switches_of
@@ -120,7 +120,7 @@ def ablate(
     )
     variants = (combined if full_factorial else one_at_a_time)(start.recipe, switches)
     chosen = asked or start.seeds
-    plan = forecast(variants, chosen, start.scene)
+    plan = forecast(variants, chosen, start.scene, lambda: measured_training(start))
     _announce(given, plan, switches, variants)
     if dry_run:
         _show_plan(plan, format)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,12 @@ from cmpagl_core.ablation.trials import VARIANT_RUNS, Scene
 from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
 from cmpagl_core.errors import DataError, MismatchError
 from cmpagl_core.evaluation.selection import training_data
+from cmpagl_core.files import write_text
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe, load_recipe, override_recipe
 from cmpagl_core.runs import Run, open_run
+from cmpagl_core.training.forecast import forecast
+from cmpagl_core.training.start import TrainRequest
 from cmpagl_core.workspace import Workspace
 
 
@@ -66,3 +70,13 @@ def _data_of(workspace: Workspace, run: Run) -> PreparedDataset:
             hint="name it with --data to train the baseline on it too",
         )
     return prepared
+
+
+def measured_training(start: Start) -> float:
+    """Seconds that one training of the baseline takes here, from a few measured steps."""
+    scene = start.scene
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{start.name}.yaml"
+        write_text(path, start.recipe.to_yaml())
+        request = TrainRequest(recipe=str(path), data=str(scene.prepared.root))
+        return forecast(request, scene.workspace, scene.progress, scene.device).training_s

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
@@ -49,10 +49,13 @@ class Forecast:
         return None if self.seconds_per_training is None else self.trainings * self.seconds_per_training
 
 
-def forecast(variants: Sequence[Variant], seeds: Sequence[int], scene: Scene) -> Forecast:
+def forecast(
+    variants: Sequence[Variant], seeds: Sequence[int], scene: Scene, measured: Callable[[], float] | None = None
+) -> Forecast:
     """Seed by seed, so that an interrupted study has whole rounds. Equal trainings and evaluations are shared.
 
-    The time is the median of this study's trainings that are finished, on whatever machine that was.
+    The time of a training is the median of those of this study that are finished; where none is, what `measured`
+    returns, which is asked only then.
     """
     trained = trained_runs(scene)
     planned: dict[str, Todo] = {}
@@ -79,6 +82,8 @@ def forecast(variants: Sequence[Variant], seeds: Sequence[int], scene: Scene) ->
         steps.append(Step(variant, trial, todo))
     done = list(planned.values())
     each = median(known_s) if known_s else None
+    if each is None and trainings and measured is not None:
+        each = measured()
     return Forecast(tuple(steps), done.count("train"), len(done) - done.count("nothing"), each)
 
 
