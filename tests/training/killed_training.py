@@ -58,6 +58,7 @@ def train(data: Path, recipe: Path, root: Path, moment: str | None) -> str:
     """Train, or resume when no moment is given. Returns how it ended."""
     torch.set_num_threads(1)
     loop.STATE_EVERY_S = 0.0
+    os.fsync = lambda descriptor: None  # a killed process loses nothing that it wrote; only a power cut would
     loop.draw_curves = lambda root, progress: None  # matplotlib takes longer than the training
     if moment is not None:
         strike_at(moment)
