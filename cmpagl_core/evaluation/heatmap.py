@@ -42,7 +42,7 @@ def save_heatmap(choice: SmrChoice, title: str, out: Path) -> None:
             colour = "white" if abs(gain[row, col]) > 0.6 * reach else "black"
             axes.text(col, row, f"{gain[row, col]:+.2f}", ha="center", va="center", color=colour, fontsize=8)
     corner = (second.index(choice.gamma2) - 0.5, first.index(choice.gamma1) - 0.5)
-    axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="black", linewidth=2.5))
-    figure.colorbar(image, label="mR gained (percent)")
+    axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="gold", linewidth=3))
+    figure.colorbar(image, label="mR gained (points)")
     with atomic_path(out) as partial:
         figure.savefig(partial, format="png", metadata={"Software": None})
