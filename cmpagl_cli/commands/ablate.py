@@ -13,6 +13,7 @@ from cmpagl_cli.commands.options import DataOption, SetOption, Settings, setting
 from cmpagl_cli.views import Column, duration, echo, emit
 
 if TYPE_CHECKING:
+    from cmpagl_core.ablation.start import Start
     from cmpagl_core.ablation.study import Forecast
     from cmpagl_core.ablation.table import AblationRow, AblationTable
     from cmpagl_core.ablation.variants import Switch, Variant
@@ -107,31 +108,49 @@ def ablate(
       cmpagl ablate --study smr --figure smr.png
       cmpagl ablate ucm-cpu --no-itm --no-mlm --full-factorial --format html --out study.html
     """
-    from cmpagl_core.ablation.start import measured_training, start_study
-    from cmpagl_core.ablation.study import forecast, run_study
-    from cmpagl_core.ablation.variants import full_factorial as combined
-    from cmpagl_core.ablation.variants import one_at_a_time, switches_of
+    from cmpagl_core.ablation.study import run_study
 
     given = settings(ctx)
-    asked = _seeds(seeds)
-    switches = switches_of(_named(ctx.params), study or (), text_split or ())
-    start = start_study(
-        given.workspace, recipe, overrides or (), data, split, results, given.compute_device(), given.progress
-    )
-    variants = (combined if full_factorial else one_at_a_time)(start.recipe, switches)
-    chosen = asked or start.seeds
-    plan = forecast(variants, chosen, start.scene, lambda: measured_training(start))
-    _announce(given, plan, switches, variants)
+    start, variants, plan, chosen = _plan(given, ctx.params)
     if dry_run:
         _show_plan(plan, format)
         return
     table = run_study(variants, chosen, start.scene, judge)
     _show_table(table, format, out)
     if figure is not None:
-        from cmpagl_core.ablation.figure import draw_deltas
+        _draw(given, table, figure)
 
-        draw_deltas(table, figure)
-        given.progress.say(f"figure: {figure}")
+
+def _plan(given: Settings, flags: Mapping[str, Any]) -> tuple[Start, tuple[Variant, ...], Forecast, tuple[int, ...]]:
+    """Where the study starts, its variants, what is left to do, and the seeds; the cost is said."""
+    from cmpagl_core.ablation.start import measured_training, start_study
+    from cmpagl_core.ablation.study import forecast
+    from cmpagl_core.ablation.variants import full_factorial, one_at_a_time, switches_of
+
+    asked = _seeds(flags["seeds"])
+    switches = switches_of(_named(flags), flags["study"] or (), flags["text_split"] or ())
+    start = start_study(
+        given.workspace,
+        flags["recipe"],
+        flags["overrides"] or (),
+        flags["data"],
+        flags["split"],
+        flags["results"],
+        given.compute_device(),
+        given.progress,
+    )
+    variants = (full_factorial if flags["full_factorial"] else one_at_a_time)(start.recipe, switches)
+    seeds = asked or start.seeds
+    plan = forecast(variants, seeds, start.scene, lambda: measured_training(start))
+    _announce(given, plan, switches, variants)
+    return start, variants, plan, seeds
+
+
+def _draw(given: Settings, table: AblationTable, figure: Path) -> None:
+    from cmpagl_core.ablation.figure import draw_deltas
+
+    draw_deltas(table, figure)
+    given.progress.say(f"figure: {figure}")
 
 
 def _named(flags: Mapping[str, Any]) -> list[str]:
