@@ -190,7 +190,8 @@ def _workspace(workspace: Workspace) -> Iterator[Check]:
 
 
 def _artefacts(workspace: Workspace, kind: Kind) -> Check:
-    folders = sorted(path for path in (workspace.root / kind).glob("*") if path.is_dir() and path.name != "raw")
+    others = ("raw", "ablations")  # what is to be prepared, and the runs of variants
+    folders = sorted(path for path in (workspace.root / kind).glob("*") if path.is_dir() and path.name not in others)
     whole = [path.name for path in folders if (path / MARKERS[kind]).is_file()]
     rest = [path.name for path in folders if path.name not in whole]
     found = ", ".join(whole) or "none yet"

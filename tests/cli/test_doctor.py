@@ -91,6 +91,7 @@ def test_a_workspace_that_is_a_file_is_broken(tmp_path: Path) -> None:
 
 def test_an_unfinished_run_is_noted(tmp_path: Path) -> None:
     (tmp_path / "runs" / "half").mkdir(parents=True)
+    (tmp_path / "runs" / "ablations").mkdir()
     (tmp_path / "runs" / "whole").mkdir()
     (tmp_path / "runs" / "whole" / "run.json").write_text("{}")
     runs = named(examine(Workspace(tmp_path)), "runs")
