@@ -21,6 +21,7 @@ from cmpagl_cli.commands.ablate import ablate
 from cmpagl_cli.commands.compare import compare
 from cmpagl_cli.commands.doctor import doctor
 from cmpagl_cli.commands.evaluate import evaluate
+from cmpagl_cli.commands.explain import explain
 from cmpagl_cli.commands.export import export
 from cmpagl_cli.commands.index import index
 from cmpagl_cli.commands.options import Settings
@@ -38,6 +39,7 @@ from cmpagl_core.workspace import Workspace
 
 _SHARED_WITH_VALUE = ("--workspace", "--device", "--threads")
 _SHARED_FLAGS = ("--quiet", "-q", "--debug")
+_NO_MEMORY = "there is not enough memory; lower train.batch_size or evaluate.batch_size"
 _SHARED_HELP = "Also before or after any command: --workspace, --device, --threads, --quiet, --debug."
 
 _EXAMPLES = """Examples:
@@ -72,12 +74,10 @@ class CmpaglGroup(TyperGroup):
             # The reader (`| head`) has enough; what Python flushes at exit must not fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(ExitCode.DONE) from None
-        except MemoryError:
-            _fail("there is not enough memory; lower evaluate.batch_size or train.batch_size", ExitCode.FAILURE, debug)
         except Exception as error:
             if _is_typers_own(error):
                 raise
-            _fail(_unexpected(error), ExitCode.FAILURE, debug)
+            _fail(_NO_MEMORY if _is_out_of_memory(error) else _unexpected(error), ExitCode.FAILURE, debug)
 
 
 def shared_options_first(args: Sequence[str]) -> list[str]:
@@ -119,6 +119,15 @@ def _show_help_early(group: TyperGroup, ctx: Any, args: Sequence[str]) -> None:
 def _is_typers_own(error: Exception) -> bool:
     """Usage errors, exits and aborts, which Typer shows itself (its click is not ours to import)."""
     return isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "exit_code")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's own, and torch's on either kind of device (torch is not to be imported for asking)."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 def _fail(sentence: str, code: ExitCode, debug: bool) -> None:
@@ -203,6 +212,7 @@ _command(app, "compare", compare)
 _command(app, "export", export)
 _command(app, "index", index)
 _command(app, "retrieve", retrieve)
+_command(app, "explain", explain)
 _command(app, "ablate", ablate)
 _command(app, "report", report)
 _command(app, "doctor", doctor)

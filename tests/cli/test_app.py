@@ -82,8 +82,16 @@ def test_an_unexpected_error_is_one_sentence_that_says_how_to_see_more() -> None
     assert "(division by zero); run again with --debug" in result.stderr
 
 
-def test_a_full_memory_is_said_in_words() -> None:
-    result = CliRunner().invoke(app_that_raises(MemoryError()), ["fail"])
+class OutOfMemoryError(RuntimeError):
+    """Called like torch's."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
+def test_a_full_memory_is_said_in_words(error: Exception) -> None:
+    result = CliRunner().invoke(app_that_raises(error), ["fail"])
     assert result.exit_code == 1
     assert "not enough memory" in result.stderr
 
