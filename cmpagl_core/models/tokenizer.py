@@ -86,6 +86,19 @@ class CaptionTokenizer:
         """The text of one token id ("[UNK]" for one that is not in the vocabulary)."""
         return self.backend.id_to_token(token_id) or "[UNK]"
 
+    def word_positions(self, text: str) -> list[tuple[str, list[int]]]:
+        """The words of a text, each with the positions of its tokens; punctuation and what is cut off are left out."""
+        printable = _printable(text)
+        encoded = self.backend.encode(printable)
+        positions: dict[int, list[int]] = {}
+        spans: dict[int, tuple[int, int]] = {}
+        for position, (word, (start, end)) in enumerate(zip(encoded.word_ids, encoded.offsets, strict=True)):
+            if word is not None:
+                positions.setdefault(word, []).append(position)
+                spans[word] = (spans.get(word, (start, end))[0], end)
+        found = [(printable[slice(*spans[word])], places) for word, places in positions.items()]
+        return [(word, places) for word, places in found if any(letter.isalnum() for letter in word)]
+
     def to_json(self) -> str:
         """The tokenizer as the text of a `tokenizer.json`."""
         return str(self.backend.to_str(pretty=False))

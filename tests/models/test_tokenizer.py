@@ -66,6 +66,16 @@ def test_a_text_has_the_same_tokens_alone_and_beside_others(text: str) -> None:
     assert torch.equal(alone.input_ids[0, :length], beside.input_ids[0, :length])
 
 
+def test_words_are_found_with_the_positions_of_their_tokens() -> None:
+    text = "A zoo, near the Road!"
+    ids = SMALL([text]).input_ids[0].tolist()
+    words = SMALL.word_positions(text)
+    assert [word for word, _ in words] == ["A", "zoo", "near", "the", "Road"]
+    spelled = ["".join(SMALL.token(ids[place]).removeprefix("##") for place in places) for _, places in words]
+    assert spelled == ["a", "zoo", "near", "the", "road"]
+    assert SMALL.word_positions("... !") == []
+
+
 def test_a_tokenizer_survives_being_written_and_read() -> None:
     again = CaptionTokenizer.from_json(SMALL.to_json(), 16)
     assert torch.equal(again(CAPTIONS).input_ids, SMALL(CAPTIONS).input_ids)

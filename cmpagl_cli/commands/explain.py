@@ -1,0 +1,87 @@
+"""`cmpagl explain`: where a model looked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cmpagl_cli.commands.options import FormatOption, RunOption, settings
+from cmpagl_cli.views import Column, emit
+
+if TYPE_CHECKING:
+    from cmpagl_core.explain.relevance import Explanation
+
+
+def explain(
+    ctx: typer.Context,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for in it, in words.")],
+    run: RunOption = None,
+    png: Annotated[
+        Path, typer.Option("--png", metavar="FILE", help="Where to write the heat over the picture, word by word.")
+    ] = Path("explain.png"),
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page as well.")
+    ] = None,
+    format: FormatOption = "table",
+) -> None:
+    """Show where a run's fusion half looks for each word, and how much its global windows matter in each stage.
+
+    Heat is cross-attention, weighted by its gradient towards a match. The run needs an ITM head.
+
+    Examples:
+      cmpagl explain airport_12.jpg "storage tanks beside a road"
+      cmpagl explain airport_12.jpg "many planes" --html planes.html --run ucm-cpu
+      cmpagl explain airport_12.jpg "many planes" --format json
+    """
+    from cmpagl_core.datasets.pictures import open_picture
+    from cmpagl_core.explain.overlay import sheet, write_png
+    from cmpagl_core.explain.page import write_page
+    from cmpagl_core.explain.relevance import explain as look
+    from cmpagl_core.runs import open_run
+
+    given = settings(ctx)
+    found = open_run(given.workspace.find("runs", run))
+    explanation = look(found.load(given.compute_device()), image, text)
+    picture = open_picture(image)
+    write_png(png, sheet(picture, explanation))
+    if html is not None:
+        write_page(html, picture, image.name, explanation)
+    document = _document(explanation)
+    if format == "json":
+        emit([], [], format, document=document)
+        return
+    emit(document["words"], [Column("word"), Column("percent", digits=1), Column("across"), Column("down")], format)
+    if format == "table":
+        stages = [
+            Column("stage"),
+            Column("local_windows", digits=3),
+            Column("global_window", digits=3),
+            Column("global_percent", digits=1),
+        ]
+        emit(document["stages"], stages, format)
+        given.progress.say(f"match {document['match_percent']:.1f} %; written: {png}" + (f", {html}" if html else ""))
+
+
+def _document(explanation: Explanation) -> dict[str, Any]:
+    """The figures without the maps; `across` and `down` say where a word's heat peaks, as shares of the picture."""
+    return {
+        "text": explanation.text,
+        "cosine": explanation.cosine,
+        "match_percent": 100 * explanation.match_probability,
+        "words": [
+            {"word": word.word, "percent": 100 * word.share, "across": word.peak[0], "down": word.peak[1]}
+            for word in explanation.words
+        ],
+        "stages": [
+            {
+                "stage": stage.stage,
+                "local_windows": stage.local,
+                "global_window": stage.global_window,
+                "global_percent": 100 * stage.share,
+            }
+            for stage in explanation.stages
+        ],
+    }

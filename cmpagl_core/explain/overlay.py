@@ -1,0 +1,88 @@
+"""Heat over a picture: colours of one scale, and all words on one sheet."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from cmpagl_core.explain.relevance import Explanation, Heat
+from cmpagl_core.files import write_bytes
+
+PANEL_PX = 256
+_GAP_PX, _LABEL_PX, _COLUMNS = 12, 26, 4
+_STRENGTH = 0.75  # how much of the colour covers the picture where it is hottest
+# From nothing to hottest: readable in grey as well, and for most colour-blind people.
+_STOPS: tuple[tuple[float, tuple[int, int, int]], ...] = (
+    (0.0, (20, 11, 52)),
+    (0.35, (132, 32, 107)),
+    (0.65, (229, 92, 48)),
+    (0.85, (251, 180, 26)),
+    (1.0, (252, 255, 164)),
+)
+
+
+def overlay(picture: Image.Image, heat: Heat, hottest: float | None = None) -> Image.Image:
+    """The picture under its heat, smoothly enlarged. hottest: what gets the last colour; the peak if None."""
+    peak = float(heat.max()) if hottest is None else hottest
+    scaled = np.clip(heat / peak, 0, 1) if peak > 0 else np.zeros_like(heat)
+    large = Image.fromarray(scaled.astype(np.float32)).resize(picture.size, Image.Resampling.BICUBIC)
+    strength = np.clip(np.asarray(large), 0, 1)[..., None]  # [H, W, 1]
+    pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    cover = _STRENGTH * strength
+    blended = pixels * (1 - cover) + _colours(strength[..., 0]) * cover
+    return Image.fromarray(blended.round().astype(np.uint8))
+
+
+def sheet(picture: Image.Image, explanation: Explanation) -> Image.Image:
+    """The picture, its whole heat, and each word's, side by side with their names, words on one scale."""
+    small = picture.convert("RGB").resize((PANEL_PX, PANEL_PX), Image.Resampling.LANCZOS)
+    hottest = max((float(word.heat.max()) for word in explanation.words), default=0.0)
+    panels = [("picture", small), ("whole text", overlay(small, explanation.heat))]
+    panels += [
+        (f"{word.word} {100 * word.share:.0f} %", overlay(small, word.heat, hottest)) for word in explanation.words
+    ]
+    return _arranged(panels)
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    """Write a picture as PNG, atomically."""
+    write_bytes(path, png_bytes(image))
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """A picture as PNG; the same picture gives the same bytes."""
+    stream = io.BytesIO()
+    image.save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
+def _colours(strength: NDArray[np.float32]) -> NDArray[np.float32]:
+    """strength: [H, W], 0 to 1. Returns [H, W, 3], 0 to 255."""
+    places = [place for place, _ in _STOPS]
+    channels = [np.interp(strength, places, [colour[channel] for _, colour in _STOPS]) for channel in range(3)]
+    return np.stack(channels, axis=-1).astype(np.float32)
+
+
+def _arranged(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    columns = min(_COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    cell = (PANEL_PX + _GAP_PX, PANEL_PX + _LABEL_PX + _GAP_PX)
+    canvas = Image.new("RGB", (columns * cell[0] + _GAP_PX, rows * cell[1] + _GAP_PX), (250, 250, 250))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(15)
+    for index, (name, image) in enumerate(panels):
+        left, top = _GAP_PX + index % columns * cell[0], _GAP_PX + index // columns * cell[1]
+        draw.text((left, top), _fitted(name, draw, font), fill=(30, 36, 42), font=font)
+        canvas.paste(image, (left, top + _LABEL_PX))
+    return canvas
+
+
+def _fitted(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """The text cut so that it stays over its panel."""
+    while len(text) > 1 and draw.textlength(text, font=font) > PANEL_PX:
+        text = text[:-2] + "…"
+    return text

@@ -1,0 +1,49 @@
+"""An explanation as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+from PIL import Image
+
+from cmpagl_core.explain.overlay import overlay, png_bytes
+from cmpagl_core.explain.relevance import Explanation
+from cmpagl_core.files import write_text
+from cmpagl_core.report.page import render
+
+_PAGE_PX = 384
+
+
+def write_page(path: Path, picture: Image.Image, name: str, explanation: Explanation) -> None:
+    """Write the page atomically. name: what the picture is called in its title."""
+    write_text(path, page(picture, name, explanation))
+
+
+def page(picture: Image.Image, name: str, explanation: Explanation) -> str:
+    """The page as text."""
+    small = picture.convert("RGB")
+    small.thumbnail((_PAGE_PX, _PAGE_PX), Image.Resampling.LANCZOS)
+    hottest = max((float(word.heat.max()) for word in explanation.words), default=0.0)
+    words = [
+        {"word": word.word, "percent": 100 * word.share, "image": _data(overlay(small, word.heat, hottest))}
+        for word in explanation.words
+    ]
+    return render(
+        "explain.html",
+        name=name,
+        text=explanation.text,
+        cosine=explanation.cosine,
+        match_percent=100 * explanation.match_probability,
+        picture=_data(small),
+        whole=_data(overlay(small, explanation.heat)),
+        words=words,
+        stages=[
+            {"stage": stage.stage, "percent": 100 * stage.share, "local": stage.local, "whole": stage.global_window}
+            for stage in explanation.stages
+        ],
+    )
+
+
+def _data(image: Image.Image) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png_bytes(image)).decode('ascii')}"
