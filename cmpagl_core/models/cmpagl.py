@@ -105,6 +105,10 @@ class CmpaglModel(nn.Module):
         fused: Tensor = self._fusion()(tokens, mask, image)
         return fused
 
+    def fuse_first_token(self, text_tokens: Tensor, attention_mask: Tensor, image: CrossAttentionCache) -> Tensor:
+        """What `fuse` gives at the first token, [B, 1, H], which is all that ITM reads."""
+        return self._fusion().first_token(text_tokens, attention_mask, image)
+
     def cross_attention_cache(self, image_tokens: Tensor) -> CrossAttentionCache:
         """Keys and values of images [B, 1 + N, C] for every fusion layer, for use with many texts."""
         return self._fusion().cross_attention_cache(image_tokens)

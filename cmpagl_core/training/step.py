@@ -98,7 +98,9 @@ def gradient_shares(weighted: dict[str, Tensor], image_tokens: Tensor) -> dict[s
         return {}
     norms: dict[str, float] = {}
     for name, loss in weighted.items():
-        (gradient,) = torch.autograd.grad(loss, [image_tokens], retain_graph=True, allow_unused=True)
+        gradient = None
+        if loss.requires_grad:
+            (gradient,) = torch.autograd.grad(loss, [image_tokens], retain_graph=True, allow_unused=True)
         norms[name] = 0.0 if gradient is None else float(gradient.float().norm())
     total = sum(norms.values())
     return {name: norm / total for name, norm in norms.items()} if 0 < total < math.inf else {}
