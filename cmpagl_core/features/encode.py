@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +29,7 @@ from cmpagl_core.runs import LoadedModel
 Views = Literal["one", "dihedral"]
 Features = NDArray[np.float32]
 
-_TOKENS_PER_BATCH = 4096
+_TOKENS_PER_BATCH = 2048
 _TEXTS_AT_ONCE = 65_536
 
 
@@ -61,7 +62,8 @@ def encode_pictures(
     batch_size and views: the recipe's `evaluate` part when None; views "dihedral" averages over the eight flips and
     right angles [ours]. Raises DataError for the first picture that cannot be read.
     """
-    return collect(encoded_batches(loaded, paths, batch_size, views), len(paths), progress)
+    with forward_pass(loaded):
+        return collect(encoded_batches(loaded, paths, batch_size, views), len(paths), progress)
 
 
 def encoded_batches(
@@ -105,7 +107,7 @@ def encode_captions(loaded: LoadedModel, texts: Sequence[str], progress: Progres
     """
     unique, row_of = unique_texts(texts)
     features: Features | None = None
-    with progress.task("encode captions", len(unique), "captions") as advance:
+    with forward_pass(loaded), progress.task("encode captions", len(unique), "captions") as advance:
         for group in encode_text_groups(loaded, unique):
             block = unit_rows(group.encoding.features)
             if features is None:
@@ -127,7 +129,7 @@ def encode_text_groups(loaded: LoadedModel, texts: Sequence[str]) -> Iterator[Te
             chosen = torch.from_numpy(rows)
             input_ids = tokens.input_ids[chosen, :longest].to(loaded.device)
             attention_mask = tokens.attention_mask[chosen, :longest].to(loaded.device)
-            with torch.inference_mode(), autocast(loaded.device, loaded.recipe.train.precision):
+            with forward_pass(loaded):
                 encoding = loaded.model.encode_texts(input_ids, attention_mask)
             yield TextGroup(rows + start, encoding)
 
@@ -141,7 +143,8 @@ def encode_image_tokens(
     Raises DataError for the first picture that cannot be read.
     """
     tokens: np.memmap[Any, np.dtype[np.float16]] | None = None
-    with atomic_path(out) as partial, progress.task("encode image tokens", len(paths), "img") as advance:
+    bar = progress.task("encode image tokens", len(paths), "img")
+    with atomic_path(out) as partial, forward_pass(loaded), bar as advance:
         for batch in decoded_batches(paths, decoder(loaded.recipe), loaded.recipe.evaluate.batch_size):
             if batch.broken:
                 raise DataError(batch.broken[0].why, hint=f"mend or remove {batch.broken[0].path.name}")
@@ -157,6 +160,13 @@ def encode_image_tokens(
         tokens.flush()
     mapped: NDArray[np.float16] = np.load(out, mmap_mode="r")
     return mapped
+
+
+@contextmanager
+def forward_pass(loaded: LoadedModel) -> Iterator[None]:
+    """No gradients, in the run's precision. Held over many batches, so that autocast rounds the weights once."""
+    with torch.inference_mode(), autocast(loaded.device, loaded.recipe.train.precision):
+        yield
 
 
 def decoder(recipe: Recipe) -> Decode:
@@ -188,7 +198,7 @@ def length_groups(lengths: NDArray[np.int64], tokens_per_group: int) -> list[NDA
 
 def _image_features(loaded: LoadedModel, pixel_values: Tensor, views: Views) -> Tensor:
     on_device = pixel_values.to(loaded.device)
-    with torch.inference_mode(), autocast(loaded.device, loaded.recipe.train.precision):
+    with forward_pass(loaded):
         seen = range(1 if views == "one" else VIEWS)
         each = [loaded.model.encode_images(dihedral(on_device, view)).features.float() for view in seen]
     return torch.stack(each).mean(dim=0)
@@ -201,7 +211,7 @@ def unit_rows(features: Tensor) -> Features:
 
 
 def _image_tokens(loaded: LoadedModel, pixel_values: Tensor) -> NDArray[np.float16]:
-    with torch.inference_mode(), autocast(loaded.device, loaded.recipe.train.precision):
+    with forward_pass(loaded):
         tokens = loaded.model.encode_images(pixel_values.to(loaded.device)).tokens
     half: NDArray[np.float16] = tokens.half().cpu().numpy()
     return half

@@ -17,7 +17,7 @@ from cmpagl_core.datasets.pictures import list_pictures
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.errors import CmpaglError, DataError, InterruptedByUserError, UsageError
 from cmpagl_core.features.decode import Broken
-from cmpagl_core.features.encode import encode_captions, encoded_batches, preprocessing
+from cmpagl_core.features.encode import encode_captions, encoded_batches, forward_pass, preprocessing
 from cmpagl_core.features.feature_set import unique_texts
 from cmpagl_core.features.tensor_file import TextTable
 from cmpagl_core.features.text_tower import TowerInfo, open_text_tower, save_text_tower
@@ -155,7 +155,8 @@ class _Build:
         encoded = 0
         broken: list[Broken] = []
         batches = encoded_batches(self._model(), [picture.path for picture in new])
-        with self._resumable(known, len(new)), self._progress.task("encode pictures", len(new), "img") as advance:
+        bar = self._progress.task("encode pictures", len(new), "img")
+        with self._resumable(known, len(new)), forward_pass(self._model()), bar as advance:
             part = PicturePart()
             try:
                 for batch in batches:
