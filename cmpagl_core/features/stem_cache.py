@@ -34,7 +34,7 @@ from cmpagl_core.progress import Progress
 CACHE_FORMAT = 1
 
 _SHARD_BYTES = 64 << 20
-_PICTURES_AT_ONCE = 4
+_VIEWS_AT_ONCE = 32  # through the stem together, of one picture or of several
 _LARGEST_HALF = 65504.0
 
 Half = NDArray[np.float16]
@@ -187,7 +187,7 @@ def _fill(
         return to_pixel_values(open_picture(path), settings.image_size_px)
 
     done = 0
-    for batch in decoded_batches(paths, decode, _PICTURES_AT_ONCE):
+    for batch in decoded_batches(paths, decode, max(1, _VIEWS_AT_ONCE // len(settings.views))):
         if batch.broken:
             raise DataError(batch.broken[0].why, hint=f"mend or remove {batch.broken[0].path.name}")
         pixel_values = batch.pixel_values.to(device)
