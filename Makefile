@@ -37,7 +37,6 @@ quickstart: $(VENV)/.quickstart
 	$(CMPAGL) export --split test --out $(WORKSPACE)/test.safetensors
 	$(CMPAGL) retrieve "airport near sea" -k 5 --features $(WORKSPACE)/test.safetensors \
 		--gallery $(WORKSPACE)/airport-near-sea.html
-	@echo "gallery: $(WORKSPACE)/airport-near-sea.html"
 	@echo "figure:  $$(ls -t $(WORKSPACE)/runs/*/curves.png | head -n 1)"
 
 # Each of the parallel workers computes on one thread: tests/conftest.py sees to it.
