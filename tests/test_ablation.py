@@ -188,6 +188,19 @@ def test_a_training_is_known_by_what_decides_its_weights(recipe: Recipe, overrid
     assert (training_key(recipe, "data") == training_key(other, "data")) is same
 
 
+def test_a_kept_result_outlives_a_field_that_is_added_to_the_recipe(recipe: Recipe) -> None:
+    class WithMore(type(recipe.train)):  # type: ignore[misc]
+        later: int = 3
+
+    class LaterRecipe(Recipe):
+        train: WithMore = WithMore()
+
+    later = LaterRecipe.model_validate(recipe.model_dump())
+    assert training_key(later, "data") == training_key(recipe, "data")
+    changed = LaterRecipe.model_validate(recipe.model_dump() | {"train": recipe.train.model_dump() | {"later": 4}})
+    assert training_key(changed, "data") != training_key(recipe, "data")
+
+
 def test_other_data_or_another_training_version_is_another_training(recipe: Recipe) -> None:
     keys = {training_key(recipe, "a", 1), training_key(recipe, "b", 1), training_key(recipe, "a", 2)}
     assert len(keys) == 3

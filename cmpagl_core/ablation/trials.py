@@ -92,15 +92,20 @@ class TrialResult:
 
 
 def training_key(recipe: Recipe, manifest_sha256: str, training_version: int = TRAINING_VERSION) -> str:
-    """Equal for trainings that give the same weights: what is evaluated, and how data are called, does not count."""
-    content = recipe.model_dump(mode="json", exclude={"evaluate": True, "data": {"dataset", "workers"}})
+    """Equal for trainings that give the same weights: what is evaluated, and how data are called, does not count.
+
+    Fields at their default are left out, so that results outlive a field that is added later; who changes a default
+    raises TRAINING_VERSION.
+    """
+    excluded: Any = {"evaluate": True, "data": {"dataset", "workers"}}
+    content = recipe.model_dump(mode="json", exclude=excluded, exclude_defaults=True)
     return sha256_text(canonical_json([content, manifest_sha256, training_version]))
 
 
 def trial_key(trial: Trial, scene: Scene) -> str:
     """Equal for trials that give the same numbers; which stages are shown does not count."""
     manifest = scene.prepared.manifest.sha256
-    shown = trial.recipe.evaluate.model_dump(mode="json", exclude={"batch_size"})
+    shown = trial.recipe.evaluate.model_dump(mode="json", exclude={"batch_size"}, exclude_defaults=True)
     content = [TRIAL_FORMAT, training_key(trial.recipe, manifest), shown, scene.split]
     return sha256_text(canonical_json(content))
 
