@@ -22,11 +22,10 @@ from cmpagl_core.models.weights import reachable
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.training.learner import Learner, make_learner
-from cmpagl_core.training.measure import MEASURED_STEPS, Cost, decode_seconds, measure, standing_bytes, use_cache
+from cmpagl_core.training.measure import MEASURED_STEPS, Cost, decode_seconds, measure_sizes, standing_bytes, use_cache
 from cmpagl_core.training.start import TrainRequest, requested_data, requested_recipe
 from cmpagl_core.workspace import Workspace
 
-_CPU_PAIRS = 8
 _USUAL_CAPTION = "there are many buildings and green trees near a road with cars"  # as long as the public sets' mean
 
 
@@ -89,12 +88,11 @@ def forecast(request: TrainRequest, workspace: Workspace, progress: Progress, de
     sizes = _sizes(request, recipe, workspace)
     learner, notes = _blank_learner(recipe, sizes, device)
     pairs = min(recipe.train.batch_size, sizes.train_images)
-    largest = pairs if device.type == "cuda" else min(pairs, _CPU_PAIRS)
-    progress.say(f"measuring {MEASURED_STEPS} steps of {largest} pairs on {device}")
+    progress.say(f"measuring {MEASURED_STEPS} steps on {device}")
     pictures = sizes.train_images + sizes.selection_images
     cache_bytes, cache_s = use_cache(learner, pictures)
     captions = sizes.train.captions if sizes.train is not None else (_USUAL_CAPTION,)
-    measured = {count: measure(learner, count, captions) for count in {max(2, largest // 2), largest}}
+    measured = measure_sizes(learner, pairs, captions)
     cost = Cost.at(pairs, measured)
     decode_s = 0.0 if cache_bytes else decode_seconds(sizes.train, recipe)
     workers, pair_s = recipe.data.workers, cost.elapsed_s / pairs
@@ -111,7 +109,7 @@ def forecast(request: TrainRequest, workspace: Workspace, progress: Progress, de
         pairs=sizes.train_images,
         steps_per_epoch=steps,
         steps=steps * recipe.train.epochs,
-        measured_pairs=largest,
+        measured_pairs=max(measured),
         peak_bytes=standing_bytes(learner) + cost.activation_bytes,
         step_s=cost.elapsed_s * recipe.train.accumulate,
         epoch_s=epoch_s,

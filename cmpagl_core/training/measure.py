@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from cmpagl_core.recipe import Recipe
 from cmpagl_core.training.learner import Learner, caches_until, views_needed
 from cmpagl_core.training.step import accumulate, update
 
-MEASURED_STEPS = 2
+MEASURED_STEPS = 3
+CPU_PAIRS = 8
+_QUICK_S = 3.0
 _DECODED = 16
 
 
@@ -33,19 +35,32 @@ class Cost:
     activation_bytes: int
 
     @classmethod
-    def at(cls, pairs: int, measured: dict[int, Cost]) -> Cost:
-        """On the line through two measured sizes, or what was measured at this very size."""
+    def at(cls, pairs: int, measured: Mapping[int, Cost]) -> Cost:
+        """Reckoned from the measured sizes: on their line, but half as steep as proportional at least.
+
+        A noisy machine bends that line; growth beyond proportional is noise, as nothing here is quadratic in pairs.
+        """
         if pairs in measured:
             return measured[pairs]
-        (small, less), (large, more) = sorted(measured.items())
-        beyond = (pairs - large) / (large - small)
-        elapsed_s = more.elapsed_s + beyond * max(0.0, more.elapsed_s - less.elapsed_s)
-        grown = max(0, more.activation_bytes - less.activation_bytes)
-        return cls(elapsed_s, int(more.activation_bytes + beyond * grown))
+        (small, less), (large, more) = min(measured.items()), max(measured.items())
+        share = more.elapsed_s / large
+        steepness = min(max((more.elapsed_s - less.elapsed_s) / (large - small), share / 2), share)
+        grown = max(0, more.activation_bytes - less.activation_bytes) / (large - small)
+        beyond = pairs - large
+        return cls(more.elapsed_s + beyond * steepness, int(more.activation_bytes + beyond * grown))
+
+
+def measure_sizes(learner: Learner, pairs: int, captions: Sequence[str]) -> dict[int, Cost]:
+    """Costs of micro-batches: on a GPU of the size itself; on a CPU of a few pairs, and of more where that is quick."""
+    if learner.device.type == "cuda" or pairs <= CPU_PAIRS:
+        return {pairs: measure(learner, pairs, captions)}
+    few = measure(learner, CPU_PAIRS, captions)
+    other = min(pairs, 4 * CPU_PAIRS) if few.elapsed_s < _QUICK_S else CPU_PAIRS // 2
+    return {CPU_PAIRS: few, other: measure(learner, other, captions)}
 
 
 def measure(learner: Learner, pairs: int, captions: Sequence[str]) -> Cost:
-    """Median of a few steps on random images with captions of a usual length, after one that warms up."""
+    """The quickest of a few steps on random images with captions of a usual length, after one that warms up."""
     learner.model.train()
     batch = _random_batch(learner, pairs, captions)
     kept = _KeptTensors({parameter.untyped_storage().data_ptr() for parameter in learner.model.parameters()})
@@ -56,8 +71,8 @@ def measure(learner: Learner, pairs: int, captions: Sequence[str]) -> Cost:
     spans = [_step(learner, batch) for _ in range(MEASURED_STEPS)]
     if learner.device.type == "cuda":
         activations = torch.cuda.max_memory_allocated(learner.device) - standing_bytes(learner)
-        return Cost(statistics.median(spans), max(kept.bytes, activations))
-    return Cost(statistics.median(spans), kept.bytes)
+        return Cost(min(spans), max(kept.bytes, activations))
+    return Cost(min(spans), kept.bytes)
 
 
 def standing_bytes(learner: Learner) -> int:

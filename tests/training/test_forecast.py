@@ -81,8 +81,12 @@ def test_on_the_command_line_people_and_programs_can_read_it(workspace: Workspac
 def test_costs_lie_on_the_line_through_what_was_measured() -> None:
     measured = {4: Cost(1.0, 100), 8: Cost(1.5, 180)}
     assert Cost.at(8, measured) == Cost(1.5, 180)
-    assert Cost.at(64, measured) == Cost(1.5 + 14 * 0.5, 180 + 14 * 80)
-    assert Cost.at(64, {4: Cost(2.0, 100), 8: Cost(1.5, 90)}) == Cost(1.5, 90)  # noise never makes more cost less
+    assert Cost.at(64, measured) == Cost(1.5 + 56 * 0.125, 180 + 56 * 20)
+
+
+def test_noise_makes_a_pair_cost_neither_less_than_half_nor_more_than_its_share() -> None:
+    assert Cost.at(64, {4: Cost(2.0, 100), 8: Cost(1.6, 90)}) == Cost(1.6 + 56 * 0.1, 90)
+    assert Cost.at(64, {4: Cost(0.1, 100), 8: Cost(1.6, 90)}) == Cost(1.6 + 56 * 0.2, 90)
 
 
 def test_memory_that_is_kept_for_the_backward_pass_grows_with_the_pairs(tiny_recipe: MakeRecipe) -> None:
