@@ -58,7 +58,7 @@ class Forecast:
             ("parameters", f"{self.parameters / 1e6:.1f} M, of which {self.learning_parameters / 1e6:.1f} M learn"),
             ("pairs an epoch", f"{self.pairs:,}"),
             ("optimiser steps", f"{self.steps:,} ({self.steps_per_epoch:,} an epoch)"),
-            ("peak memory", f"{self.peak_bytes / 2**30:.1f} GiB"),
+            ("peak memory", f"{self.peak_bytes / 2**30:.1f} GiB, beside Python and its libraries"),
             ("a step", f"{self.step_s:.2f} s (measured with up to {self.measured_pairs} pairs at once)"),
             ("an epoch", duration(self.epoch_s)),
             ("the training", duration(self.training_s)),
