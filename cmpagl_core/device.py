@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from cmpagl_core.errors import UsageError
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+_KEPT_BYTES = 2**31 - 1  # mallopt takes an int
+_GROWTH_BYTES = 64 << 20
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -31,6 +37,22 @@ def set_threads(threads: int | None) -> None:
     """Use so many CPU threads; None leaves torch's choice."""
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def keep_freed_memory() -> bool:
+    """Let a freed tensor's memory serve the next one; False where the C library is not glibc (ours).
+
+    By default glibc gives every large block back to the system, which clears each page of the next one: on two CPU
+    cores that took 40 % of a convolutional encoder's time.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    wanted = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _KEPT_BYTES), (_M_TOP_PAD, _GROWTH_BYTES))
+    accepted = [mallopt(name, value) == 1 for name, value in wanted]
+    return all(accepted)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

@@ -156,6 +156,7 @@ class Run:
                 f"{self.weights_path} does not fit {self.root / RECIPE_FILE} ({_first_line(error)})",
                 hint="the recipe must be the one the run was trained with",
             ) from error
+        model.image_encoder.fold_stem_norms()
         target = torch.device("cpu") if device is None else device
         text = _read_text(self.tokenizer_path)
         tokenizer = CaptionTokenizer.from_json(text, self.recipe.data.max_caption_tokens)

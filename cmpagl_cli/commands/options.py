@@ -52,10 +52,13 @@ class Settings:
 
     def compute_device(self) -> torch.device:
         """The device to compute on, the number of threads set. Raises UsageError if it is not there."""
-        from cmpagl_core.device import choose_device, set_threads
+        from cmpagl_core.device import choose_device, keep_freed_memory, set_threads
 
         set_threads(self.threads)
-        return choose_device(self.device)
+        device = choose_device(self.device)
+        if device.type == "cpu":
+            keep_freed_memory()
+        return device
 
 
 def settings(ctx: typer.Context) -> Settings:

@@ -7,6 +7,7 @@ one at most, and two trainings may fill one cache at the same time.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ from cmpagl_core.files import canonical_json, sha256_file, sha256_text
 from cmpagl_core.models.stem import FeatureStem
 from cmpagl_core.progress import Progress
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 
 _SHARD_BYTES = 64 << 20
 _VIEWS_AT_ONCE = 32  # through the stem together, of one picture or of several
@@ -186,6 +187,8 @@ def _fill(
     def decode(path: Path) -> Tensor:
         return to_pixel_values(open_picture(path), settings.image_size_px)
 
+    stem = copy.deepcopy(stem)
+    stem.fold_norms()
     done = 0
     for batch in decoded_batches(paths, decode, max(1, _VIEWS_AT_ONCE // len(settings.views))):
         if batch.broken:

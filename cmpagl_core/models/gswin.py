@@ -234,6 +234,12 @@ class GswinEncoder(nn.Module):
         if isinstance(self.patch_embed, FeatureStem):
             self.patch_embed.set_trainable(trainable)
 
+    def fold_stem_norms(self) -> None:
+        """Ready a timm stem for use without further training; see `FeatureStem.fold_norms`."""
+        if isinstance(self.patch_embed, FeatureStem):
+            self.patch_embed.set_trainable(False)
+            self.patch_embed.fold_norms()
+
     def _initialise(self) -> None:
         """Truncated normal of 0.02 for linear layers and bias tables, zero biases; the stem keeps timm's."""
         for name, module in self.named_modules():

@@ -125,3 +125,46 @@ def test_a_map_of_another_size_is_our_own_mistake_and_said() -> None:
 def test_a_stem_that_cannot_be_is_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         FeatureStem(part(**fields))
+
+
+@pytest.mark.parametrize("name", [LITE0, "resnet18"])
+def test_folding_the_norms_keeps_the_maps_and_leaves_no_norm(name: str) -> None:
+    torch.manual_seed(0)
+    stem = FeatureStem(part(stem=name, strides=(32, 16)))
+    for module in stem.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor, start in ((module.running_mean, 0.0), (module.running_var, 1.0), (module.weight, 1.0)):
+                assert tensor is not None
+                torch.nn.init.uniform_(tensor, start, start + 0.5)
+    pixels = torch.randn(2, 3, 64, 64)
+    expected = stem(pixels)
+    assert stem.fold_norms()
+    assert torch.allclose(stem(pixels), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in stem.modules())
+
+
+def test_a_stem_whose_layers_run_in_another_order_is_not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NormFirst(torch.nn.Module):
+        """Lists the convolution before the norm, and runs them the other way round."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 8, 3, padding=1, stride=16)
+            self.norm = torch.nn.BatchNorm2d(3)
+            torch.nn.init.constant_(self.norm.bias, 2.0)
+
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return [self.conv(self.norm(x))]
+
+    monkeypatch.setattr("cmpagl_core.models.stem._extractor", lambda *_: (NormFirst(), (16,), [8]))
+    stem = FeatureStem(part())
+    pixels = torch.randn(1, 3, 64, 64)
+    expected = stem(pixels)
+    monkeypatch.setattr("cmpagl_core.models.stem.fuse_conv_bn_eval", lambda conv, _: conv)
+    assert not stem.fold_norms()
+    assert torch.equal(stem(pixels), expected)
+
+
+def test_a_stem_that_is_trained_is_never_folded() -> None:
+    with pytest.raises(RuntimeError, match="keeps its batch norms"):
+        FeatureStem(part(stem_trainable=True)).fold_norms()
