@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from _measure import report
 
-from cmpagl_core.evaluation.evaluate import EvaluateOptions, evaluate_features
+from cmpagl_core.evaluation.evaluate import evaluate_features
+from cmpagl_core.evaluation.scored import EvaluateOptions
 from cmpagl_core.features.feature_set import FeatureInfo, FeatureSet
 from cmpagl_core.retrieval.rerank.chain import Gammas, Tuned
 

@@ -31,7 +31,7 @@ from cmpagl_cli.commands.report import report
 from cmpagl_cli.commands.retrieve import retrieve
 from cmpagl_cli.commands.runs import runs_list
 from cmpagl_cli.commands.train import train
-from cmpagl_cli.commands.tune import tune_smr
+from cmpagl_cli.commands.tune import tune_sensitivity, tune_smr
 from cmpagl_cli.views import clean, make_progress
 from cmpagl_core import __version__
 from cmpagl_core.errors import CmpaglError, ExitCode
@@ -216,7 +216,7 @@ _command(app, "explain", explain)
 _command(app, "ablate", ablate)
 _command(app, "report", report)
 _command(app, "doctor", doctor)
-_group("tune", "Choose what re-rankings need, never on the test split.", tune_smr)
+_group("tune", "Choose what re-rankings need, never on the test split.", tune_smr, tune_sensitivity)
 _group("recipe", "List, show and validate recipes.", recipe_list, recipe_show, recipe_validate, recipe_schema)
 _group("runs", "See what has been trained.", runs_list)
 

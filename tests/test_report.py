@@ -20,8 +20,9 @@ from typer.testing import Result
 from cmpagl_core.ablation.table import AblationRow, AblationTable
 from cmpagl_core.datasets.prepared import DataSplit, open_prepared
 from cmpagl_core.errors import DataError, GuardError, UsageError
-from cmpagl_core.evaluation.evaluate import EvaluateOptions, evaluate_scores
+from cmpagl_core.evaluation.evaluate import evaluate_scores
 from cmpagl_core.evaluation.recall import Recalls
+from cmpagl_core.evaluation.scored import EvaluateOptions
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe import override_recipe
 from cmpagl_core.report.ablation_page import render_ablation

@@ -14,6 +14,7 @@ from cmpagl_cli.views import Column, emit, note
 if TYPE_CHECKING:
     from cmpagl_core.evaluation.groups import GroupRow
     from cmpagl_core.evaluation.result import RetrievalReport
+    from cmpagl_core.evaluation.sources import Evaluated
 
 KEYS = ("r1", "r5", "r10")
 RECALLS = [Column(f"{side}_{key}", f"{side} R@{key[1:]}") for side in ("i2t", "t2i") for key in KEYS]
@@ -42,7 +43,7 @@ SplitOption = Annotated[
     str, typer.Option("--split", help="train, val, test, all, or selection (what the run chose on).")
 ]
 ProtocolOption = Annotated[
-    Literal["rsitr", "duplicate-aware"],
+    Literal["rsitr", "duplicate-aware", "both"],
     typer.Option("--protocol", help="rsitr: own captions alone are right; duplicate-aware: identical ones too."),
 ]
 RerankOption = Annotated[
@@ -88,47 +89,72 @@ def evaluate(
     """Evaluate a run on a split: recalls of every stage, in percent, with bounds and intervals.
 
     Recalls are in expectation over the orders of ties; intervals are 95 %, over query images. A run keeps what was
-    found in its folder evaluations/, where `cmpagl compare` and `cmpagl report` find it.
+    found in its folder evaluations/, where `cmpagl compare` and `cmpagl report` find it. With --protocol both, each
+    protocol has its own table, and JSON holds the second one under "duplicate_aware".
 
     Examples:
       cmpagl evaluate
       cmpagl evaluate --split test --format json
       cmpagl evaluate --rerank all --by scene
-      cmpagl evaluate --protocol duplicate-aware
+      cmpagl evaluate --protocol both --format json
       cmpagl evaluate --features clip.safetensors --choose-on clip-val.safetensors --rerank all
       cmpagl evaluate --scores S.npy --data ucm --split test --format json
     """
     from cmpagl_core.evaluation import sources
-    from cmpagl_core.evaluation.evaluate import EvaluateOptions
+    from cmpagl_core.evaluation.scored import EvaluateOptions
 
     _refuse_contradictions(run, features, scores, choose_on)
+    _refuse_mixing(protocol, format)
     given = settings(ctx)
     device, place, progress = given.compute_device(), given.workspace, given.progress
-    options = EvaluateOptions(protocol, rerank, itm_k, samples)
+    both = protocol == "both"
+    options = EvaluateOptions("rsitr" if protocol == "both" else protocol, rerank, itm_k, samples)
     if features is not None:
-        found = sources.evaluate_feature_file(place, features, choose_on, data, options, progress)
+        found = sources.evaluate_feature_file(place, features, choose_on, data, options, progress, both)
     elif scores is not None:
-        found = sources.evaluate_score_file(place, scores, choose_on, data, split, options, progress)
+        found = sources.evaluate_score_file(place, scores, choose_on, data, split, options, progress, both)
     else:
-        found = sources.evaluate_named_run(place, run, data, split, options, progress, device)
-    show_report(found.report, format, found.groups(by))
+        found = sources.evaluate_named_run(place, run, data, split, options, progress, device, both)
+    _show(found, format, by)
 
 
-def show_report(report: RetrievalReport, format: OutputFormat, groups: tuple[GroupRow, ...] = ()) -> None:
-    """One table of the stages, and one of the groups where there are any; notes go to stderr."""
-    stamp = report.stamp
-    size = f"{stamp.images:,} images, {stamp.captions:,} captions"
-    title = f"{stamp.model} on {stamp.dataset} {stamp.split}, {stamp.protocol} ({size})"
+def _show(found: Evaluated, format: OutputFormat, by: Literal["scene", "length"] | None) -> None:
+    """One table a protocol, and one of its groups where they are asked for; notes go to stderr."""
+    groups = [found.groups(by, report) for report in found.reports]
+    if format == "json":
+        documents = [_document(report, its) for report, its in zip(found.reports, groups, strict=True)]
+        first, *others = documents
+        emit((), (), "json", document={**first, **{_key(other): other for other in others}})
+    else:
+        for report, its in zip(found.reports, groups, strict=True):
+            _show_tables(report, format, its)
+    for text in dict.fromkeys(text for report in found.reports for text in _notes(report)):
+        note(text)
+
+
+def _document(report: RetrievalReport, groups: tuple[GroupRow, ...]) -> dict[str, Any]:
     document = report.to_json()
     if groups:
         document["groups"] = [asdict(group) for group in groups]
-    emit(_rows(report), COLUMNS, format, title, document)
-    if groups and format != "json":
+    return document
+
+
+def _key(document: dict[str, Any]) -> str:
+    return str(document["stamp"]["protocol"]).replace("-", "_")
+
+
+def _show_tables(report: RetrievalReport, format: OutputFormat, groups: tuple[GroupRow, ...]) -> None:
+    stamp = report.stamp
+    size = f"{stamp.images:,} images, {stamp.captions:,} captions"
+    title = f"{stamp.model} on {stamp.dataset} {stamp.split}, {stamp.protocol} ({size})"
+    emit(_rows(report), COLUMNS, format, title)
+    if groups:
         emit([_group_row(group) for group in groups], GROUP_COLUMNS, format, "by group")
-    for text in report.notes:
-        note(text)
-    if any(row.ties_matter for row in report.rows):
-        note("ties: the order of equal scores decides more than 0.1 of this mR; it is the mean over all orders")
+
+
+def _notes(report: RetrievalReport) -> list[str]:
+    ties = "ties: the order of equal scores decides more than 0.1 of this mR; it is the mean over all orders"
+    return [*report.notes, *([ties] if any(row.ties_matter for row in report.rows) else ())]
 
 
 def _refuse_contradictions(run: str | None, features: Path | None, scores: Path | None, choose_on: Path | None) -> None:
@@ -141,6 +167,15 @@ def _refuse_contradictions(run: str | None, features: Path | None, scores: Path 
         raise UsageError("--run does not go with --features or --scores", hint="leave one of them out")
     if choose_on is not None and not foreign:
         raise UsageError("--choose-on is for --features and --scores", hint="a run chooses on its selection split")
+
+
+def _refuse_mixing(protocol: str, format: OutputFormat) -> None:
+    from cmpagl_core.errors import UsageError
+
+    if protocol == "both" and format in ("csv", "jsonl"):
+        raise UsageError(
+            f"--format {format} would put both protocols into one column", hint="ask for json, or for one protocol"
+        )
 
 
 def _rows(report: RetrievalReport) -> list[dict[str, Any]]:

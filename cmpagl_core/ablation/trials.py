@@ -15,8 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.datasets.splits import selection_splits
 from cmpagl_core.errors import DataError, InterruptedByUserError
-from cmpagl_core.evaluation.evaluate import EvaluateOptions, evaluate_model, is_pre_aligned, tuned_of
+from cmpagl_core.evaluation.evaluate import evaluate_model, is_pre_aligned, tuned_of
 from cmpagl_core.evaluation.result import RetrievalReport, load_report, save_report
+from cmpagl_core.evaluation.scored import EvaluateOptions
 from cmpagl_core.evaluation.selection import choose_for_run
 from cmpagl_core.files import canonical_json, read_json, sha256_text, write_json
 from cmpagl_core.progress import Progress

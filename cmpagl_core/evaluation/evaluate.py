@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cmpagl_core import __version__
 from cmpagl_core.datasets.prepared import DataSplit
-from cmpagl_core.errors import DataError, MismatchError, UsageError
-from cmpagl_core.evaluation.protocol import Overlap, Protocol, Stamp, matches_of
-from cmpagl_core.evaluation.result import Queries, RetrievalReport
-from cmpagl_core.evaluation.stages import Available, Base, plan_stages, score_stages
+from cmpagl_core.errors import DataError, MismatchError
+from cmpagl_core.evaluation.protocol import Overlap
+from cmpagl_core.evaluation.result import RetrievalReport
+from cmpagl_core.evaluation.scored import EvaluateOptions, Scored, ScoredModel, Tested
+from cmpagl_core.evaluation.stages import Available, Base
 from cmpagl_core.features.export import run_features
 from cmpagl_core.features.feature_set import FeatureSet
 from cmpagl_core.progress import Progress
@@ -26,42 +26,6 @@ from cmpagl_core.retrieval.scores import ScoreMatrix
 from cmpagl_core.runs import LoadedModel, Run
 
 _ARCHIVE = b"PK"
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """What to show and how; `rerank` is explained at `plan_stages`."""
-
-    protocol: Protocol = "rsitr"
-    rerank: str = "default"
-    itm_k: int | None = None  # None: the recipe's
-    samples: int = 1000  # of the bootstrap
-    seed: int = 0  # of the bootstrap
-
-
-@dataclass(frozen=True)
-class Tested:
-    """Who is asked what: the part of a split, or of a feature set, that evaluation needs."""
-
-    dataset: str
-    split: str
-    split_sha256: str
-    manifest_sha256: str
-    image_ids: tuple[str, ...]
-    captions: tuple[str, ...]
-    caption_image: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, split: DataSplit, manifest_sha256: str) -> Tested:
-        return cls(
-            split.dataset,
-            split.name,
-            split.sha256,
-            manifest_sha256,
-            split.image_ids,
-            split.captions,
-            split.caption_image,
-        )
 
 
 def evaluate_run(
@@ -96,6 +60,20 @@ def evaluate_model(
     tuned: Tuned | None = None,
 ) -> RetrievalReport:
     """As `evaluate_run`, with the run's model already loaded."""
+    return model_scores(loaded, run, split, progress, options, manifest_sha256, overlap, tuned).report(options)
+
+
+def model_scores(
+    loaded: LoadedModel,
+    run: Run,
+    split: DataSplit,
+    progress: Progress,
+    options: EvaluateOptions,
+    manifest_sha256: str = "",
+    overlap: Overlap | None = None,
+    tuned: Tuned | None = None,
+) -> Scored:
+    """What `evaluate_model` evaluates, for several protocols: the split is encoded now, pairs are matched on demand."""
     aligned = is_pre_aligned(run.recipe)
     k = ALL_PAIRS if not aligned else run.recipe.evaluate.itm_k if options.itm_k is None else options.itm_k
     with_itm = loaded.model.itm_head is not None and (k > 0 or not aligned)
@@ -107,13 +85,9 @@ def evaluate_model(
     def scores(base: Base) -> ScoreMatrix:
         return itm_scores(loaded, split, cosines, k, progress) if base == "itm" else cosines
 
-    return _report(
-        Tested.of(split, manifest_sha256),
-        scores,
-        available,
-        options,
-        _Model(run.root.name, loaded.sha256, k if with_itm else None, overlap),
-    )
+    chosen_here = bool(split.sha256) and split.sha256 == run.info.selection_sha256
+    model = ScoredModel(run.root.name, loaded.sha256, k if with_itm else None, overlap, chosen_here)
+    return Scored(Tested.of(split, manifest_sha256), cache(scores), available, model)
 
 
 def evaluate_features(
@@ -123,6 +97,11 @@ def evaluate_features(
 
     Raises DataError for a feature set without captions.
     """
+    return feature_scores(features, tuned).report(options or EvaluateOptions())
+
+
+def feature_scores(features: FeatureSet, tuned: Tuned | None = None) -> Scored:
+    """What `evaluate_features` evaluates, for several protocols."""
     if not features.captions:
         raise DataError("this feature set holds no captions, so there is nothing to ask")
     info = features.info
@@ -136,8 +115,7 @@ def evaluate_features(
         features.text_image,
     )
     scores = ScoreMatrix.from_features(features.image_features, features.text_features)
-    model = _Model(info.model, info.model_sha256)
-    return _report(tested, lambda _: scores, _cosine_only(tuned), options or EvaluateOptions(), model)
+    return Scored(tested, lambda _: scores, _cosine_only(tuned), ScoredModel(info.model, info.model_sha256))
 
 
 def evaluate_scores(
@@ -154,15 +132,22 @@ def evaluate_scores(
     The plain ranking's stage is called `cosine` here too. Raises MismatchError for another shape, DataError for
     values that are no scores.
     """
+    return matrix_scores(array, split, manifest_sha256, model, model_sha256, tuned).report(options or EvaluateOptions())
+
+
+def matrix_scores(
+    array: NDArray[Any],
+    split: DataSplit,
+    manifest_sha256: str = "",
+    model: str = "scores",
+    model_sha256: str = "",
+    tuned: Tuned | None = None,
+) -> Scored:
+    """What `evaluate_scores` evaluates, for several protocols."""
     scores = ScoreMatrix.from_array(array)
     require_shape(scores, split, model)
-    return _report(
-        Tested.of(split, manifest_sha256),
-        lambda _: scores,
-        _cosine_only(tuned),
-        options or EvaluateOptions(),
-        _Model(model, model_sha256),
-    )
+    tested = Tested.of(split, manifest_sha256)
+    return Scored(tested, lambda _: scores, _cosine_only(tuned), ScoredModel(model, model_sha256))
 
 
 def open_scores(path: Path) -> NDArray[Any]:
@@ -207,54 +192,5 @@ def is_pre_aligned(recipe: Recipe) -> bool:
     return recipe.losses.uses_itc or recipe.losses.uses_triplet
 
 
-@dataclass(frozen=True)
-class _Model:
-    """What made the scores."""
-
-    name: str
-    sha256: str
-    itm_k: int | None = None
-    overlap: Overlap | None = None
-
-
 def _cosine_only(tuned: Tuned | None) -> Available:
     return Available(("cosine",), Tuned() if tuned is None else tuned)
-
-
-def _report(
-    tested: Tested, scores: Any, available: Available, options: EvaluateOptions, model: _Model
-) -> RetrievalReport:
-    if options.samples < 1:
-        raise UsageError(f"samples = {options.samples} must be at least 1")
-    stages, notes = plan_stages(options.rerank, available)
-    matches = matches_of(options.protocol, tested.caption_image, len(tested.image_ids), tested.captions)
-    rows, queries = score_stages(
-        stages,
-        scores,
-        available.tuned,
-        matches,
-        Queries(tested.image_ids, tested.caption_image),
-        options.samples,
-        options.seed,
-    )
-    used = {name for stage in stages for name in stage.chain}
-    stamp = Stamp(
-        protocol=options.protocol,
-        dataset=tested.dataset,
-        split=tested.split,
-        split_sha256=tested.split_sha256,
-        manifest_sha256=tested.manifest_sha256,
-        images=len(tested.image_ids),
-        captions=len(tested.captions),
-        model=model.name,
-        model_sha256=model.sha256,
-        stages=tuple(row.stage for row in rows),
-        smr=available.tuned.smr if "smr" in used else None,
-        dual_softmax=available.tuned.dual_softmax if "dual_softmax" in used else None,
-        itm_k=model.itm_k if any(stage.base == "itm" for stage in stages) else None,
-        overlap=model.overlap,
-        code=__version__,
-    )
-    if model.overlap is not None:
-        notes = (*notes, model.overlap.sentence())
-    return RetrievalReport(stamp, rows, queries, notes)

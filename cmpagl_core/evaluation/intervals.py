@@ -69,7 +69,7 @@ class Comparison:
 
 def bootstrap(results: PerImage, samples: int = 1000, seed: int = 0) -> Values:
     """95 % percentile intervals of the seven METRICS: [7, 2] in percent."""
-    drawn = [results.metrics(weights) for weights in _resamples(len(results.image_ids), samples, seed)]
+    drawn = [results.metrics(weights) for weights in resamples(len(results.image_ids), samples, seed)]
     return np.quantile(np.concatenate(drawn), [0.025, 0.975], axis=0).T
 
 
@@ -86,7 +86,7 @@ def compare(
         raise MismatchError("the two results are not of the same images and captions, so they cannot be paired")
     p = _randomisation_p(left, right, permutations, seed)
     deltas = [right.metrics(weights) - left.metrics(weights)
-              for weights in _resamples(len(left.image_ids), samples, seed)]  # fmt: skip
+              for weights in resamples(len(left.image_ids), samples, seed)]  # fmt: skip
     intervals = np.quantile(np.concatenate(deltas), [0.025, 0.975], axis=0).T
     first, second, corrected = left.metrics(), right.metrics(), holm(p)
     spreads = _spread(a), _spread(b)
@@ -144,7 +144,7 @@ def _spread(runs: Sequence[PerImage]) -> Values | None:
     return spread
 
 
-def _resamples(images: int, samples: int, seed: int) -> list[Values]:
+def resamples(images: int, samples: int, seed: int) -> list[Values]:
     """How often each image was drawn: pieces of [samples, images]."""
     rng = np.random.default_rng(seed)
     pieces = []

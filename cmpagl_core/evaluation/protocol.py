@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from cmpagl_core.evaluation.recall import Matches, caption_classes
 from cmpagl_core.retrieval.rerank.chain import Gammas
 
 Protocol = Literal["rsitr", "duplicate-aware"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 _NOT_WORDS = re.compile(r"[^\w\s]+")
 _COMPARED = ("protocol", "ties", "dataset", "split", "split_sha256")
@@ -87,10 +88,11 @@ def require_one_column(stamps: Mapping[str, Stamp], mix: bool = False) -> list[s
 
 
 def require_not_test(split: str, what: str) -> None:
-    """Refuse to choose anything on a test split. Raises GuardError."""
-    if split == "test":
+    """Refuse to choose anything on a test split, or on all splits together. Raises GuardError."""
+    if split in ("test", "all"):
+        where = "the test split" if split == "test" else "all splits, the test split among them,"
         raise GuardError(
-            f"choosing {what} on the test split would make its recalls meaningless",
+            f"choosing {what} on {where} would make its recalls meaningless",
             hint="choose on val, or on the run's selection split",
         )
 

@@ -13,6 +13,8 @@ from cmpagl_core.datasets.splits import selection_splits
 from cmpagl_core.errors import DataError, MismatchError
 from cmpagl_core.evaluation.evaluate import is_pre_aligned
 from cmpagl_core.evaluation.protocol import Overlap, find_overlap, require_not_test
+from cmpagl_core.evaluation.scored import Tested
+from cmpagl_core.evaluation.sensitivity import Sensitivity, smr_sensitivity
 from cmpagl_core.evaluation.tune import SmrChoice, choose_dual_softmax, choose_smr
 from cmpagl_core.features.export import run_features
 from cmpagl_core.progress import Progress
@@ -120,6 +122,34 @@ def choose_for_run(
         scores, split.caption_image, part.smr_gammas if gammas is None else gammas, form or part.smr_form, progress
     )
     return choice, Tuned(choice.gammas, choose_dual_softmax(scores, split.caption_image))
+
+
+def sensitivity_of_run(
+    workspace: Workspace,
+    run: Run,
+    split: str,
+    progress: Progress,
+    device: torch.device,
+    gammas: Sequence[float] | None = None,
+    samples: int = 1000,
+) -> tuple[Sensitivity, Tested]:
+    """How much SMR's gammas matter on a split by its name, beside every other re-ranking; nothing is kept.
+
+    gammas: the recipe's when None. Raises GuardError for the test split, before anything is opened.
+    """
+    require_not_test(split, "among SMR's gammas")
+    tested = open_tested(workspace, run, None, split)
+    require_not_test(tested.split.name, "among SMR's gammas")
+    scores = plain_scores(run, run.load(device), tested.split, progress)
+    found = smr_sensitivity(
+        scores,
+        tested.split.caption_image,
+        tested.split.image_ids,
+        run.recipe.evaluate.smr_gammas if gammas is None else gammas,
+        samples,
+        progress=progress,
+    )
+    return found, Tested.of(tested.split, tested.manifest_sha256)
 
 
 def keep_choice(run: Run, choice: SmrChoice, tuned: Tuned) -> Run:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset, open_prepared
 from cmpagl_core.errors import GuardError, MismatchError
 from cmpagl_core.evaluation.evaluate import (
-    EvaluateOptions,
-    evaluate_features,
-    evaluate_model,
-    evaluate_scores,
+    feature_scores,
+    matrix_scores,
+    model_scores,
     open_scores,
     require_shape,
     tuned_of,
 )
 from cmpagl_core.evaluation.groups import By, GroupRow, by_length, by_scene
-from cmpagl_core.evaluation.protocol import require_not_test
+from cmpagl_core.evaluation.protocol import PROTOCOLS, require_not_test
 from cmpagl_core.evaluation.result import RetrievalReport, report_path, save_report
+from cmpagl_core.evaluation.scored import EvaluateOptions, Scored
 from cmpagl_core.evaluation.selection import open_tested, with_temperature
 from cmpagl_core.evaluation.tune import choose_all
 from cmpagl_core.features.feature_set import load_feature_set
@@ -36,15 +36,20 @@ from cmpagl_core.workspace import Workspace
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """A report, and what its queries are about (scenes [N], empty where unknown; captions [M])."""
+    """Reports, one a protocol, and what their queries are about (scenes [N], "" where unknown; captions [M])."""
 
-    report: RetrievalReport
+    reports: tuple[RetrievalReport, ...]
     scenes: tuple[str, ...]
     captions: tuple[str, ...]
 
-    def groups(self, by: By | None) -> tuple[GroupRow, ...]:
+    @property
+    def report(self) -> RetrievalReport:
+        """The first one: under `rsitr` where both protocols were asked for."""
+        return self.reports[0]
+
+    def groups(self, by: By | None, report: RetrievalReport) -> tuple[GroupRow, ...]:
         """Every stage by scene class or by length of the caption. Raises DataError where no class is known."""
-        queries, stages = self.report.queries, [row.stage for row in self.report.rows]
+        queries, stages = report.queries, [row.stage for row in report.rows]
         if by == "scene":
             return tuple(group for stage in stages for group in by_scene(queries, stage, self.scenes))
         if by == "length":
@@ -60,19 +65,22 @@ def evaluate_named_run(
     options: EvaluateOptions,
     progress: Progress,
     device: torch.device,
+    both: bool = False,
 ) -> Evaluated:
-    """Evaluate a run (the newest if None) and keep the report in its folder."""
+    """Evaluate a run (the newest if None) and keep the report in its folder. both: under every protocol."""
     run = open_run(workspace.find("runs", name))
     tested = open_tested(workspace, run, data, split)
     loaded = run.load(device)
     tuned = tuned_of(run)
     if options.rerank == "all" or "dual" in options.rerank:
         tuned = with_temperature(workspace, run, loaded, tuned, progress)
-    report = evaluate_model(loaded, run, tested.split, progress, options, tested.manifest_sha256, tested.overlap, tuned)
-    path = report_path(run.root, split, options.protocol, tested.other_dataset)
-    save_report(report, path)
-    progress.say(f"kept in {path}")
-    return Evaluated(report, tested.split.scenes, tested.split.captions)
+    scored = model_scores(loaded, run, tested.split, progress, options, tested.manifest_sha256, tested.overlap, tuned)
+    reports = _reports(scored, options, both)
+    for report in reports:
+        path = report_path(run.root, split, report.stamp.protocol, tested.other_dataset)
+        save_report(report, path)
+        progress.say(f"kept in {path}")
+    return Evaluated(reports, tested.split.scenes, tested.split.captions)
 
 
 def evaluate_feature_file(
@@ -82,8 +90,9 @@ def evaluate_feature_file(
     data: str | None,
     options: EvaluateOptions,
     progress: Progress,
+    both: bool = False,
 ) -> Evaluated:
-    """Evaluate a feature set. data: prepared data set that it must be of, for its scenes.
+    """Evaluate a feature set. data: prepared data set that it must be of, for its scenes. both: every protocol.
 
     Raises MismatchError when the features are of another split than the data set's.
     """
@@ -100,7 +109,7 @@ def evaluate_feature_file(
         scene_of = dict(zip(split.image_ids, split.scenes, strict=True))
         scenes = tuple(scene_of.get(image, "") for image in features.image_ids)
     tuned = _chosen(workspace, choose_on, data, features.info.split_sha256, progress)
-    return Evaluated(evaluate_features(features, options, tuned), scenes, tuple(features.captions))
+    return Evaluated(_reports(feature_scores(features, tuned), options, both), scenes, tuple(features.captions))
 
 
 def evaluate_score_file(
@@ -111,14 +120,20 @@ def evaluate_score_file(
     split: str,
     options: EvaluateOptions,
     progress: Progress,
+    both: bool = False,
 ) -> Evaluated:
-    """Evaluate a `.npy` matrix of a split's images x captions, in the order of the prepared set."""
+    """Evaluate a `.npy` matrix of a split's images x captions, in the prepared set's order. both: every protocol."""
     prepared = _prepared(workspace, data)
     tested = prepared.split(split)
     array = open_scores(path)
     tuned = _chosen(workspace, choose_on, data, tested.sha256, progress)
-    report = evaluate_scores(array, tested, options, prepared.manifest.sha256, path.name, sha256_file(path), tuned)
-    return Evaluated(report, tested.scenes, tested.captions)
+    scored = matrix_scores(array, tested, prepared.manifest.sha256, path.name, sha256_file(path), tuned)
+    return Evaluated(_reports(scored, options, both), tested.scenes, tested.captions)
+
+
+def _reports(scored: Scored, options: EvaluateOptions, both: bool) -> tuple[RetrievalReport, ...]:
+    protocols = PROTOCOLS if both else (options.protocol,)
+    return tuple(scored.report(replace(options, protocol=protocol)) for protocol in protocols)
 
 
 def _chosen(workspace: Workspace, path: Path | None, data: str | None, tested_sha256: str, progress: Progress) -> Tuned:

@@ -18,7 +18,7 @@ from cmpagl_core.retrieval.scores import ScoreMatrix
 
 GAMMAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 
-_EQUAL_MR = 1e-9  # percent; recalls are sums in float64
+EQUAL_MR = 1e-9  # percent; recalls are sums in float64
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def choose_smr(
                 t2i = smr(other.scores, first, second, form, other)
                 grid.append(GridPoint(first, second, recall(i2t, matches, t2i).mr))
                 advance(1)
-    best = _best(grid)
+    best = grid[place_of_best([point.mr for point in grid], [(point.gamma1, point.gamma2) for point in grid])]
     plain = recall(standing.scores, matches).mr
     return SmrChoice(form, best.gamma1, best.gamma2, best.mr, plain, tuple(grid))
 
@@ -85,7 +85,7 @@ def choose_dual_softmax(
     matches, held = Matches.own(caption_image, scores.shape[0]), scores.held()
     found = [(recall(dual_softmax(held, temperature), matches).mr, temperature) for temperature in set(temperatures)]
     top = max(mr for mr, _ in found)
-    return min(temperature for mr, temperature in found if mr >= top - _EQUAL_MR)
+    return min(temperature for mr, temperature in found if mr >= top - EQUAL_MR)
 
 
 def choose_all(
@@ -100,7 +100,8 @@ def choose_all(
     return Tuned(choice.gammas, choose_dual_softmax(scores, caption_image))
 
 
-def _best(grid: Sequence[GridPoint]) -> GridPoint:
-    top = max(point.mr for point in grid)
-    equals = [point for point in grid if point.mr >= top - _EQUAL_MR]
-    return min(equals, key=lambda point: (point.gamma1 + point.gamma2, point.gamma1))
+def place_of_best(mr: Sequence[float], pairs: Sequence[tuple[float, float]]) -> int:
+    """Row of the best mR, of the smallest gammas among equals. pairs: gamma1 and gamma2 of each row."""
+    top = max(mr)
+    equals = [place for place, value in enumerate(mr) if value >= top - EQUAL_MR]
+    return min(equals, key=lambda place: (sum(pairs[place]), pairs[place][0]))

@@ -175,3 +175,51 @@ def test_other_protocols_are_not_mixed_unless_told_to(cmpagl: Cmpagl, workspace:
     missing = cmpagl("compare", "tiny", "tiny", "--split", "val")
     assert missing.exit_code == ExitCode.DATA
     assert "run `cmpagl evaluate --run tiny --split val`" in " ".join(missing.output.split())
+
+
+def test_both_protocols_come_in_one_document_and_are_kept_apart(cmpagl: Cmpagl, workspace: Path) -> None:
+    both = document(cmpagl, "evaluate", "--protocol", "both", *QUICK)
+    for found, protocol in ((both, "rsitr"), (both["duplicate_aware"], "duplicate-aware")):
+        assert found["stamp"]["protocol"] == protocol
+        alone = document(cmpagl, "evaluate", "--protocol", protocol, *QUICK)
+        assert (found["stamp"], found["rows"]) == (alone["stamp"], alone["rows"])
+        kept = json.loads((workspace / f"runs/tiny/evaluations/test-{protocol}.json").read_text())
+        assert kept == alone
+        assert {"bounds", "ci95"} <= found["rows"][0].keys()
+    prepared, run = open_prepared(workspace / "data/tiny"), open_run(workspace / "runs/tiny")
+    features = workspace / "test.safetensors"
+    export_features(run, prepared.split("test"), features, Silent(), run.load().device)
+    of_features = document(cmpagl, "evaluate", "--features", features, "--protocol", "both", *QUICK)
+    assert of_features["duplicate_aware"]["rows"][0] == both["duplicate_aware"]["rows"][0]
+    scores = save_scores(workspace / "S.npy", workspace / "data/tiny")
+    table = cmpagl("evaluate", "--scores", scores, "--protocol", "both", *QUICK).stdout
+    assert table.index("rsitr (4 images") < table.index("duplicate-aware (4 images")
+    for format in ("csv", "jsonl"):
+        refused = cmpagl("evaluate", "--scores", scores, "--protocol", "both", "--format", format)
+        assert refused.exit_code == ExitCode.USAGE
+        assert f"--format {format} would put both protocols into one column" in refused.output
+
+
+def test_sensitivity_shows_the_whole_grid_and_keeps_nothing(cmpagl: Cmpagl, workspace: Path) -> None:
+    before = (workspace / "runs/tiny/run.json").read_bytes()
+    call = ("tune", "sensitivity", "--gammas", "0,1,4", "--samples", "20", "--out", workspace / "grid.png")
+    found = document(cmpagl, *call)
+    assert (found["run"], found["dataset"], found["split"]) == ("tiny", "tiny", "val")
+    names = [setting["reranking"] for setting in found["settings"]]
+    assert names == ["smr multiply"] * 9 + ["smr add"] * 9 + ["galr", "csls"] + ["dual_softmax"] * 4
+    chosen = document(cmpagl, "tune", "smr", "--gammas", "0,1,4", "--no-keep", "--out", workspace / "smr.png")
+    by_tuning = [point["mr"] for point in chosen["grid"]]
+    assert [setting["mr"] for setting in found["settings"][:9]] == pytest.approx(by_tuning)
+    assert (workspace / "grid.png").is_file()
+    assert (workspace / "runs/tiny/run.json").read_bytes() == before
+    rows = list(csv.DictReader(io.StringIO(cmpagl(*call, "--format", "csv").stdout)))
+    assert len(rows) == 24
+    assert len(cmpagl(*call, "--format", "markdown", "--quiet").stdout.splitlines()) == 2 + 4 + 6
+
+
+@pytest.mark.parametrize("split", ["test", "all"])
+@pytest.mark.parametrize("what", ["smr", "sensitivity"])
+def test_choosing_among_test_pictures_is_refused(cmpagl: Cmpagl, workspace: Path, what: str, split: str) -> None:
+    result = cmpagl("tune", what, "--split", split)
+    assert result.exit_code == ExitCode.GUARD
+    assert "would make its recalls meaningless" in result.output

@@ -14,7 +14,6 @@ import torch
 from cmpagl_core.datasets.prepared import DataSplit, open_prepared
 from cmpagl_core.errors import DataError, GuardError, MismatchError, UsageError
 from cmpagl_core.evaluation.evaluate import (
-    EvaluateOptions,
     evaluate_features,
     evaluate_model,
     evaluate_run,
@@ -24,6 +23,7 @@ from cmpagl_core.evaluation.evaluate import (
 )
 from cmpagl_core.evaluation.groups import by_length, by_scene
 from cmpagl_core.evaluation.result import load_report, report_path, save_report
+from cmpagl_core.evaluation.scored import EvaluateOptions
 from cmpagl_core.evaluation.selection import choose_for_run, keep_choice, open_tested, with_temperature
 from cmpagl_core.evaluation.stages import Available, Stage, plan_stages
 from cmpagl_core.features.export import run_features
@@ -124,6 +124,14 @@ def test_a_run_shows_its_four_stages(run: Run, tiny_prepared: Path) -> None:
     no_itm = evaluate_run(kept, split, Silent(), CPU, replace(QUICK, itm_k=0))
     assert [row.stage for row in no_itm.rows] == ["cosine", "cosine+smr"]
     assert no_itm.rows[0] == report.rows[0]
+
+
+def test_a_split_that_the_run_was_chosen_on_is_said_to_flatter(run: Run, split: DataSplit) -> None:
+    chosen = replace(run, info=replace(run.info, selection_sha256=split.sha256))
+    report = evaluate_run(chosen, split, Silent(), CPU, QUICK)
+    assert "tiny was chosen on this very split, so these recalls flatter it" in report.notes
+    elsewhere = replace(run, info=replace(run.info, selection_sha256="0" * 64))
+    assert not any("flatter" in text for text in evaluate_run(elsewhere, split, Silent(), CPU, QUICK).notes)
 
 
 def test_without_pre_alignment_the_ranking_comes_from_itm(run: Run, tiny_prepared: Path) -> None:
