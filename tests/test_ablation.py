@@ -87,7 +87,7 @@ def named(variants: tuple[Variant, ...]) -> list[str]:
 @pytest.mark.parametrize("name", sorted(SWITCHES))
 def test_every_switch_makes_a_valid_variant_of_the_full_recipe(name: str) -> None:
     variants = one_at_a_time(Recipe(), [SWITCHES[name]])
-    same = {"triplet-intra", "smr-multiply"}  # what the default recipe has already
+    same = {"triplet-intra", "triplet-sum", "smr-multiply"}  # what the default recipe has already
     assert len(variants) == (1 if name in same else 2)
     assert all(isinstance(variant.stage(None), str) for variant in variants)
 
@@ -139,6 +139,23 @@ def test_a_switch_that_changes_nothing_is_left_out_and_named(recipe: Recipe) -> 
     variants = one_at_a_time(recipe, switches)
     assert named(variants) == ["baseline", "no-itc"]
     assert left_out(switches, variants) == ["no-mlm"]
+
+
+@pytest.mark.parametrize(("negatives", "other"), [("sum", "triplet-hardest"), ("hardest", "triplet-sum")])
+def test_the_triplet_study_holds_every_metric_loss_whatever_the_baselines_negatives(negatives: str, other: str) -> None:
+    baseline = override_recipe(Recipe(), [f"losses.triplet_negatives={negatives}"])
+    variants = one_at_a_time(baseline, switches_of(studies=["triplet"]))
+    asked = {
+        variant.name: (variant.recipe.losses.triplet, variant.recipe.losses.triplet_negatives) for variant in variants
+    }
+    assert asked == {
+        "baseline": ("intra", negatives),
+        "no-triplet": ("none", negatives),
+        "triplet-plain": ("plain", negatives),
+        other: ("intra", other.removeprefix("triplet-")),
+        "triplet-circle": ("circle", negatives),
+        "triplet-supcon": ("supcon", negatives),
+    }
 
 
 def test_studies_hold_only_switches_that_exist() -> None:

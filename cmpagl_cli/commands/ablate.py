@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Format = Literal["table", "json", "csv", "markdown", "latex", "html"]
 
-_TRIPLETS = "none|plain|intra|hardest|circle|supcon"
+_TRIPLETS = "none|plain|intra|hardest|sum|circle|supcon"
 _STUDIES = "gswin|pre-alignment|triplet|smr|all"
 
 Recipe = Annotated[str | None, typer.Argument(metavar="RECIPE", help="The baseline; the newest run if left out.")]

@@ -69,10 +69,19 @@ def compare(
         Column("p", digits=4),
         Column("p_holm", "p (Holm)", digits=4),
     ]
-    document = {"a": a, "b": b, "stage": stages, "mixed": differing, "rows": [asdict(row) for row in rows]}
+    notes = [f"mixed: {text}" for text in differing]
+    notes += [f"{name}: {text}" for name, report in names.items() for text in report.notes]
+    document = {
+        "a": a,
+        "b": b,
+        "stage": stages,
+        "mixed": differing,
+        "notes": notes,
+        "rows": [asdict(row) for row in rows],
+    }
     emit(shown, columns, format, f"{b} against {a}, {stages}", document)
-    for text in differing:
-        note(f"mixed: {text}")
+    for text in notes:
+        note(text)
 
 
 def _report(given: Settings, name: str, split: str, protocol: str) -> RetrievalReport:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cmpagl_cli.commands.options import FormatOption, OutputFormat, RunOption, settings
-from cmpagl_cli.views import Column, emit, note
+from cmpagl_cli.views import Column, clean, echo, emit, note
 
 if TYPE_CHECKING:
     from cmpagl_core.evaluation.groups import GroupRow
-    from cmpagl_core.evaluation.result import RetrievalReport
+    from cmpagl_core.evaluation.result import ReportRow, RetrievalReport
     from cmpagl_core.evaluation.sources import Evaluated
 
 KEYS = ("r1", "r5", "r10")
@@ -25,6 +25,11 @@ COLUMNS = [
     Column("mr_low", "from"),
     Column("mr_high", "to (95 %)"),
     Column("ties"),
+]
+RANKS = [
+    Column(f"{side}_{key}", f"{side} {head}")
+    for side in ("i2t", "t2i")
+    for key, head in (("mrr", "MRR"), ("median_rank", "median rank"), ("ndcg10", "nDCG@10"), ("map", "mAP"))
 ]
 GROUP_COLUMNS = [
     Column("stage"),
@@ -68,6 +73,9 @@ ChooseOnOption = Annotated[
 ByOption = Annotated[
     Literal["scene", "length"] | None, typer.Option("--by", help="Also by scene class, or by words in the caption.")
 ]
+RanksOption = Annotated[
+    bool, typer.Option("--ranks", help="Also MRR, median rank, nDCG@10 and mAP; csv, json and jsonl always have them.")
+]
 SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Bootstrap resamples of the intervals.")]
 
 
@@ -83,6 +91,7 @@ def evaluate(
     scores: ScoresOption = None,
     choose_on: ChooseOnOption = None,
     by: ByOption = None,
+    ranks: RanksOption = False,
     samples: SamplesOption = 1000,
     format: FormatOption = "table",
 ) -> None:
@@ -95,7 +104,7 @@ def evaluate(
     Examples:
       cmpagl evaluate
       cmpagl evaluate --split test --format json
-      cmpagl evaluate --rerank all --by scene
+      cmpagl evaluate --rerank all --by scene --ranks
       cmpagl evaluate --protocol both --format json
       cmpagl evaluate --features clip.safetensors --choose-on clip-val.safetensors --rerank all
       cmpagl evaluate --scores S.npy --data ucm --split test --format json
@@ -115,11 +124,14 @@ def evaluate(
         found = sources.evaluate_score_file(place, scores, choose_on, data, split, options, progress, both)
     else:
         found = sources.evaluate_named_run(place, run, data, split, options, progress, device, both)
-    _show(found, format, by)
+    _show(found, format, by, ranks)
 
 
-def _show(found: Evaluated, format: OutputFormat, by: Literal["scene", "length"] | None) -> None:
-    """One table a protocol, and one of its groups where they are asked for; notes go to stderr."""
+def _show(found: Evaluated, format: OutputFormat, by: Literal["scene", "length"] | None, ranks: bool) -> None:
+    """One table a protocol, of its groups too where they are asked for.
+
+    Notes stand under the table where it has room for them, else on stderr.
+    """
     groups = [found.groups(by, report) for report in found.reports]
     if format == "json":
         documents = [_document(report, its) for report, its in zip(found.reports, groups, strict=True)]
@@ -127,9 +139,12 @@ def _show(found: Evaluated, format: OutputFormat, by: Literal["scene", "length"]
         emit((), (), "json", document={**first, **{_key(other): other for other in others}})
     else:
         for report, its in zip(found.reports, groups, strict=True):
-            _show_tables(report, format, its)
+            _show_tables(report, format, its, ranks)
     for text in dict.fromkeys(text for report in found.reports for text in _notes(report)):
-        note(text)
+        if format in ("table", "markdown", "latex"):
+            echo(f"% {clean(text)}" if format == "latex" else f"\n{clean(text)}")
+        else:
+            note(text)
 
 
 def _document(report: RetrievalReport, groups: tuple[GroupRow, ...]) -> dict[str, Any]:
@@ -143,17 +158,22 @@ def _key(document: dict[str, Any]) -> str:
     return str(document["stamp"]["protocol"]).replace("-", "_")
 
 
-def _show_tables(report: RetrievalReport, format: OutputFormat, groups: tuple[GroupRow, ...]) -> None:
+def _show_tables(report: RetrievalReport, format: OutputFormat, groups: tuple[GroupRow, ...], ranks: bool) -> None:
     stamp = report.stamp
     size = f"{stamp.images:,} images, {stamp.captions:,} captions"
     title = f"{stamp.model} on {stamp.dataset} {stamp.split}, {stamp.protocol} ({size})"
-    emit(_rows(report), COLUMNS, format, title)
+    rows = _rows(report)
+    machine = format in ("csv", "jsonl")
+    emit(rows, [*COLUMNS, *RANKS] if machine else COLUMNS, format, title)
+    if ranks and not machine:
+        echo("")
+        emit(rows, [Column("stage"), *RANKS], format, "median rank: of the first match; all else in percent")
     if groups:
         emit([_group_row(group) for group in groups], GROUP_COLUMNS, format, "by group")
 
 
 def _notes(report: RetrievalReport) -> list[str]:
-    ties = "ties: the order of equal scores decides more than 0.1 of this mR; it is the mean over all orders"
+    ties = "ties: the order of equal scores decides more than 0.1 of a recall; shown is the mean over all orders"
     return [*report.notes, *([ties] if any(row.ties_matter for row in report.rows) else ())]
 
 
@@ -187,10 +207,16 @@ def _rows(report: RetrievalReport) -> list[dict[str, Any]]:
             "mr": row.mr,
             "mr_low": row.ci95.mr[0],
             "mr_high": row.ci95.mr[1],
-            "ties": f"{row.bounds.mr[0]:.2f} to {row.bounds.mr[1]:.2f}" if row.ties_matter else "",
+            "ties": row.ties,
+            **_ranks(row),
         }
         for row in report.rows
     ]
+
+
+def _ranks(row: ReportRow) -> dict[str, float]:
+    sides = {"i2t": row.i2t_ranks, "t2i": row.t2i_ranks}
+    return {f"{side}_{key}": value for side, ranks in sides.items() for key, value in asdict(ranks).items()}
 
 
 def _group_row(group: GroupRow) -> dict[str, Any]:

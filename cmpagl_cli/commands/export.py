@@ -66,6 +66,8 @@ def export(
 def _of_run(
     given: Settings, run: str | None, data: str | None, split: str, out: Path | None
 ) -> tuple[FeatureSet, Path]:
+    from cmpagl_core.evaluation.protocol import written_overlap
+    from cmpagl_core.evaluation.selection import shared_with_training
     from cmpagl_core.features.export import export_features
     from cmpagl_core.runs import open_run
 
@@ -73,8 +75,11 @@ def _of_run(
     prepared = _data(given, data, found.info.dataset_root, found.info.dataset)
     path = out or Path(f"{found.root.name}-{prepared.name}-{split}.safetensors")
     chosen = prepared.split(split)
-    device = given.compute_device()
-    return export_features(found, chosen, path, given.progress, device, prepared.manifest.sha256), path
+    shared = shared_with_training(given.workspace, found, prepared, split)
+    if shared is not None:
+        given.progress.say(f"{found.root.name} was {shared.sentence()}")
+    manifest, overlap = prepared.manifest.sha256, written_overlap(shared)
+    return export_features(found, chosen, path, given.progress, given.compute_device(), manifest, overlap), path
 
 
 def _of_foreign(given: Settings, model: str, data: str | None, split: str, out: Path | None) -> tuple[FeatureSet, Path]:

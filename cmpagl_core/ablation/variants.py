@@ -86,6 +86,12 @@ SWITCHES: dict[str, Switch] = {
             ("losses.triplet=intra", "losses.triplet_negatives=hardest"),
             "all negatives count, not the hardest alone (ours)",
         ),
+        Switch(
+            "triplet-sum",
+            "triplet",
+            ("losses.triplet=intra", "losses.triplet_negatives=sum"),
+            "the hardest negatives count, not all (ours)",
+        ),
         Switch("triplet-circle", "triplet", ("losses.triplet=circle",), "the triplet term beats circle loss"),
         Switch("triplet-supcon", "triplet", ("losses.triplet=supcon",), "it beats supervised contrastive loss"),
         Switch("no-itm", "itm", ("losses.itm=0.0",), _LOSS),
@@ -101,7 +107,15 @@ SWITCHES: dict[str, Switch] = {
 STUDIES: dict[str, tuple[str, ...]] = {
     "gswin": ("no-global-window", "global-window-source-avgpool", "global-query-global", "branches-parallel"),
     "pre-alignment": ("no-pre-alignment", "no-itc", "no-triplet", "no-itm", "no-mlm"),
-    "triplet": ("no-triplet", "triplet-plain", "triplet-intra", "triplet-hardest", "triplet-circle", "triplet-supcon"),
+    "triplet": (
+        "no-triplet",
+        "triplet-plain",
+        "triplet-intra",
+        "triplet-hardest",
+        "triplet-sum",
+        "triplet-circle",
+        "triplet-supcon",
+    ),
     "smr": ("no-smr", "smr-add", "smr-multiply", "galr", "csls", "dual-softmax"),
 }
 ALL_STUDIES = "all"

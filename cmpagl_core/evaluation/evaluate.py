@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.errors import DataError, MismatchError
-from cmpagl_core.evaluation.protocol import Overlap
+from cmpagl_core.evaluation.protocol import Overlap, read_overlap
 from cmpagl_core.evaluation.result import RetrievalReport
 from cmpagl_core.evaluation.scored import EvaluateOptions, Scored, ScoredModel, Tested
 from cmpagl_core.evaluation.stages import Available, Base
@@ -115,7 +115,8 @@ def feature_scores(features: FeatureSet, tuned: Tuned | None = None) -> Scored:
         features.text_image,
     )
     scores = ScoreMatrix.from_features(features.image_features, features.text_features)
-    return Scored(tested, lambda _: scores, _cosine_only(tuned), ScoredModel(info.model, info.model_sha256))
+    model = ScoredModel(info.model, info.model_sha256, overlap=read_overlap(info.overlap))
+    return Scored(tested, lambda _: scores, _cosine_only(tuned), model)
 
 
 def evaluate_scores(

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from cmpagl_core.datasets.prepared import DataSplit, normalise_whitespace
-from cmpagl_core.errors import GuardError
+from cmpagl_core.errors import DataError, GuardError
 from cmpagl_core.evaluation.recall import Matches, caption_classes
+from cmpagl_core.files import canonical_json
 from cmpagl_core.retrieval.rerank.chain import Gammas
 
 Protocol = Literal["rsitr", "duplicate-aware"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 _NOT_WORDS = re.compile(r"[^\w\s]+")
-_COMPARED = ("protocol", "ties", "dataset", "split", "split_sha256")
+_COMPARED = ("protocol", "ties", "dataset", "split", "split_sha256", "images", "captions")
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,21 @@ def find_overlap(train: DataSplit, tested: DataSplit, same_dataset: bool) -> Ove
     if not shared_pictures and not shared_captions:
         return None
     return Overlap(train.dataset, shared_pictures, shared_captions, len(tested), len(tested.captions))
+
+
+def written_overlap(overlap: Overlap | None) -> str:
+    """As a feature file keeps it; empty where there is none."""
+    return "" if overlap is None else canonical_json(asdict(overlap))
+
+
+def read_overlap(text: str) -> Overlap | None:
+    """What `written_overlap` wrote. Raises DataError for anything else."""
+    if not text:
+        return None
+    try:
+        return TypeAdapter(Overlap).validate_json(text)
+    except ValidationError as error:
+        raise DataError(f"{text[:60]!r} does not say what was shared", hint="export the features again") from error
 
 
 def plain_caption(text: str) -> str:

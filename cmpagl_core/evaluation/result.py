@@ -20,7 +20,7 @@ from cmpagl_core.evaluation.recall import Recalls
 from cmpagl_core.files import atomic_file, read_json, write_json
 
 REPORT_FORMAT = 1
-TIES_MATTER = 0.1  # percent of mR between the bounds
+TIES_MATTER = 0.1  # percent between the bounds of mR or of any recall
 
 Span = tuple[float, float]
 Hits = NDArray[np.float64]
@@ -33,6 +33,12 @@ class Spans:
     i2t: dict[str, Span]
     t2i: dict[str, Span]
     mr: Span
+
+    def by_name(self) -> dict[str, Span]:
+        """All seven, named as people read them: "mR", "i2t R@1", ..."""
+        sides = {"i2t": self.i2t, "t2i": self.t2i}
+        named = {f"{side} R@{key[1:]}": span for side, spans in sides.items() for key, span in spans.items()}
+        return {"mR": self.mr, **named}
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,19 @@ class ReportRow:
 
     @property
     def ties_matter(self) -> bool:
-        """Whether the order of ties decides more than TIES_MATTER of mR."""
-        return self.bounds.mr[1] - self.bounds.mr[0] > TIES_MATTER
+        """Whether the order of ties decides more than TIES_MATTER of mR or of any of the six recalls."""
+        return any(high - low > TIES_MATTER for low, high in self.bounds.by_name().values())
+
+    @property
+    def ties(self) -> str:
+        """In words, what the order of ties decides: mR's bounds, or those of the recall it moves most; else empty."""
+        if not self.ties_matter:
+            return ""
+        spans = self.bounds.by_name()
+        width = {name: high - low for name, (low, high) in spans.items()}
+        name = "mR" if width["mR"] > TIES_MATTER else max(width, key=lambda one: width[one])
+        low, high = spans[name]
+        return f"{name} {low:.2f} to {high:.2f}"
 
 
 @dataclass(frozen=True, eq=False)

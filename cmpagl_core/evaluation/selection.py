@@ -66,9 +66,18 @@ def open_tested(workspace: Workspace, run: Run, data: str | None, split: str) ->
         tested = selection
     else:
         tested = prepared.split(split)
-    is_train = split in ("train", "all") or train is None
-    overlap = None if is_train or train is None else find_overlap(train, tested, same_dataset=same)
+    overlap = None if train is None else find_overlap(train, tested, same_dataset=same)
     return TestedSplit(tested, manifest, overlap, "" if same else prepared.name)
+
+
+def shared_with_training(workspace: Workspace, run: Run, prepared: PreparedDataset, split: str) -> Overlap | None:
+    """What a split shares with the pictures that the run was trained on; None where that is nothing or not known."""
+    own = training_data(workspace, run)
+    if own is None:
+        return None
+    train = selection_splits(own, run.recipe.data.selection)[0]
+    same = prepared.manifest.sha256 == run.info.manifest_sha256 or not run.info.manifest_sha256
+    return find_overlap(train, prepared.split(split), same_dataset=same)
 
 
 def training_data(workspace: Workspace, run: Run) -> PreparedDataset | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,14 +16,21 @@ from cmpagl_core.runs import LoadedModel, Run
 
 
 def export_features(
-    run: Run, split: DataSplit, out: Path, progress: Progress, device: torch.device, manifest_sha256: str = ""
+    run: Run,
+    split: DataSplit,
+    out: Path,
+    progress: Progress,
+    device: torch.device,
+    manifest_sha256: str = "",
+    overlap: str = "",
 ) -> FeatureSet:
     """Encode a split with a run's model and write the feature set to `out`. A re-run gives the same bytes.
 
-    manifest_sha256: of the prepared data set that the split is of. Raises DataError for a picture that cannot be
-    read, MismatchError when the run's weights are not its own, CmpaglError when the disk refuses.
+    manifest_sha256: of the prepared data set that the split is of. overlap: as in FeatureInfo. Raises DataError for
+    a picture that cannot be read, MismatchError for weights that are not the run's, CmpaglError when the disk refuses.
     """
     features = run_features(run.load(device), run.root.name, split, progress, manifest_sha256)
+    features = replace(features, info=replace(features.info, overlap=overlap))
     save_feature_set(out, features)
     return features
 

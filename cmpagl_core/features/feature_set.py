@@ -35,6 +35,7 @@ class FeatureInfo:
     split_sha256: str
     preprocessing: str
     precision: str
+    overlap: str = ""  # JSON of what the pictures that the model was trained on share with these; see `Overlap`
     format_version: int = FEATURES_FORMAT
 
 
@@ -149,7 +150,9 @@ def _read_info(file: TensorFile) -> FeatureInfo:
             f"{file.path}: format_version is {version!r}, this cmpagl reads {FEATURES_FORMAT}",
             hint="export the features again",
         )
-    values: dict[str, Any] = {field.name: file.about.get(field.name) for field in fields(FeatureInfo)}
+    # files made before `overlap` came in have none
+    values: dict[str, Any] = {"overlap": file.about.get("overlap", "")}
+    values |= {field.name: file.about.get(field.name) for field in fields(FeatureInfo) if field.name not in values}
     for name, value in values.items():
         if name != "format_version" and not isinstance(value, str):
             raise DataError(f"{file.path}: {name} is {value!r}, not text", hint="export the features again")

@@ -67,10 +67,7 @@ def render_runs(evidence: Sequence[Evidence], mix: bool = False) -> str:
     )  # fmt: skip
     notes = [f"set side by side although {what}" for what in mixed]
     for name, one in zip(names, evidence, strict=True):
-        said = [*one.report.notes]
-        if one.report.stamp.overlap is not None:
-            said.append(one.report.stamp.overlap.sentence())
-        notes += [f"{name}: {note}" if len(names) > 1 else note for note in dict.fromkeys(said)]
+        notes += [f"{name}: {note}" if len(names) > 1 else note for note in one.report.notes]
     thumbnails = _Thumbnails()
     return render(
         "report.html",
@@ -161,6 +158,7 @@ def _facts(evidence: Sequence[Evidence]) -> list[tuple[str, list[str]]]:
         ("manifest sha256", [stamp.manifest_sha256[:16] for stamp in stamps]),
         ("model sha256", [stamp.model_sha256[:16] for stamp in stamps]),
         ("SMR", [_gammas(stamp) for stamp in stamps]),
+        ("dual softmax", ["none" if s.dual_softmax is None else f"T = {s.dual_softmax:g}" for s in stamps]),
         ("ITM candidates", [_candidates(stamp) for stamp in stamps]),
         ("best epoch", [f"{info.best.epoch}, mR {info.best.mr:.2f} on the selection split" for info in infos]),
         ("parameters", [f"{info.parameters:,}" for info in infos]),

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pytest
 from cmpagl_core.datasets.prepared import open_prepared
 from cmpagl_core.errors import ExitCode
 from cmpagl_core.features.export import export_features
+from cmpagl_core.files import sha256_file
 from cmpagl_core.progress import Silent
-from cmpagl_core.runs import open_run
+from cmpagl_core.runs import open_run, write_info
 from tests.conftest import Cmpagl
 
 QUICK = ("--samples", "10")
@@ -104,7 +106,8 @@ def test_a_constant_matrix_gives_chance_with_the_flag(cmpagl: Cmpagl, workspace:
     assert found["rows"][0]["t2i"]["r1"] == pytest.approx(25.0)
     assert found["rows"][0]["bounds"]["t2i"]["r1"] == [0.0, 100.0]
     result = cmpagl("evaluate", "--scores", scores, *QUICK)
-    assert "ties: the order of equal scores decides more than 0.1 of this mR" in result.stderr
+    assert "ties: the order of equal scores decides more than 0.1 of a recall" in result.stdout
+    assert "mR 50.00 to 100.00" in result.stdout
 
 
 def test_bad_matrices_get_one_sentence_and_the_right_exit_code(cmpagl: Cmpagl, workspace: Path) -> None:
@@ -223,3 +226,70 @@ def test_choosing_among_test_pictures_is_refused(cmpagl: Cmpagl, workspace: Path
     result = cmpagl("tune", what, "--split", split)
     assert result.exit_code == ExitCode.GUARD
     assert "would make its recalls meaningless" in result.output
+
+
+def test_ranks_of_the_matches_are_shown_when_asked_for_and_always_in_machine_formats(
+    cmpagl: Cmpagl, workspace: Path
+) -> None:
+    scores = save_scores(workspace / "S.npy", workspace / "data/tiny")
+    call = ("evaluate", "--scores", scores, *QUICK)
+    found = document(cmpagl, *call)["rows"][0]
+    row = next(csv.DictReader(io.StringIO(cmpagl(*call, "--format", "csv").stdout)))
+    for side in ("i2t", "t2i"):
+        for key in ("mrr", "median_rank", "ndcg10", "map"):
+            assert float(row[f"{side}_{key}"]) == found[f"{side}_ranks"][key]
+    table = cmpagl(*call, "--ranks", "--format", "markdown").stdout
+    assert f"| {found['i2t_ranks']['mrr']:.2f} |" in table
+    assert "nDCG@10" not in cmpagl(*call, "--format", "markdown").stdout
+
+
+@pytest.fixture
+def other_data(workspace: Path) -> Path:
+    """Another data set, whose test pictures are the ones that the tiny run was trained on."""
+    prepared = workspace / "data/other"
+    shutil.copytree(workspace / "data/tiny", prepared)
+    images = (prepared / "images.csv").read_text()
+    swapped = images.replace(",train,", ",swap,").replace(",test,", ",train,").replace(",swap,", ",test,")
+    (prepared / "images.csv").write_text(swapped)
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    manifest |= {"name": "other", "pictures_sha256": "0" * 64}
+    manifest["files"]["images.csv"] = sha256_file(prepared / "images.csv")
+    (prepared / "manifest.json").write_text(json.dumps(manifest))
+    run = open_run(workspace / "runs/tiny")
+    write_info(run.root, replace(run.info, manifest_sha256=open_prepared(workspace / "data/tiny").manifest.sha256))
+    return prepared
+
+
+def test_shared_pictures_and_captions_are_said_wherever_the_number_stands(
+    cmpagl: Cmpagl, workspace: Path, other_data: Path
+) -> None:
+    said = "trained on tiny, which shares 6 of 6 pictures and 12 of 12 captions with what is tested"
+    call = ("evaluate", "--data", "other", "--itm-k", "0", *QUICK)
+    assert said in cmpagl(*call).stdout
+    assert said in cmpagl(*call, "--format", "markdown").stdout.splitlines()
+    assert f"% {said}" in cmpagl(*call, "--format", "latex").stdout.splitlines()
+    found = document(cmpagl, *call)
+    assert found["stamp"]["overlap"]["pictures"] == 6
+    assert said in found["notes"]
+    exported = cmpagl("export", "--data", "other", "--out", "F.safetensors")
+    assert said in exported.stderr
+    of_features = document(cmpagl, "evaluate", "--features", "F.safetensors", *QUICK)
+    assert of_features["stamp"]["overlap"] == found["stamp"]["overlap"]
+    assert said in of_features["notes"]
+    kept = workspace / "runs/tiny/evaluations/other-test-rsitr.json"
+    assert f"{kept}: {said}" in document(cmpagl, "compare", str(kept), str(kept))["notes"]
+    assert cmpagl("report", "--data", "other", "--quiet").exit_code == ExitCode.DONE
+    assert said in Path("report.html").read_text()
+    own = document(cmpagl, "evaluate", "--itm-k", "0", *QUICK)
+    assert own["stamp"]["overlap"] is None
+    on_train = document(cmpagl, "evaluate", "--split", "train", "--itm-k", "0", *QUICK)
+    assert on_train["stamp"]["overlap"]["pictures"] == 6
+
+
+def test_a_feature_file_that_says_nonsense_of_what_was_shared_is_refused(cmpagl: Cmpagl, workspace: Path) -> None:
+    prepared, run = open_prepared(workspace / "data/tiny"), open_run(workspace / "runs/tiny")
+    path = workspace / "F.safetensors"
+    export_features(run, prepared.split("test"), path, Silent(), run.load().device, overlap="{}")
+    refused = cmpagl("evaluate", "--features", path)
+    assert refused.exit_code == ExitCode.DATA
+    assert "does not say what was shared; export the features again" in refused.output

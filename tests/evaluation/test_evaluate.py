@@ -22,7 +22,9 @@ from cmpagl_core.evaluation.evaluate import (
     tuned_of,
 )
 from cmpagl_core.evaluation.groups import by_length, by_scene
-from cmpagl_core.evaluation.result import load_report, report_path, save_report
+from cmpagl_core.evaluation.metrics import RankMetrics
+from cmpagl_core.evaluation.recall import Recalls
+from cmpagl_core.evaluation.result import ReportRow, Spans, load_report, report_path, save_report
 from cmpagl_core.evaluation.scored import EvaluateOptions
 from cmpagl_core.evaluation.selection import choose_for_run, keep_choice, open_tested, with_temperature
 from cmpagl_core.evaluation.stages import Available, Stage, plan_stages
@@ -276,3 +278,18 @@ def test_keeping_an_evaluation_touches_nothing_else_of_a_run(run: Run) -> None:
     report = evaluate_run(run, split, Silent(), CPU, replace(QUICK, rerank="none", itm_k=0))
     save_report(report, report_path(run.root, "test", "rsitr"))
     assert {path.name: path.read_bytes() for path in run.root.iterdir() if path.is_file()} == before
+
+
+def test_ties_of_one_recall_alone_are_flagged_too() -> None:
+    still = Spans({"r1": (5.0, 5.0), "r5": (5.0, 5.0), "r10": (5.0, 5.0)}, {"r1": (5.0, 5.0)}, (5.0, 5.0))
+    row = a_row(still)
+    assert (row.ties_matter, row.ties) == (False, "")
+    one = replace(still, i2t={**still.i2t, "r5": (4.9, 5.3)}, mr=(5.0, 5.07))
+    assert (a_row(one).ties_matter, a_row(one).ties) == (True, "i2t R@5 4.90 to 5.30")
+    both = replace(one, mr=(4.0, 6.0))
+    assert a_row(both).ties == "mR 4.00 to 6.00"
+
+
+def a_row(bounds: Spans) -> ReportRow:
+    recalls, ranks = Recalls(5.0, 5.0, 5.0), RankMetrics(1.0, 1.0, 1.0, 1.0)
+    return ReportRow("cosine", recalls, recalls, 5.0, bounds, bounds, ranks, ranks, {"i2t": 1, "t2i": 1})

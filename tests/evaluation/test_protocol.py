@@ -60,6 +60,7 @@ def test_other_models_and_other_stages_may_stand_in_one_column() -> None:
         ("protocol", "duplicate-aware", r"protocol is rsitr \(base\), duplicate-aware \(mine\)"),
         ("split", "val", r"split is test \(base\), val \(mine\)"),
         ("split_sha256", "e" * 64, r"split sha256 is a{16} \(base\), e{16} \(mine\)"),
+        ("images", 211, r"images is 210 \(base\), 211 \(mine\)"),
         ("dataset", "rsicd", r"dataset is ucm \(base\), rsicd \(mine\)"),
     ],
 )
