@@ -124,6 +124,18 @@ def test_the_page_shows_every_recall_with_its_interval(run: Run, split: DataSpli
     assert f"{len(split)} images" in page.text
 
 
+def test_scenes_and_worst_queries_are_of_the_plain_ranking_and_not_of_the_best_on_this_split(
+    run: Run, split: DataSplit
+) -> None:
+    scores = np.random.default_rng(3).random((len(split), len(split.captions)))
+    report = evaluate_scores(scores, split, EvaluateOptions(rerank="csls,galr", samples=5), "manifest", "tiny", "sha")
+    plain = replace(report, rows=report.rows[:1])
+    assert report.best != report.first
+    shown, expected = gather(run, report, split, None), gather(run, plain, split, None)
+    assert (shown.scenes, shown.worst_texts) == (expected.scenes, expected.worst_texts)
+    assert [row.stage for row in shown.scenes] == ["cosine"] * 2
+
+
 def test_two_runs_stand_side_by_side_with_what_differs_in_their_recipes(run: Run, split: DataSplit) -> None:
     other = replace(run, recipe=override_recipe(run.recipe, ["optim.lr=9.0e-4"]))
     first, second = evidence_of(run, split, 0, "one"), evidence_of(other, split, 1, "two")
@@ -280,6 +292,9 @@ def test_every_mark_lies_inside_its_chart_in_the_order_of_its_value(items: list[
 def test_a_curve_without_points_is_no_chart() -> None:
     assert line_chart("mR", [("one", ())], best=True) is None
     assert line_chart("mR", [("one", ((1.0, math.nan),))], best=True) is None
+    alone = line_chart("loss", [("one", ((1.0, 5.0),)), ("two", ((1.0, 4.0), (2.0, 3.0)))], best=False)
+    assert alone is not None
+    assert [line.best_x is not None for line in alone.lines] == [True, False]
     chart = line_chart("mR", [("one", ((1.0, 5.0),)), ("two", ())], best=True)
     assert chart is not None
     assert chart.lines[0].best_x is not None

@@ -115,7 +115,10 @@ def row_chart(values: Sequence[Value], from_zero: bool = False) -> RowChart:
 
 
 def line_chart(title: str, curves: Sequence[tuple[str, Sequence[tuple[float, float]]]], best: bool) -> LineChart | None:
-    """Curves of (epoch, value); best: mark the highest point of each. None when there is nothing to draw."""
+    """Curves of (epoch, value); best: mark the highest point of each. A lone point is always marked.
+
+    None when there is nothing to draw.
+    """
     points = [point for _, curve in curves for point in curve if math.isfinite(point[1])]
     if not points:
         return None
@@ -132,7 +135,8 @@ def line_chart(title: str, curves: Sequence[tuple[str, Sequence[tuple[float, flo
     for side, (label, curve) in enumerate(curves):
         finite = [point for point in curve if math.isfinite(point[1])]
         drawn = " ".join(f"{x},{y}" for x, y in map(place, finite))
-        top = place(max(finite, key=lambda point: point[1])) if best and finite else (None, None)
+        marked = len(finite) == 1 or (best and bool(finite))  # a line through one point is no line
+        top = place(max(finite, key=lambda point: point[1])) if marked else (None, None)
         lines.append(Line(drawn, side, label, *top))
     _, _, epochs = scale(first, last, from_zero=False)
     return LineChart(

@@ -44,7 +44,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class WorstText:
-    """A caption whose picture came late: the rank at the best stage, and what cosine put first instead."""
+    """A caption whose picture came late: its rank before any re-ranking, and what cosine put first instead."""
 
     caption: str
     rank: float
@@ -138,7 +138,7 @@ def gather(run: Run, report: RetrievalReport, split: DataSplit, features: Featur
             f"the evaluation of {run.root.name} is not of {split.dataset}'s {split.name} split as it is now",
             hint="evaluate again",
         )
-    stage = report.best.stage
+    stage = report.first.stage  # the plain ranking: the best one would be chosen on the split that is shown
     hits = report.queries.stages[stage]
     return Evidence(
         name=run.root.name,
