@@ -102,6 +102,9 @@ class ImageEncoderPart(_Part):
         (16,), description="maps taken from the stem, joined at the finest; which stages are left follows from it"
     )
     stem_head: bool = Field(False, description="take the stem's last 1x1 convolution with its widest map")
+    stem_skip: bool = Field(
+        False, description="ours: the stem's averaged map, projected, is the image's own token; Gswin's joins by a gate"
+    )
     stem_weights: Annotated[str, Word] = Field("random", description="package:..., timm:NAME, file:PATH or random")
     stem_trainable: bool = Field(False, description="false: frozen, its maps are cached on disk")
     stem_unfreeze_epoch: int = Field(0, ge=0, description="a trainable stem stays frozen before this epoch")
@@ -124,6 +127,8 @@ class ImageEncoderPart(_Part):
     @model_validator(mode="after")
     def _check(self) -> Self:
         first = self.first_stage
+        if self.stem == "patch" and self.stem_skip:
+            raise ValueError("stem_skip needs a stem: set image_encoder.stem, or stem_skip false")
         if self.stem != "patch":
             if not self.stem_strides:
                 raise ValueError("stem_strides needs at least one stride")

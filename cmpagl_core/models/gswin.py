@@ -183,6 +183,24 @@ class GswinStage(nn.Module):
         return x
 
 
+class StemSkip(nn.Module):
+    """The image's own token from the stem's averaged map, and Gswin's mean token behind a gate [ours].
+
+    The gate starts at 0, so training starts from a linear probe of pretrained features and Gswin adds what they lack.
+    """
+
+    def __init__(self, part_channels: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.projection = StemProjection(part_channels, width)
+        self.gate = nn.Parameter(torch.zeros(width))
+
+    def forward(self, mean_token: Tensor, stem_map: Tensor) -> Tensor:
+        """mean_token: [B, 1, C]. stem_map: [B, C of the stem, h, w]. Returns [B, 1, C]."""
+        pooled = stem_map.float().mean(dim=(2, 3)).unsqueeze(1)  # [B, 1, C of the stem]
+        out: Tensor = self.projection(pooled) + mean_token * self.gate
+        return out
+
+
 class GswinEncoder(nn.Module):
     """Pixels to image tokens F: the last map, normalised and flattened, with its mean in front (section 2)."""
 
@@ -206,6 +224,7 @@ class GswinEncoder(nn.Module):
         self.last_map_size = size
         self.width = part.stage_width(3)
         self.norm = nn.LayerNorm(self.width)
+        self.skip = StemSkip(self.patch_embed.part_channels, self.width) if part.stem_skip else None  # type: ignore[arg-type]
         self._initialise()
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -227,7 +246,10 @@ class GswinEncoder(nn.Module):
         for stage in self.layers.values():
             x = stage(x)
         tokens = self.norm(x).flatten(1, 2)  # [B, N, C]
-        return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+        own = tokens.mean(dim=1, keepdim=True)  # [B, 1, C]
+        if self.skip is not None:
+            own = self.skip(own, stem_map)
+        return torch.cat([own, tokens], dim=1)
 
     def set_stem_trainable(self, trainable: bool) -> None:
         """Freeze or free a timm stem; Swin's own patch embedding is always trained."""

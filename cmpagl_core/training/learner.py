@@ -104,7 +104,7 @@ def gates_by_stage(model: CmpaglModel) -> dict[str, float]:
     """Mean size of the global window's gates, by stage; empty without a global window."""
     sizes: dict[str, list[float]] = {}
     for name, parameter in model.image_encoder.layers.named_parameters():
-        if name.endswith(".gate"):
+        if name.endswith(".global_branch.gate"):
             stage = f"stage {int(name.partition('.')[0]) + 1}"
             sizes.setdefault(stage, []).append(float(parameter.detach().abs().mean()))
     return {stage: sum(found) / len(found) for stage, found in sizes.items()}

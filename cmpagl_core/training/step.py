@@ -17,6 +17,7 @@ from cmpagl_core.losses import LossTerms, MaskedTokens, compute_losses, mask_tok
 from cmpagl_core.models.cmpagl import ImageEncoding, TextEncoding
 from cmpagl_core.training.learner import Learner
 from cmpagl_core.training.optim import set_rate
+from cmpagl_core.training.texts import encode_batch_texts
 
 _MODEL_STREAM = 3  # keeps dropout, drop path, masking and hard negatives apart from the loader's choices
 
@@ -124,7 +125,7 @@ def _forward(
 ) -> Forward:
     with autocast(learner.device, learner.recipe.train.precision):
         images = learner.encode(batch.images)
-        texts = learner.model.encode_texts(batch.input_ids, batch.attention_mask)
+        texts = encode_batch_texts(learner.model, batch.input_ids, batch.attention_mask)
         if not bool(torch.isfinite(images.features.sum() + texts.features.sum())):
             raise CmpaglError(f"the features are no finite numbers at {where}", hint=_CALMER)
         losses = compute_losses(

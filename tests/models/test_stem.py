@@ -116,6 +116,7 @@ def test_a_map_of_another_size_is_our_own_mistake_and_said() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"stem": "patch", "depths": (1, 1, 1, 1), "stem_skip": True}, "stem_skip needs a stem"),
         ({"stem": "no_such_model"}, "no feature extractor of timm"),
         ({"stem": "resnet18", "strides": (32,), "stem_head": True}, "has no last 1x1 convolution"),
         ({"stem_head": True}, "stem_head belongs to the map at stride 32"),
@@ -168,3 +169,19 @@ def test_a_stem_whose_layers_run_in_another_order_is_not_folded(monkeypatch: pyt
 def test_a_stem_that_is_trained_is_never_folded() -> None:
     with pytest.raises(RuntimeError, match="keeps its batch norms"):
         FeatureStem(part(stem_trainable=True)).fold_norms()
+
+
+def test_a_skip_starts_as_a_linear_probe_of_the_stem_and_lets_gswin_in_by_its_gate() -> None:
+    torch.manual_seed(0)
+    encoder = GswinEncoder(part(stem_skip=True), 64).eval()
+    stem_map = encoder.stem(torch.randn(2, 3, 64, 64))
+    skip = encoder.skip
+    assert skip is not None
+    pooled = stem_map.mean(dim=(2, 3))
+    expected = skip.projection.linear(F.layer_norm(pooled, pooled.shape[1:]))
+    tokens = encoder.forward_map(stem_map)
+    assert torch.allclose(tokens[:, 0], expected, atol=1e-5)
+    torch.nn.init.constant_(skip.gate, 0.5)
+    gated = encoder.forward_map(stem_map)
+    assert torch.allclose(gated[:, 0], expected + 0.5 * tokens[:, 1:].mean(dim=1), atol=1e-5)
+    assert torch.equal(gated[:, 1:], tokens[:, 1:])

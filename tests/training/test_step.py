@@ -18,6 +18,7 @@ from cmpagl_core.recipe import Recipe
 from cmpagl_core.training import step
 from cmpagl_core.training.learner import Learner, caches_until, gates_by_stage, make_learner, views_needed
 from cmpagl_core.training.step import accumulate, gradient_shares, update
+from cmpagl_core.training.texts import encode_batch_texts
 from cmpagl_core.training.watch import EpochFigures, Watch
 
 CPU = torch.device("cpu")
@@ -188,3 +189,33 @@ def test_a_cache_serves_frozen_stems_and_those_that_stay_frozen_for_long(stem_re
     assert caches_until(stem_recipe(late, "optim.image_lr_scale=0"), views) == 2
     assert views_needed(stem_recipe("evaluate.views=one", "data.augment=flips")) == (0, 2, 4, 6)
     assert views_needed(stem_recipe("evaluate.views=one", "data.augment=none")) == (0,)
+
+
+def test_captions_encoded_once_each_in_groups_are_as_if_encoded_together(tiny_recipe: MakeRecipe) -> None:
+    learner = learner_of(tiny_recipe(*STILL))
+    model = learner.model.eval()
+    texts = [CAPTIONS[row] for row in (3, 0, 1, 3, 5, 0, 2, 4, 3)]
+    tokens = learner.tokenizer(texts)
+    together = model.encode_texts(tokens.input_ids, tokens.attention_mask)
+    grouped = encode_batch_texts(model, tokens.input_ids, tokens.attention_mask)
+    assert torch.allclose(grouped.features, together.features, atol=1e-5)
+    real = tokens.attention_mask[..., None]
+    assert torch.allclose(grouped.tokens * real, together.tokens * real, atol=1e-5)
+    assert torch.equal(grouped.attention_mask, tokens.attention_mask)
+
+
+def test_a_caption_that_comes_twice_gets_the_gradient_of_both(tiny_recipe: MakeRecipe) -> None:
+    learner = learner_of(tiny_recipe(*STILL))
+    model = learner.model.eval()
+    tokens = learner.tokenizer([CAPTIONS[row] for row in (1, 0, 1)])
+    weights = torch.randn(3, model.text_projection.out_features, generator=torch.Generator().manual_seed(0))
+
+    def gradient(encode: Callable[..., TextEncoding]) -> Tensor:
+        model.zero_grad()
+        (encode(tokens.input_ids, tokens.attention_mask).features * weights).sum().backward()
+        found = model.text_projection.weight.grad
+        assert found is not None
+        return found.clone()
+
+    expected = gradient(model.encode_texts)
+    assert torch.allclose(gradient(lambda ids, mask: encode_batch_texts(model, ids, mask)), expected, atol=1e-5)
