@@ -7,6 +7,8 @@ import statistics
 import time
 from collections.abc import Callable
 
+import torch
+
 
 def median_s(work: Callable[[], object], repeats: int = 5) -> float:
     """Median wall-clock seconds of `repeats` calls after one that does not count."""
@@ -38,3 +40,22 @@ def report(name: str, value: float, unit: str, bar: float, peer: str = "", peer_
     line = {"name": name, "value": value, "unit": unit, "peer": peer or None, "peer_value": peer_value}
     print(json.dumps({**line, "ratio": ratio, "bar": bar, "ok": ok}), flush=True)
     return ok
+
+
+def note(name: str, value: float, unit: str) -> None:
+    """Print a line of JSON that has no bar: a rate of the machine, or a share of it."""
+    line = {"name": name, "value": value, "unit": unit, "peer": None, "peer_value": None}
+    print(json.dumps({**line, "ratio": None, "bar": None, "ok": None}), flush=True)
+
+
+def gemm_flops(size: int = 2048) -> float:
+    """Floating-point operations a second of a square bf16 matrix product."""
+    left, right = (torch.randn(size, size).bfloat16() for _ in range(2))
+    return 2 * size**3 / median_s(lambda: left @ right, repeats=9)
+
+
+def memory_bytes_s(size: int = 256 << 20) -> float:
+    """Bytes a second that a copy larger than the caches reads and writes."""
+    source = torch.ones(size, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    return 2 * size / median_s(lambda: target.copy_(source), repeats=9)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 
 BERT_ATTENTION = "cmpagl"
@@ -25,14 +27,151 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
     if query.device.type != "cpu":
         bias = None if bias is None else bias.to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    if bias is not None:
-        scores = scores + bias.to(scores.dtype)
-    weights = scores.softmax(dim=-1).to(value.dtype)
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if dropout > 0.0:
-        weights = F.dropout(weights, dropout)
-    attended: Tensor = weights @ value
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        weights = (scores if bias is None else scores + bias.to(scores.dtype)).softmax(dim=-1)
+        return F.dropout(weights, dropout) @ value
+    attended: Tensor = _Attention.apply(query, key, value, bias)
     return attended
+
+
+def attend_packed(query_key_value: Tensor, bias: Tensor, num_heads: int) -> Tensor:
+    """Self-attention of many short rows of tokens, from one projection to what the next one takes.
+
+    query_key_value: [B, N, 3 * heads * d]. bias: [G, heads, N, N], where rows take the G biases in turns.
+    Returns [B, N, heads * d].
+    """
+    if query_key_value.device.type == "cpu":
+        out: Tensor = _PackedAttention.apply(query_key_value, bias, num_heads)
+        return out
+    count = len(query_key_value)
+    query, key, value = _split(query_key_value, num_heads)
+    bias = bias.repeat(count // len(bias), 1, 1, 1) if len(bias) > 1 else bias
+    return _joined(attend(query, key, value, bias))
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """Softmax along the last axis: [..., M]; for rows as short as a window's."""
+    out: Tensor = _Softmax.apply(scores) if scores.device.type == "cpu" else scores.softmax(dim=-1)
+    return out
+
+
+def _split(packed: Tensor, num_heads: int) -> Tensor:
+    """[B, N, parts * heads * d] with three parts to [3, B, heads, N, d], contiguous: one copy."""
+    count, tokens, width = packed.shape
+    parts = packed.view(count, tokens, 3, num_heads, width // (3 * num_heads))
+    return parts.permute(2, 0, 3, 1, 4).contiguous()
+
+
+def _joined(heads: Tensor) -> Tensor:
+    """[B, heads, N, d] to [B, N, heads * d]."""
+    return heads.transpose(1, 2).flatten(2)
+
+
+def _weights(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(Q K^T / sqrt(d) + bias); the scores' axes are such that the bias broadcasts to them."""
+    scores = query @ key.transpose(-1, -2)
+    scale = query.shape[-1] ** -0.5
+    scores = scores.mul_(scale) if bias is None else torch.add(bias.to(scores.dtype), scores, alpha=scale)
+    return _softmax(scores)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    if scores.dtype in (torch.bfloat16, torch.float16):
+        # torch's softmax of rows as short as a window is faster through float32, and no less exact.
+        return scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
+    return scores.softmax(dim=-1)
+
+
+def _score_gradient(gradient: Tensor, weights: Tensor, value: Tensor) -> Tensor:
+    """From the gradient of what was attended to that of the scores: [..., N, M]."""
+    out: Tensor = torch.ops.aten._softmax_backward_data(gradient @ value.transpose(-1, -2), weights, -1, weights.dtype)
+    return out
+
+
+class _Attention(torch.autograd.Function):
+    """`attend` with no dropout; keeps the weights alone for the backward pass, which makes no copy of them."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        weights = _weights(query, key, bias)
+        ctx.save_for_backward(query, key, value, weights)
+        ctx.bias = None if bias is None else (bias.shape, bias.dtype)
+        attended: Tensor = weights @ value
+        return attended
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, weights = ctx.saved_tensors
+        scale = query.shape[-1] ** -0.5
+        of_value = weights.transpose(-1, -2) @ gradient
+        of_scores = _score_gradient(gradient, weights, value)
+        of_bias = None
+        if ctx.needs_input_grad[3]:
+            shape, dtype = ctx.bias
+            of_bias = of_scores.sum_to_size(shape).to(dtype)
+        of_query = (of_scores @ key).mul_(scale).sum_to_size(query.shape)
+        of_key = (of_scores.transpose(-1, -2) @ query).mul_(scale).sum_to_size(key.shape)
+        return of_query, of_key, of_value.sum_to_size(value.shape), of_bias
+
+
+class _Softmax(torch.autograd.Function):
+    """`softmax`, which keeps no float32 copy for its backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor) -> Tensor:
+        weights = _softmax(scores)
+        ctx.save_for_backward(weights)
+        return weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (weights,) = ctx.saved_tensors
+        out: Tensor = torch.ops.aten._softmax_backward_data(gradient, weights, -1, weights.dtype)
+        return out
+
+
+class _PackedAttention(torch.autograd.Function):
+    """`attend_packed`: heads are split by one copy and joined by one, and so are their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor, bias: Tensor, num_heads: int) -> Tensor:
+        parts = _split(packed, num_heads)
+        query, key, value = parts
+        count, _, tokens, _ = query.shape
+        turns = (count // len(bias), len(bias) * num_heads)
+        weights = _weights(query.view(*turns, tokens, -1), key.view(*turns, tokens, -1), bias.flatten(0, 1))
+        weights = weights.view(count, num_heads, tokens, tokens)
+        ctx.save_for_backward(parts, weights)
+        ctx.bias = (bias.shape, bias.dtype)
+        return _joined(weights @ value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        parts, weights = ctx.saved_tensors
+        query, key, value = (part.flatten(0, 1) for part in parts)  # each [B * heads, N, d]
+        _, count, heads, tokens, depth = parts.shape
+        gradient = gradient.view(count, tokens, heads, depth).transpose(1, 2).flatten(0, 1)
+        flat = weights.flatten(0, 1)
+        of_scores = _score_gradient(gradient, flat, value)
+        of_parts = torch.empty_like(parts)
+        of_query, of_key, of_value = (part.flatten(0, 1) for part in of_parts)
+        torch.bmm(of_scores, key, out=of_query)
+        torch.bmm(of_scores.transpose(1, 2), query, out=of_key)
+        torch.bmm(flat.transpose(1, 2), gradient, out=of_value)
+        of_parts[:2].mul_(depth**-0.5)
+        of_bias = None
+        if ctx.needs_input_grad[1]:
+            shape, dtype = ctx.bias
+            of_bias = of_scores.view(-1, *shape).sum(dim=0).to(dtype)
+        packed = of_parts.permute(1, 3, 0, 2, 4).reshape(count, tokens, 3 * heads * depth)
+        return packed, of_bias, None
 
 
 def _attend_for_bert(

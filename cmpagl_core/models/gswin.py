@@ -12,9 +12,12 @@ from cmpagl_core.models.global_window import (
     GlobalQueryAttention,
     LocalQueryAttention,
 )
+from cmpagl_core.models.linear import linear
 from cmpagl_core.models.stem import FeatureStem, PatchStem, StemProjection
 from cmpagl_core.models.windows import WindowAttention, WindowGeometry
 from cmpagl_core.recipe import ImageEncoderPart
+
+_VALUES_AT_ONCE = 8 * 56 * 56 * 96  # of a stage's map; the MLP between makes four times as many, 19 MB in bf16
 
 
 class DropPath(nn.Module):
@@ -44,7 +47,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., C]. Returns the same shape."""
-        out: Tensor = self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        out: Tensor = self.drop(linear(self.fc2, self.drop(self.act(linear(self.fc1, x)))))
         return out
 
 
@@ -145,7 +148,7 @@ class PatchMerging(nn.Module):
         x = x.view(batch, height // 2, 2, width // 2, 2, channels)
         # Swin's order of the four neighbours: down first, then right.
         merged = x.permute(0, 1, 3, 4, 2, 5).reshape(batch, height // 2, width // 2, 4 * channels)
-        out: Tensor = self.reduction(self.norm(merged))
+        out: Tensor = linear(self.reduction, self.norm(merged))
         return out
 
 
@@ -155,6 +158,7 @@ class GswinStage(nn.Module):
     def __init__(self, part: ImageEncoderPart, stage: int, map_size: int, drop_paths: list[float]) -> None:
         super().__init__()
         width = part.stage_width(stage)
+        self.map_size, self.width = map_size, width
         with_global = part.global_window and stage + 1 in part.global_stages
         self.downsample = PatchMerging(width // 2) if stage > part.first_stage else None
         self.generator: nn.Module | None = None
@@ -170,7 +174,17 @@ class GswinStage(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, H, W, C]. Returns the stage's map, [B, h, w, c]."""
+        """x: [B, H, W, C]. Returns the stage's map, [B, h, w, c].
+
+        On the CPU pictures pass in groups whose maps stay in its caches.
+        """
+        if x.device.type != "cpu":
+            return self._forward(x)
+        pictures = max(1, _VALUES_AT_ONCE // (self.map_size**2 * self.width))
+        groups = [self._forward(group) for group in torch.split(x, pictures)]
+        return groups[0] if len(groups) == 1 else torch.cat(groups)
+
+    def _forward(self, x: Tensor) -> Tensor:
         if self.downsample is not None:
             x = self.downsample(x)
         global_window = None if self.generator is None else self.generator(x)

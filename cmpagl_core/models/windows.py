@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmpagl_core.models.attention import attend
+from cmpagl_core.models.attention import attend, attend_packed
+from cmpagl_core.models.linear import linear
 
 _OUTSIDE = -100.0  # what timm adds for a pair of tokens that shifting brought into one window
 
@@ -60,6 +63,8 @@ class WindowGeometry(nn.Module):
     """Rolls, pads and cuts a square map of one size into windows, and puts them together again."""
 
     mask: Tensor | None
+    order: Tensor | None
+    inverse: Tensor | None
 
     def __init__(self, map_size: int, window_size: int, shifted: bool) -> None:
         super().__init__()
@@ -69,9 +74,16 @@ class WindowGeometry(nn.Module):
         self.padded_size = -(-map_size // self.window_size) * self.window_size
         mask = shift_mask(self.padded_size, self.window_size, self.shift) if self.shift else None
         self.register_buffer("mask", mask, persistent=False)
+        order = self._rolled_and_cut() if self.shift and self.padded_size == map_size else None
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("inverse", None if order is None else order.argsort(), persistent=False)
 
     def cut(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B * windows, w * w, C]; what pads the map is zero, as in Swin."""
+        if self.order is not None:
+            batch, _, _, channels = x.shape
+            moved: Tensor = _Reorder.apply(x.reshape(batch, -1, channels), self.order, self.inverse)
+            return moved.view(-1, self.window_size**2, channels)
         if self.shift:
             x = torch.roll(x, shifts=(-self.shift, -self.shift), dims=(1, 2))
         padding = self.padded_size - self.map_size
@@ -81,12 +93,36 @@ class WindowGeometry(nn.Module):
 
     def uncut(self, windows: Tensor) -> Tensor:
         """[B * windows, w * w, C] to [B, H, W, C]."""
+        if self.order is not None:
+            size, channels = self.map_size, windows.shape[-1]
+            moved: Tensor = _Reorder.apply(windows.reshape(-1, size * size, channels), self.inverse, self.order)
+            return moved.view(-1, size, size, channels)
         x = join(windows, self.window_size, self.padded_size, self.padded_size)
         if self.padded_size != self.map_size:
             x = x[:, : self.map_size, : self.map_size]
         if self.shift:
             x = torch.roll(x, shifts=(self.shift, self.shift), dims=(1, 2))
         return x
+
+    def _rolled_and_cut(self) -> Tensor:
+        """Which token of the map, in reading order, comes to each place of the windows: [H * W]."""
+        places = torch.arange(self.map_size**2).view(1, self.map_size, self.map_size, 1)
+        rolled = torch.roll(places, shifts=(-self.shift, -self.shift), dims=(1, 2))
+        return partition(rolled, self.window_size).flatten()
+
+
+class _Reorder(torch.autograd.Function):
+    """Tokens [B, N, C] in another order, in one copy; the gradient goes back by the inverse order in one copy too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(1, order)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return gradient.index_select(1, inverse), None, None
 
 
 class WindowAttention(nn.Module):
@@ -111,11 +147,10 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, H, W, C], normalised. Returns [B, H, W, C]."""
         windows = self.geometry.cut(x)  # [B * windows, N, C]
-        count, tokens, width = windows.shape
-        qkv = self.qkv(windows).view(count, tokens, 3, self.num_heads, width // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B * windows, heads, N, d]
-        attended = attend_windows(query, key, value, self.bias(), self.geometry.mask)
-        return self.geometry.uncut(self.proj_drop(self.proj(attended)))
+        bias, mask = self.bias()[None], self.geometry.mask
+        bias = bias if mask is None else bias + mask[:, None]  # [1 or windows, heads, N, N], for all pictures
+        attended = attend_packed(linear(self.qkv, windows), bias, self.num_heads)
+        return self.geometry.uncut(self.proj_drop(linear(self.proj, attended)))
 
     def bias(self) -> Tensor:
         """The relative position bias: [heads, N, N]."""
