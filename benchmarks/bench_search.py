@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import torch
 from _measure import in_turns_s, median_s, report
@@ -21,8 +23,11 @@ def unit_rows(rows: int, seed: int) -> NDArray[np.float32]:
 
 def main() -> None:
     """Print one line for each number of queries, and how the time grows with the gallery."""
-    import faiss
-
+    try:
+        import faiss
+    except ImportError:
+        print("bench_search needs its peer: pip install -e '.[bench]' (faiss-cpu)", file=sys.stderr)
+        return
     torch.set_num_threads(THREADS)
     faiss.omp_set_num_threads(THREADS)
     features, queries = unit_rows(PICTURES, 0), unit_rows(64, 1)

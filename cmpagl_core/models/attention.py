@@ -53,12 +53,6 @@ def attend_packed(query_key_value: Tensor, bias: Tensor, num_heads: int) -> Tens
     return _joined(attend(query, key, value, bias))
 
 
-def softmax(scores: Tensor) -> Tensor:
-    """Softmax along the last axis: [..., M]; for rows as short as a window's."""
-    out: Tensor = _Softmax.apply(scores) if scores.device.type == "cpu" else scores.softmax(dim=-1)
-    return out
-
-
 def _split(packed: Tensor, num_heads: int) -> Tensor:
     """[B, N, parts * heads * d] with three parts to [3, B, heads, N, d], contiguous: one copy."""
     count, tokens, width = packed.shape
@@ -76,10 +70,6 @@ def _weights(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
     scores = query @ key.transpose(-1, -2)
     scale = query.shape[-1] ** -0.5
     scores = scores.mul_(scale) if bias is None else torch.add(bias.to(scores.dtype), scores, alpha=scale)
-    return _softmax(scores)
-
-
-def _softmax(scores: Tensor) -> Tensor:
     if scores.dtype in (torch.bfloat16, torch.float16):
         # torch's softmax of rows as short as a window is faster through float32, and no less exact.
         return scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
@@ -117,23 +107,6 @@ class _Attention(torch.autograd.Function):
         of_query = (of_scores @ key).mul_(scale).sum_to_size(query.shape)
         of_key = (of_scores.transpose(-1, -2) @ query).mul_(scale).sum_to_size(key.shape)
         return of_query, of_key, of_value.sum_to_size(value.shape), of_bias
-
-
-class _Softmax(torch.autograd.Function):
-    """`softmax`, which keeps no float32 copy for its backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor) -> Tensor:
-        weights = _softmax(scores)
-        ctx.save_for_backward(weights)
-        return weights
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (weights,) = ctx.saved_tensors
-        out: Tensor = torch.ops.aten._softmax_backward_data(gradient, weights, -1, weights.dtype)
-        return out
 
 
 class _PackedAttention(torch.autograd.Function):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmpagl_core.models.attention import attend, softmax
+from cmpagl_core.models.attention import attend
 from cmpagl_core.models.linear import linear
 from cmpagl_core.models.windows import (
     WindowGeometry,
@@ -16,7 +16,6 @@ from cmpagl_core.models.windows import (
     pair_offsets,
 )
 
-_FOLDED_AT_MOST = 1.25  # times the products of attention in three steps
 _SQUEEZE = 4  # channels are squeezed by this factor before they are excited
 
 
@@ -117,31 +116,10 @@ class LocalQueryAttention(nn.Module):
         batch, height, width, channels = x.shape
         pair = linear(self.key_value, global_window).view(batch, -1, 2, self.num_heads, channels // self.num_heads)
         key, value = pair.permute(2, 0, 3, 1, 4)  # each [B, heads, w * w, d]
-        tokens = x.reshape(batch, height * width, channels)
-        keys = key.shape[2]
-        folded = x.device.type == "cpu" and self.num_heads * keys <= _FOLDED_AT_MOST * (channels + keys)
-        out = self._folded(tokens, key, value) if folded else self._attend(tokens, key, value)
-        mixed: Tensor = self.proj_drop(out.view(batch, height, width, channels))
-        return mixed
-
-    def _attend(self, tokens: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        query = linear(self.query, tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-        return linear(self.proj, attend(query, key, value).transpose(1, 2).flatten(2))
-
-    def _folded(self, tokens: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The same with Wq taken into the few keys and Wo into the few values: softmax(X (Wq K^T)) (V Wo).
-
-        With narrow maps this is about as many products as three steps, and no head is split off or joined again.
-        """
-        batch, heads, keys, depth = key.shape
-        width = heads * depth
-        key = key * depth**-0.5
-        asked = (key @ self.query.weight.view(heads, depth, width)).flatten(1, 2)  # [B, heads * keys, C]
-        offsets = (key @ self.query.bias.view(heads, depth, 1)).view(batch, 1, heads * keys)
-        scores = tokens @ asked.transpose(1, 2) + offsets
-        weights = softmax(scores.view(batch, -1, heads, keys)).flatten(2)
-        answers = (value @ self.proj.weight.view(width, heads, depth).permute(1, 2, 0)).flatten(1, 2)
-        return weights @ answers + self.proj.bias.to(weights.dtype)
+        query = linear(self.query, x).view(batch, height * width, self.num_heads, -1).transpose(1, 2)
+        attended = attend(query, key, value).transpose(1, 2)
+        out: Tensor = self.proj_drop(linear(self.proj, attended.reshape(batch, height, width, channels)))
+        return out
 
 
 class GlobalQueryAttention(nn.Module):

@@ -62,15 +62,6 @@ def test_glca_equals_a_loop_over_windows_and_heads() -> None:
     assert torch.allclose(attention(x, global_window), expected, atol=1e-12)
 
 
-def test_glca_with_its_projections_folded_into_the_global_window_is_the_same() -> None:
-    attention = scrambled(LocalQueryAttention(96, 3, dropout=0.0))
-    x = torch.randn(2, 3, 4, 96, dtype=torch.float64)
-    pair = attention.key_value(torch.randn(2, 49, 96, dtype=torch.float64)).view(2, 49, 2, 3, 32)
-    key, value = pair.permute(2, 0, 3, 1, 4)
-    tokens = x.flatten(1, 2)
-    assert torch.allclose(attention._folded(tokens, key, value), attention._attend(tokens, key, value), atol=1e-11)
-
-
 def windows_of(side: int, window: int, shift: int) -> list[list[tuple[int, int]]]:
     """Positions of each window's tokens in reading order, each with the position it really comes from."""
     starts = range(0, side, window)
