@@ -116,7 +116,6 @@ def test_a_map_of_another_size_is_our_own_mistake_and_said() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"stem": "patch", "depths": (1, 1, 1, 1), "stem_skip": True}, "stem_skip needs a stem"),
         ({"stem": "no_such_model"}, "no feature extractor of timm"),
         ({"stem": "resnet18", "strides": (32,), "stem_head": True}, "has no last 1x1 convolution"),
         ({"stem_head": True}, "stem_head belongs to the map at stride 32"),
@@ -185,3 +184,8 @@ def test_a_skip_starts_as_a_linear_probe_of_the_stem_and_lets_gswin_in_by_its_ga
     gated = encoder.forward_map(stem_map)
     assert torch.allclose(gated[:, 0], expected + 0.5 * tokens[:, 1:].mean(dim=1), atol=1e-5)
     assert torch.equal(gated[:, 1:], tokens[:, 1:])
+
+
+def test_a_skip_without_a_stem_is_refused() -> None:
+    with pytest.raises(ValueError, match="stem_skip needs a stem"):
+        ImageEncoderPart(stem_skip=True)
