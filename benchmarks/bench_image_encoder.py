@@ -24,10 +24,10 @@ BARS = {True: (1.25, 1.0), False: (1.5, 1.2)}  # with the global window and with
 
 
 def encoders(global_window: bool) -> tuple[GswinEncoder, nn.Module]:
-    """Ours with the peer's weights; with its gate at zero the global window is computed, and changes nothing."""
+    """Ours with the peer's weights and drop path; its gate at zero, the global window is computed and changes nothing."""
     torch.manual_seed(0)
     peer = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False, num_classes=0)
-    ours = GswinEncoder(ImageEncoderPart(size="tiny", global_window=global_window, drop_path=0.0), SIZE_PX)
+    ours = GswinEncoder(ImageEncoderPart(size="tiny", global_window=global_window, drop_path=0.1), SIZE_PX)
     state = {name: value for name, value in peer.state_dict().items() if name in ours.state_dict()}
     renamed = ours.load_state_dict(state, strict=False)
     left = [name for name in renamed.missing_keys if "global_branch" not in name and "generator" not in name]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cmpagl_core.errors import DataError, MismatchError, UsageError
 from cmpagl_core.retrieval.index import GalleryIndex
 
-BUDGET_BYTES = 256 << 20
+BUDGET_BYTES = 32 << 20  # larger blocks of scores leave the caches, and cost more than they save
 
 _UNIT_ROUNDING = 2.0**-24  # of float32, relative
 _FIRST_BLOCK = 4096
