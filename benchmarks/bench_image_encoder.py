@@ -24,7 +24,7 @@ BARS = {True: (1.25, 1.0), False: (1.5, 1.2)}  # with the global window and with
 
 
 def encoders(global_window: bool) -> tuple[GswinEncoder, nn.Module]:
-    """Ours with the peer's weights and drop path; its gate at zero, the global window is computed and changes nothing."""
+    """Ours with the peer's weights and drop path; with its gate at zero the global window changes nothing."""
     torch.manual_seed(0)
     peer = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False, num_classes=0)
     ours = GswinEncoder(ImageEncoderPart(size="tiny", global_window=global_window, drop_path=0.1), SIZE_PX)
