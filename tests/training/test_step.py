@@ -135,7 +135,7 @@ def test_the_same_step_is_the_same_and_another_draws_anew(tiny_recipe: MakeRecip
 def test_gradients_are_clipped_and_their_norm_is_told(tiny_recipe: MakeRecipe) -> None:
     learner = learner_of(tiny_recipe("optim.clip_norm=0.01"))
     accumulate(learner, [batch_of(learner)], epoch=0, step=0, probe=False)
-    norm = torch.cat([gradient.flatten() for gradient in gradients(learner).values()]).norm()
+    norm = torch.cat([gradient.double().flatten() for gradient in gradients(learner).values()]).norm()
     assert update(learner, step=0, share=1.0) == pytest.approx(float(norm), rel=1e-4)
     clipped = torch.cat([gradient.flatten() for gradient in gradients(learner).values()]).norm()
     assert float(clipped) == pytest.approx(0.01, rel=1e-3)
