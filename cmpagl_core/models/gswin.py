@@ -203,15 +203,16 @@ class StemSkip(nn.Module):
     The gate starts at 0, so training starts from a linear probe of pretrained features and Gswin adds what they lack.
     """
 
-    def __init__(self, part_channels: tuple[int, ...], width: int) -> None:
+    def __init__(self, part_channels: tuple[int, ...], width: int, drop_path: float) -> None:
         super().__init__()
         self.projection = StemProjection(part_channels, width)
         self.gate = nn.Parameter(torch.zeros(width))
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, mean_token: Tensor, stem_map: Tensor) -> Tensor:
         """mean_token: [B, 1, C]. stem_map: [B, C of the stem, h, w]. Returns [B, 1, C]."""
         pooled = stem_map.float().mean(dim=(2, 3)).unsqueeze(1)  # [B, 1, C of the stem]
-        out: Tensor = self.projection(pooled) + mean_token * self.gate
+        out: Tensor = self.projection(pooled) + self.drop_path(mean_token * self.gate)
         return out
 
 
@@ -238,7 +239,7 @@ class GswinEncoder(nn.Module):
         self.last_map_size = size
         self.width = part.stage_width(3)
         self.norm = nn.LayerNorm(self.width)
-        self.skip = StemSkip(self.patch_embed.part_channels, self.width) if part.stem_skip else None  # type: ignore[arg-type]
+        self.skip = StemSkip(self.patch_embed.part_channels, self.width, part.drop_path) if part.stem_skip else None  # type: ignore[arg-type]
         self._initialise()
 
     def forward(self, pixel_values: Tensor) -> Tensor:
