@@ -158,7 +158,8 @@ def _weights() -> Iterator[Check]:
     wanted: dict[str, list[str]] = {}
     for name in shipped_recipes():
         recipe = load_recipe(name)
-        for spec in (recipe.image_encoder.weights, recipe.image_encoder.stem_weights, recipe.text_encoder.weights):
+        image = recipe.image_encoder
+        for spec in (image.swin_weights, image.stem_weights, recipe.text_encoder.weights):
             if spec != "random" and name not in wanted.setdefault(spec, []):
                 wanted[spec].append(name)
     for spec, recipes in wanted.items():

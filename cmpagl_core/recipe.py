@@ -17,6 +17,7 @@ RECIPE_VERSION = 1
 STAGE_STRIDES = (4, 8, 16, 32)
 
 _MAX_RECIPE_BYTES = 1_000_000
+_SIZE = "{size}"  # in the name of Swin weights, so that one line changes a recipe's size
 _SIZES: dict[str, tuple[int, tuple[int, int, int, int], tuple[int, int, int, int]]] = {
     "tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
     "small": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
@@ -96,7 +97,9 @@ class ImageEncoderPart(_Part):
         "sequential", description="parallel: both branches read the block's input and are joined"
     )
     global_stages: tuple[Stage, ...] = Field((1, 2, 3, 4), description="stages that have a global window")
-    weights: Annotated[str, Word] = Field("random", description="timm:NAME, file:PATH or random")
+    weights: Annotated[str, Word] = Field(
+        "random", description="timm:NAME, file:PATH or random; {size} in it stands for the size above"
+    )
     stem: Annotated[str, Word] = Field("patch", description="patch, or the name of a timm feature extractor")
     stem_strides: tuple[Literal[4, 8, 16, 32], ...] = Field(
         (16,), description="maps taken from the stem, joined at the finest; which stages are left follows from it"
@@ -139,6 +142,8 @@ class ImageEncoderPart(_Part):
                 )
             if self.weights != "random":
                 raise ValueError("weights imports a whole Swin; with a stem use stem_weights")
+        if self.size == "custom" and _SIZE in self.weights:
+            raise ValueError(f"weights name {_SIZE}, and a custom size has no published Swin: name a file")
         if not all(self.depths[first:]):
             raise ValueError("every stage from the first on needs a depth of at least 1")
         for stage in range(first, 4):
@@ -147,6 +152,11 @@ class ImageEncoderPart(_Part):
         if self.branches == "parallel" and any(depth % 2 for depth in self.depths):
             raise ValueError("parallel branches come in pairs: every depth must be even")
         return self
+
+    @property
+    def swin_weights(self) -> str:
+        """The source that `weights` names, of this size."""
+        return self.weights.replace(_SIZE, self.size)
 
     @property
     def first_stage(self) -> int:

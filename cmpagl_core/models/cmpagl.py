@@ -167,7 +167,7 @@ def _import_all(model: CmpaglModel, recipe: Recipe) -> list[ImportReport]:
     part, reports = recipe.image_encoder, []
     stem = model.image_encoder.patch_embed
     if part.weights != "random":
-        reports.append(import_swin(model.image_encoder, part.weights).prefixed("image_encoder."))
+        reports.append(import_swin(model.image_encoder, part.swin_weights).prefixed("image_encoder."))
     if isinstance(stem, FeatureStem) and part.stem_weights != "random":
         reports.append(import_stem(stem, part.stem, part.stem_weights).prefixed("image_encoder.patch_embed."))
     if recipe.text_encoder.weights != "random":

@@ -20,6 +20,7 @@ from cmpagl_core.models.weights import ImportReport, Source, Tensors, load_state
 _BUFFERS = ("relative_position_index", "attn_mask")
 _NEW_IN_GSWIN = (".global_branch.", ".generator.", ".merges.", ".scale1", ".scale2")
 _OTHER_SIZE = "these weights are of another size"
+_OTHER_MODEL = "these weights are of another model"
 _BIAS_TABLE = "relative_position_bias_table"
 
 
@@ -35,9 +36,7 @@ def import_swin(encoder: GswinEncoder, spec: str) -> ImportReport:
     for name, tensor in renamed.items():
         if name.endswith(_BIAS_TABLE) and name in state and tensor.dim() == 2 and tensor.shape != state[name].shape:
             renamed[name] = _resized_table(tensor, state[name])
-    deeper = sorted(name for name in renamed if name.startswith("layers.") and name not in state)
-    if deeper:
-        raise MismatchError(f"{source} has {deeper[0]}, the recipe's Swin ends before", hint=_OTHER_SIZE)
+    _refuse_another_swin(renamed, set(state), source)
     wanted = {name: name for name in state if not any(part in name for part in _NEW_IN_GSWIN)}
     return _copy(encoder, renamed, wanted, source)
 
@@ -91,7 +90,7 @@ def _copy(module: nn.Module, tensors: Mapping[str, Tensor], wanted: Mapping[str,
     state = module.state_dict()
     for name, foreign in wanted.items():
         if foreign not in tensors:
-            raise MismatchError(f"{source} has no {foreign}", hint="these weights are of another model")
+            raise MismatchError(f"{source} has no {foreign}", hint=_OTHER_MODEL)
         if tensors[foreign].shape != state[name].shape:
             found, built = tuple(tensors[foreign].shape), tuple(state[name].shape)
             raise MismatchError(
@@ -107,6 +106,17 @@ def _copy(module: nn.Module, tensors: Mapping[str, Tensor], wanted: Mapping[str,
         new=tuple(sorted(set(state) - set(wanted))),
         left_over=tuple(sorted(set(tensors) - set(wanted.values()))),
     )
+
+
+def _refuse_another_swin(tensors: Tensors, known: set[str], source: Source) -> None:
+    """A deeper Swin must not be cut, nor one with other parts (SwinV2) be taken for a Swin."""
+    blocks = {name.partition(".attn.")[0] for name in known if ".attn." in name}
+    for name in sorted(tensors):
+        if name.startswith("layers.") and name not in known:
+            block = re.match(r"layers\.\d+\.blocks\.\d+", name)
+            if block is not None and block[0] not in blocks:
+                raise MismatchError(f"{source} has {name}, the recipe's Swin ends before", hint=_OTHER_SIZE)
+            raise MismatchError(f"{source} has {name}, which no Swin has", hint=_OTHER_MODEL)
 
 
 def _swin_names(tensors: Tensors) -> Tensors:

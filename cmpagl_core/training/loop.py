@@ -99,6 +99,8 @@ def open_session(
     session = Session(root, plan, learner, identity, position, journal, watch, progress, interruption)
     if not resume:
         journal.write("begin", recipe=recipe_name, dataset=prepared.name, epochs=recipe.train.epochs)
+        for report in learner.model.import_reports:
+            journal.write("weights", **vars(report))
         keep_state(session)
     return session
 

@@ -79,10 +79,7 @@ def begin(
     model = build_model(recipe, tokenizer.vocab_size).to(device)
     learner = make_learner(recipe, tokenizer, device, model, model.parameter_origins())
     for report in learner.model.import_reports:
-        progress.say(
-            f"{report.source}: {len(report.imported)} tensors imported, {len(report.new)} of ours are new, "
-            f"{len(report.left_over)} left over"
-        )
+        progress.say(report.sentence())
     plan = make_plan(learner, prepared, train, selection)
     write_text(root / RECIPE_FILE, recipe.to_yaml())
     write_text(root / TOKENIZER_FILE, tokenizer.to_json())

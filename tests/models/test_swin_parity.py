@@ -35,6 +35,23 @@ def saved(state: dict[str, Tensor], path: Path) -> str:
     return f"file:{path}"
 
 
+@pytest.mark.parametrize(
+    ("image_size_px", "shifted_maps"), [(224, [56, 28, 14]), (231, [57, 29, 15, 8]), (384, [96, 48, 24, 12])]
+)
+def test_every_shift_mask_is_timms(image_size_px: int, shifted_maps: list[int]) -> None:
+    theirs = scrambled_swin("tiny", image_size_px)
+    ours = GswinEncoder(ImageEncoderPart(global_window=False), image_size_px)
+    seen = []
+    for stage, layer in zip(ours.layers.values(), theirs.layers, strict=True):
+        for branch, block in zip(stage.blocks, layer.blocks, strict=True):
+            mask = branch.attn.geometry.mask
+            assert (mask is None) == (block.attn_mask is None)
+            if mask is not None:
+                assert torch.equal(mask, block.attn_mask)
+                seen.append(branch.attn.geometry.map_size)
+    assert list(dict.fromkeys(seen)) == shifted_maps
+
+
 def difference(ours: GswinEncoder, theirs: nn.Module) -> float:
     pixels = torch.randn(2, 3, ours.image_size_px, ours.image_size_px, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -60,10 +77,25 @@ def test_without_the_global_window_the_encoder_is_timms_swin(size: str, image_si
     assert difference(ours, theirs) < 1e-5
 
 
-@pytest.mark.parametrize("global_query", ["local", "global"])
-def test_with_the_gate_at_zero_gswin_is_the_imported_swin(global_query: str, tmp_path: Path) -> None:
-    theirs = scrambled_swin("tiny", 224)
-    ours = GswinEncoder(ImageEncoderPart(global_query=global_query), 224)
+@pytest.mark.parametrize(
+    ("size", "image_size_px", "global_query"),
+    [
+        ("tiny", 224, "local"),
+        ("tiny", 224, "global"),
+        pytest.param("tiny", 231, "global", marks=SLOW),
+        *(
+            pytest.param(size, px, "local", marks=SLOW)
+            for size in ("tiny", "small", "base")
+            for px in (224, 231, 384)
+            if (size, px) != ("tiny", 224)
+        ),
+    ],
+)
+def test_with_the_gate_at_zero_gswin_is_the_imported_swin(
+    size: str, image_size_px: int, global_query: str, tmp_path: Path
+) -> None:
+    theirs = scrambled_swin(size, image_size_px)
+    ours = GswinEncoder(ImageEncoderPart(size=size, global_query=global_query), image_size_px)
     report = import_swin(ours, saved(theirs.state_dict(), tmp_path / "swin.safetensors"))
     assert difference(ours, theirs) < 1e-5
     assert all("global_branch" in name or "generator" in name for name in report.new)

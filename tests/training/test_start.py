@@ -12,15 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from cmpagl_cli.app import app
 from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
 from cmpagl_core.errors import DataError, UsageError
+from cmpagl_core.models.gswin import GswinEncoder
 from cmpagl_core.progress import Silent
-from cmpagl_core.recipe import Recipe
+from cmpagl_core.recipe import Recipe, load_recipe
 from cmpagl_core.runs import open_run
 from cmpagl_core.training import loop, resume, start
+from cmpagl_core.training.journal import read_journal
 from cmpagl_core.training.start import TrainRequest, new_run_folder, start_training
 from cmpagl_core.workspace import Workspace
 
@@ -137,6 +140,44 @@ def test_what_cannot_be_trained_is_said_in_one_sentence(
     assert result.exit_code == code, result.output
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr
+    assert not (workspace.root / "runs").exists()
+
+
+def test_imported_weights_are_told_and_listed_in_the_log(train: Train, workspace: Workspace) -> None:
+    recipe = load_recipe(workspace.root / "tiny.yaml", ("image_encoder.global_window=false",))
+    plain = GswinEncoder(recipe.image_encoder, recipe.data.image_size_px)
+    head = {"head.fc.weight": torch.zeros(3, plain.width), "head.fc.bias": torch.zeros(3)}
+    save_file(plain.state_dict() | head, workspace.root / "swin.safetensors")
+    source = f"file:{workspace.root / 'swin.safetensors'}"
+    settings = ("--set", f"image_encoder.weights={source}", "--set", "train.epochs=1")
+    result = train(str(workspace.root / "tiny.yaml"), *settings)
+    assert result.exit_code == 0, result.output
+    assert "2 left over (head.fc.bias, head.fc.weight)" in " ".join(result.stderr.split())
+    run = open_run(workspace.root / "runs" / "tiny")
+    (told,) = [event for event in read_journal(run.log_path) if event["event"] == "weights"]
+    assert told["source"] == source
+    assert set(told["imported"]) == {f"image_encoder.{name}" for name in plain.state_dict()}
+    assert told["left_over"] == sorted(head)
+    encoder = {f"image_encoder.{name}" for name in run.load().model.image_encoder.state_dict()}
+    assert set(told["new"]) == encoder - set(told["imported"])
+
+
+@pytest.mark.parametrize(
+    ("tensors", "sentence"),
+    [
+        ({"encoder.layer.0.output.dense.weight": torch.zeros(2, 2)}, "has no patch_embed.proj.weight"),
+        ({"patch_embed.proj.weight": torch.zeros(96, 3, 4, 4)}, "is (96, 3, 4, 4), the recipe builds (8, 3, 4, 4)"),
+        ({"layers.0.blocks.7.norm1.weight": torch.zeros(8)}, "has layers.0.blocks.7.norm1.weight, the recipe's Swin"),
+    ],
+)
+def test_a_wrong_file_of_weights_ends_with_5_before_a_run_is_begun(
+    train: Train, workspace: Workspace, tensors: dict[str, torch.Tensor], sentence: str
+) -> None:
+    save_file(tensors, workspace.root / "wrong.safetensors")
+    recipe, wrong = str(workspace.root / "tiny.yaml"), workspace.root / "wrong.safetensors"
+    result = train(recipe, "--set", f"image_encoder.weights=file:{wrong}")
+    assert result.exit_code == 5, result.output
+    assert sentence in " ".join(result.stderr.split())
     assert not (workspace.root / "runs").exists()
 
 
