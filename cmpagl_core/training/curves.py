@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,45 +28,98 @@ def draw_curves(root: Path, progress: Progress) -> None:
             f"{CURVES_FILE} was not drawn: matplotlib is missing; install it with `pip install 'cmpagl[plots]'`"
         )
         return
-    panels = _panels(list(read_journal(root / LOG_FILE)))
+    panels = curve_panels(list(read_journal(root / LOG_FILE)))
     with mpl.rc_context({"font.size": 8, "axes.grid": True, "grid.alpha": 0.3}):
-        figure = Figure(figsize=(11, 6), layout="constrained")
+        figure = Figure(figsize=(11, 9), layout="constrained")
         FigureCanvasAgg(figure)
-        for place, (title, lines) in enumerate(panels.items(), start=1):
-            axes = figure.add_subplot(2, 3, place)
-            axes.set_title(title)
+        for place, panel in enumerate(panels, start=1):
+            axes = figure.add_subplot(3, 3, place)
+            axes.set_title(panel.title)
             axes.set_xlabel("epoch")
-            for label, points in lines.items():
+            for label, points in panel.lines.items():
                 axes.plot(*zip(*points, strict=True), label=label, linewidth=1.2)
-            if len(lines) > 1:
+            for name, epoch in panel.signs:
+                axes.axvline(epoch, color="tab:red", linestyle=":", label=name)
+            if len(panel.lines) > 1 or panel.signs:
                 axes.legend(frameon=False)
         with atomic_path(root / CURVES_FILE) as partial:
             figure.savefig(partial, dpi=130, format="png")
 
 
-def _panels(events: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[Point]]]:
-    """Title -> label -> points over epochs; lines without a point are left out."""
+@dataclass(frozen=True)
+class Panel:
+    """One small plot: points (epoch, value) by label, and where the watch told a sign that these lines show."""
+
+    title: str
+    lines: Mapping[str, Sequence[Point]]
+    signs: tuple[tuple[str, float], ...]
+
+
+def curve_panels(events: Sequence[dict[str, Any]]) -> list[Panel]:
+    """Every figure that the watch looks at, from the events of a log; lines without a point are left out."""
     epochs = [event for event in events if event["event"] == "epoch"]
     validations = [event for event in events if event["event"] == "validation"]
     steps = [event for event in events if event["event"] == "step"]
-    last = max((event["step"] for event in steps), default=1)
-    per_epoch = last / max((event["epoch"] for event in steps), default=1)
+    per_epoch = _steps_per_epoch(steps)
     over_steps = [(event["step"] / per_epoch, event) for event in steps]
-    lines = {
-        "loss": {name: _line(epochs, "terms", name) for name in (epochs[0]["terms"] if epochs else ())},
-        "validation recall (%)": {
-            "mR": _line(validations, "mr"),
-            "image to text R@1": _line(validations, "i2t", "r1"),
-            "text to image R@1": _line(validations, "t2i", "r1"),
-        },
-        "gradient norm": {"": [(x, event["gradient_norm"]) for x, event in over_steps if event["gradient_norm"]]},
-        "learning rate of new parts": {"": [(x, event["lr"]) for x, event in over_steps]},
-        "cosine of unmatched pairs": {"": _line(epochs, "unmatched_cosine")},
-        "gates of the global window": {
-            stage: _line(epochs, "gates", stage) for stage in (epochs[0]["gates"] if epochs else ())
-        },
-    }
-    return {title: {label: points for label, points in of.items() if points} for title, of in lines.items()}
+    signs = _signs(events, per_epoch)
+    rows: list[tuple[str, str, dict[str, list[Point]]]] = [
+        ("loss", "", _each(epochs, "terms")),
+        (
+            "validation recall (%)",
+            "overfitting",
+            {
+                "mR": _line(validations, "mr"),
+                "image to text R@1": _line(validations, "i2t", "r1"),
+                "text to image R@1": _line(validations, "t2i", "r1"),
+            },
+        ),
+        (
+            "gradient norm",
+            "gradient spike",
+            {"": [(x, event["gradient_norm"]) for x, event in over_steps if event["gradient_norm"]]},
+        ),
+        ("learning rate of new parts", "", {"": [(x, event["lr"]) for x, event in over_steps]}),
+        (
+            "logit scale",
+            "logit scale at its clamp",
+            {"scale": _line(epochs, "logit_scale"), "its clamp": _line(epochs, "logit_scale_max")},
+        ),
+        ("cosine of unmatched pairs", "collapsed features", {"": _line(epochs, "unmatched_cosine")}),
+        ("gates of the global window", "dead global window", _each(epochs, "gates")),
+        ("share of the gradient", "one loss dominates", _each(epochs, "gradient_shares")),
+        ("share of time waiting for pictures", "starving loader", {"": _line(epochs, "waiting_share")}),
+    ]
+    return [
+        Panel(
+            title,
+            {label: points for label, points in lines.items() if points},
+            tuple((name, epoch) for name, epoch in signs if name == sign),
+        )
+        for title, sign, lines in rows
+    ]
+
+
+def _signs(events: Sequence[dict[str, Any]], per_epoch: float) -> list[tuple[str, float]]:
+    """Each sign's name and when it was told: after the event before it in the log."""
+    found, now = [], 0.0
+    for event in events:
+        if event["event"] == "step":
+            now = event["step"] / per_epoch
+        elif event["event"] == "sign":
+            found.append((str(event["name"]), now))
+    return found
+
+
+def _steps_per_epoch(steps: Sequence[dict[str, Any]]) -> float:
+    last = max((event["step"] for event in steps), default=1)
+    return last / max((event["epoch"] for event in steps), default=1)
+
+
+def _each(epochs: Sequence[dict[str, Any]], key: str) -> dict[str, list[Point]]:
+    """A line for each entry that any epoch has under a key."""
+    names = dict.fromkeys(name for event in epochs for name in event.get(key) or ())
+    return {name: _line(epochs, key, name) for name in names}
 
 
 def _line(events: Sequence[dict[str, Any]], *keys: str) -> list[Point]:

@@ -223,10 +223,11 @@ def test_half_precision_trains_to_finite_weights(
 def test_a_starving_loader_is_told_and_logged(
     squares: PreparedDataset, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gather = PictureFiles.gather
+    gather, asked_at = PictureFiles.gather, [time.monotonic()]
 
     def slow(self: PictureFiles, draws: Sequence[Draw]) -> torch.Tensor:
-        time.sleep(0.6)
+        time.sleep(0.3 + 2 * (time.monotonic() - asked_at[-1]))  # longer than the step before, on any machine
+        asked_at.append(time.monotonic())
         return gather(self, draws)
 
     monkeypatch.setattr(PictureFiles, "gather", slow)
