@@ -243,7 +243,12 @@ class TrainPart(_Part):
 
     epochs: int = Field(40, ge=1, description="each image once an epoch, with one of its captions")
     batch_size: int = Field(64, ge=2, description="pairs in one micro-batch; in-batch negatives come from it")
-    accumulate: int = Field(1, ge=1, description="micro-batches per optimiser step")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="micro-batches per optimiser step: ITC, triplet and ITM see the negatives of their own micro-batch "
+        "alone, MLM is as in one large batch",
+    )
     precision: Annotated[Literal["fp32", "bf16", "fp16"], Word] = Field("bf16", description="of autocast; fp32 is none")
     ema_decay: Fraction = Field(0.0, description="0 is none; the averaged weights are validated and kept")
     patience_epochs: int = Field(0, ge=0, description="stop after so many validations without a better mR; 0: never")

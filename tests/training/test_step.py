@@ -104,21 +104,34 @@ def test_accumulation_changes_nothing_for_mlm(tiny_recipe: MakeRecipe, monkeypat
             torch.testing.assert_close(gradient, at_once[name], atol=1e-6, rtol=1e-4, msg=name)
 
 
-def test_accumulation_lets_itc_see_its_micro_batch_alone(tiny_recipe: MakeRecipe) -> None:
-    itc_alone = ("losses.itm=0", "losses.mlm=0", "losses.triplet=none", "fusion_encoder.enabled=false")
-    learner = learner_of(tiny_recipe(*STILL, *itc_alone))
-    halves = [batch_of(learner, slice(0, 3)), batch_of(learner, slice(3, 6))]
-    together = accumulate(learner, halves, epoch=0, step=0, probe=False)
-    both = gradients(learner)
-    sums: dict[str, Tensor] = {}
+ONE_LOSS = {
+    "itc": ("losses.itm=0", "losses.mlm=0", "losses.triplet=none", "fusion_encoder.enabled=false"),
+    "triplet": ("losses.itm=0", "losses.mlm=0", "losses.itc=0", "fusion_encoder.enabled=false"),
+    "itm": ("losses.mlm=0", "losses.pre_alignment=false"),
+}
+
+
+@pytest.mark.parametrize("name", ONE_LOSS)
+def test_accumulation_lets_a_loss_with_negatives_see_its_micro_batch_alone(tiny_recipe: MakeRecipe, name: str) -> None:
+    """Micro-batches of two pairs, so that ITM's hard negatives are no matter of chance: there is one each."""
+    learner = learner_of(tiny_recipe(*STILL, *ONE_LOSS[name]))
+    parts = [batch_of(learner, slice(start, start + 2)) for start in (0, 2, 4)]
+    together = accumulate(learner, parts, epoch=0, step=0, probe=False)
+    assert list(together.terms) == [name]
+    summed = gradients(learner)
+    means: dict[str, Tensor] = {}
     losses = []
-    for half in halves:
-        losses.append(accumulate(learner, [half], epoch=0, step=0, probe=False).loss)
-        for name, gradient in gradients(learner).items():
-            sums[name] = sums.get(name, torch.zeros_like(gradient)) + gradient / 2
-    assert together.loss == pytest.approx(sum(losses) / 2, rel=1e-5)
-    for name, gradient in both.items():
-        torch.testing.assert_close(gradient, sums[name], atol=1e-6, rtol=1e-4, msg=name)
+    for part in parts:
+        losses.append(accumulate(learner, [part], epoch=0, step=0, probe=False).loss)
+        for key, gradient in gradients(learner).items():
+            means[key] = means.get(key, torch.zeros_like(gradient)) + gradient / 3
+    assert together.loss == pytest.approx(sum(losses) / 3, rel=1e-5)
+    for key, gradient in summed.items():
+        torch.testing.assert_close(gradient, means[key], atol=1e-6, rtol=1e-4, msg=key)
+    whole = accumulate(learner, [batch_of(learner)], epoch=0, step=0, probe=False)
+    at_once = gradients(learner)
+    assert abs(whole.loss - together.loss) > 1e-5 * whole.loss  # six pairs have more negatives than two
+    assert any(not torch.allclose(at_once[key], summed[key], rtol=1e-2) for key in summed)
 
 
 def test_the_same_step_is_the_same_and_another_draws_anew(tiny_recipe: MakeRecipe) -> None:
