@@ -48,23 +48,43 @@ def test_bert_costs_what_its_shapes_say() -> None:
     assert rows["ITM head"].flops == 2 * hidden * 2
 
 
-def test_the_counts_are_those_of_a_real_pass() -> None:
-    recipe = Recipe.model_validate(
-        {
-            "data": {"image_size_px": 64},
-            "image_encoder": {
-                "size": "custom",
-                "width": 16,
-                "depths": [2, 2, 2, 2],
-                "num_heads": [1, 1, 2, 2],
-                "window_size": 4,
-            },
-            "text_encoder": {"size": "tiny"},
-        }
-    )
+SMALL = {
+    "data": {"image_size_px": 64},
+    "image_encoder": {
+        "size": "custom",
+        "width": 16,
+        "depths": [2, 2, 2, 2],
+        "num_heads": [1, 1, 2, 2],
+        "window_size": 4,
+    },
+    "text_encoder": {"size": "tiny"},
+}
+STEM = ("image_encoder.stem=resnet10t", "image_encoder.stem_strides=[16, 32]", "image_encoder.depths=[0, 0, 2, 2]")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        STEM,
+        ("image_encoder.global_query=global",),
+        ("image_encoder.branches=parallel", "image_encoder.global_window_source=avgpool"),
+        ("losses.mlm=0",),
+    ],
+    ids=["as it is", "stem", "global query", "parallel", "no mlm"],
+)
+def test_the_counts_are_those_of_a_real_pass_of_the_whole_model(overrides: tuple[str, ...]) -> None:
+    """torch's counter over real tensors, the model called as training calls it, against the rows' own passes."""
+    recipe = override_recipe(Recipe.model_validate(SMALL), overrides)
     model = build_model(recipe, 50).eval()
+    ids, mask = torch.randint(5, 50, (1, 9)), torch.ones(1, 9, dtype=torch.bool)
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        model.encode_images(torch.zeros(1, 3, 64, 64))
-    image = ("stem", "Gswin", "image")
-    expected = sum(row.flops for row in summarise(recipe, 50) if row.part.startswith(image))
-    assert counter.get_total_flops() == expected
+        images = model.encode_images(torch.randn(1, 3, 64, 64))
+        only_images = counter.get_total_flops()
+        fused = model.fuse(model.encode_texts(ids, mask), images.tokens)
+        model.itm_logits(fused)
+        if model.mlm_head is not None:
+            model.mlm_logits(fused)
+    *rows, total = summarise(recipe, 50, caption_tokens=9)
+    assert counter.get_total_flops() == total.flops
+    assert only_images == sum(row.flops for row in rows if row.part.startswith(("stem", "Gswin", "image")))

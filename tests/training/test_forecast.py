@@ -107,13 +107,20 @@ def test_an_unknown_data_set_cannot_be_forecast(workspace: Workspace) -> None:
 
 
 @pytest.mark.slow
-def test_a_paper_recipe_is_forecast_without_its_data_and_weights(tmp_path: Path) -> None:
-    found = forecast(TrainRequest("rsicd"), Workspace(tmp_path), Silent(), CPU)
-    assert (found.pairs, found.steps_per_epoch) == (8734, 137)
-    assert 1.4e8 < found.parameters < 2.2e8  # Swin-T, BERT-base, and what joins them
-    assert any("hf:bert-base-uncased is not on this machine" in note for note in found.notes)
-    assert any("its published counts are taken" in note for note in found.notes)
-    assert 2 * 2**30 < found.peak_bytes < 40 * 2**30
+@pytest.mark.parametrize("name", PAPER)
+def test_a_paper_recipe_is_forecast_without_its_data_and_weights(tmp_path: Path, name: str) -> None:
+    shared = ["--workspace", str(tmp_path), "--threads", "1", "--device", "cpu"]
+    result = CliRunner().invoke(app, [*shared, "train", name, "--dry-run", "--format", "json"])
+    assert result.exit_code == 0, result.output
+    found, part = json.loads(result.stdout), load_recipe(name).train
+    pairs = {"rsicd": 8734, "rsitmd": 3862, "ucm": 1680, "sydney": 497}[name]  # RSITMD's less a tenth for selection
+    assert found["pairs"] == pairs
+    assert found["steps"] == part.epochs * -(-pairs // part.batch_size)
+    assert 1.4e8 < found["parameters"] < 2.2e8  # Swin-T, BERT-base, and what joins them
+    assert any("hf:bert-base-uncased is not on this machine" in note for note in found["notes"])
+    assert any("its published counts are taken" in note for note in found["notes"])
+    assert 2 * 2**30 < found["peak_bytes"] < 40 * 2**30
+    assert found["training_s"] > found["steps"] * found["step_s"] * 0.9
 
 
 @pytest.mark.slow
