@@ -64,7 +64,7 @@ def curve_panels(events: Sequence[dict[str, Any]]) -> list[Panel]:
     over_steps = [(event["step"] / per_epoch, event) for event in steps]
     signs = _signs(events, per_epoch)
     rows: list[tuple[str, str, dict[str, list[Point]]]] = [
-        ("loss", "", _each(epochs, "terms")),
+        ("loss", "idle matching head", _each(epochs, "terms")),
         (
             "validation recall (%)",
             "overfitting",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,9 @@ DEAD_GATE = 1.0e-3
 STARVING_SHARE = 0.5
 SPIKE_FACTOR = 10.0
 FALLS_IN_A_ROW = 3
+GUESSING_LOSS = -math.log(1 / 3) / 3 - 2 * math.log(2 / 3) / 3  # of ITM: one pair in three matches
+GUESSING_SHARE = 0.98
+GUESSES_IN_A_ROW = 3
 
 _SPIKE_WINDOW = 100
 _SPIKE_MINIMUM = 20
@@ -52,6 +56,7 @@ class Watch:
     gradient_norms: list[float] = field(default_factory=list)
     validations: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    guesses: int = 0  # epochs in a row in which the matching head did no better than guessing
 
     def state(self) -> dict[str, Any]:
         """What a resumed training needs, as JSON."""
@@ -77,8 +82,11 @@ class Watch:
 
     def epoch(self, figures: EpochFigures) -> list[Sign]:
         """Look at a finished epoch."""
+        idle = figures.warmed_up and figures.terms.get("itm", 0.0) > GUESSING_SHARE * GUESSING_LOSS
+        self.guesses = self.guesses + 1 if idle else 0
         looks = (_collapsed, _clamped, _dominated, _dead_gates, _starved)
-        return self._new([sign for look in looks if (sign := look(figures)) is not None])
+        signs = [sign for look in looks if (sign := look(figures)) is not None]
+        return self._new(signs + ([_idle_matching(figures)] if self.guesses >= GUESSES_IN_A_ROW else []))
 
     def validation(self, mr: float, loss: float) -> list[Sign]:
         """Look at a validation: mR in percent, and the training loss since the last one."""
@@ -153,6 +161,15 @@ def _starved(figures: EpochFigures) -> Sign | None:
         "starving loader",
         f"starving loader: {100 * figures.waiting_share:.0f} % of epoch {figures.epoch} went by waiting for pictures; "
         f"likely too few decoders (data.workers), or the pictures lie on a slow disk",
+    )
+
+
+def _idle_matching(figures: EpochFigures) -> Sign:
+    return Sign(
+        "idle matching head",
+        f"idle matching head: after epoch {figures.epoch} ITM's loss is {figures.terms['itm']:.3f}, and guessing gives "
+        f"{GUESSING_LOSS:.3f}; likely its hard negatives are near-copies of the matches, or the training is too short "
+        f"(train.epochs, losses.itm); until then ranking by ITM and `cmpagl explain` mean little",
     )
 
 

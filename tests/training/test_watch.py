@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 
@@ -49,6 +50,17 @@ def test_a_sick_epoch_is_told_once(change: dict[str, object], sentence: str) -> 
     assert len(signs) == 1
     assert re.match(sentence, signs[0].sentence)
     assert watch.epoch(replace(HEALTHY, **change)) == []  # type: ignore[arg-type]
+
+
+def test_a_matching_head_that_only_guesses_is_told_after_three_epochs() -> None:
+    guess = (math.log(3) + 2 * math.log(1.5)) / 3  # cross-entropy of always saying one in three
+    idle, learning = (replace(HEALTHY, terms={"itc": 1.5, "itm": share * guess}) for share in (0.999, 0.97))
+    watch = Watch()
+    assert [watch.epoch(one) for one in (idle, idle, learning, idle, idle)] == [[]] * 5
+    (sign,) = watch.epoch(idle)
+    assert sign.sentence.startswith("idle matching head: after epoch 3 ITM's loss is 0.636, and guessing gives 0.637")
+    warming = replace(idle, warmed_up=False)
+    assert [sign for _ in range(5) for sign in Watch().epoch(warming)] == []
 
 
 def test_gates_are_not_judged_during_the_warm_up() -> None:

@@ -21,7 +21,14 @@ from cmpagl_core.training.curves import curve_panels
 from cmpagl_core.training.journal import read_journal
 from cmpagl_core.training.learner import Learner
 from cmpagl_core.training.step import StepFigures
-from cmpagl_core.training.watch import COLLAPSED_COSINE, DEAD_GATE, DOMINATING_SHARE, SPIKE_FACTOR
+from cmpagl_core.training.watch import (
+    COLLAPSED_COSINE,
+    DEAD_GATE,
+    DOMINATING_SHARE,
+    GUESSING_LOSS,
+    GUESSING_SHARE,
+    SPIKE_FACTOR,
+)
 
 CPU = torch.device("cpu")
 NO_FUSION = ("fusion_encoder.enabled=false", "losses.itm=0", "losses.mlm=0")
@@ -147,6 +154,16 @@ def test_unlearning_what_validation_asks_while_the_loss_falls_is_told_as_overfit
     _, events = trained(worse, scrambled(squares, tmp_path / "scrambled"), tmp_path / "worse")
     told = sentence(events, "overfitting")
     assert told.startswith("overfitting: validation mR fell 3 times in a row, to")
+
+
+def test_a_matching_head_that_does_not_learn_is_told(
+    squares: PreparedDataset, tiny_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(*STILL, "losses.mlm=0", "optim.lr=1.0e-5", "optim.warmup_fraction=0", "train.epochs=3")
+    _, events = trained(recipe, squares, tmp_path / "run")
+    told = sentence(events, "idle matching head")
+    assert told.startswith("idle matching head: after epoch 3 ITM's loss is")
+    assert all(event["terms"]["itm"] > GUESSING_SHARE * GUESSING_LOSS for event in of(events, "epoch"))
 
 
 def test_every_figure_that_the_watch_looks_at_is_logged_and_drawn(
