@@ -186,6 +186,11 @@ class FusionEncoderPart(_Part):
     """The upper half of BERT, cross-attending from text to image tokens (section 1)."""
 
     enabled: bool = Field(True, description="false: no fusion half, so neither ITM nor MLM")
+    layers: int | None = Field(
+        None,
+        ge=1,
+        description="ours: BERT's last so many, copied where the text half has them too; empty: what is left",
+    )
     dropout: Fraction = Field(0.1, description="in BERT's layers")
 
 

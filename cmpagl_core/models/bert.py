@@ -101,13 +101,26 @@ def _number(value: Any) -> Any:
     return value
 
 
-def text_layers(part: TextEncoderPart, shape: BertShape, fused: bool) -> int:
-    """How many layers the text half takes; the rest is for fusion. Raises RecipeError if none is left."""
+def text_layers(part: TextEncoderPart, shape: BertShape, fusion: FusionEncoderPart) -> int:
+    """How many layers the text half takes. Raises RecipeError if it has not as many, or none is left for fusion."""
     layers = shape.num_layers // 2 if part.layers is None else part.layers
-    if layers > shape.num_layers or (fused and layers == shape.num_layers):
+    shared = not fusion.enabled or fusion.layers is not None
+    most = shape.num_layers if shared else shape.num_layers - 1
+    if layers > most:
         raise RecipeError(
             f"text_encoder.layers = {layers} leaves no layer of {shape.num_layers} to the fusion half",
-            hint=f"write at most {shape.num_layers - 1}" if fused else f"write at most {shape.num_layers}",
+            hint=f"write at most {most}" + ("" if shared else ", or say how many with fusion_encoder.layers"),
+        )
+    return layers
+
+
+def fusion_layers(part: FusionEncoderPart, shape: BertShape, in_text_half: int) -> int:
+    """How many layers fuse: what the text half leaves (section 1), or as many as the recipe says [ours]."""
+    layers = shape.num_layers - in_text_half if part.layers is None else part.layers
+    if layers > shape.num_layers:
+        raise RecipeError(
+            f"fusion_encoder.layers = {layers}, and this BERT has {shape.num_layers}",
+            hint=f"write at most {shape.num_layers}",
         )
     return layers
 

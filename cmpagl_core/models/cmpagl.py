@@ -17,6 +17,7 @@ from cmpagl_core.models.bert import (
     MlmHead,
     TextEncoder,
     bert_shape,
+    fusion_layers,
     text_layers,
 )
 from cmpagl_core.models.gswin import GswinEncoder
@@ -50,14 +51,16 @@ class CmpaglModel(nn.Module):
     def __init__(self, recipe: Recipe, shape: BertShape) -> None:
         super().__init__()
         losses, fused = recipe.losses, recipe.fusion_encoder.enabled
-        layers = text_layers(recipe.text_encoder, shape, fused)
+        layers = text_layers(recipe.text_encoder, shape, recipe.fusion_encoder)
         self.import_reports: tuple[ImportReport, ...] = ()
         self.logit_scale_max = losses.logit_scale_max
         self.image_encoder = GswinEncoder(recipe.image_encoder, recipe.data.image_size_px)
         self.text_encoder = TextEncoder(recipe.text_encoder, shape, layers)
         width = self.image_encoder.width
         self.fusion_encoder = (
-            FusionEncoder(recipe.fusion_encoder, shape, shape.num_layers - layers, width) if fused else None
+            FusionEncoder(recipe.fusion_encoder, shape, fusion_layers(recipe.fusion_encoder, shape, layers), width)
+            if fused
+            else None
         )
         self.image_projection = nn.Linear(width, losses.embed_dim)
         self.text_projection = nn.Linear(shape.hidden_size, losses.embed_dim)

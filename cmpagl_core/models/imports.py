@@ -71,7 +71,7 @@ def import_bert(
     wanted = {name: _bert_source_name(name, 0) for name in text.state_dict()}
     reports.append((text, _copy(text, tensors, wanted, source)))
     if fusion is not None:
-        first = len(text.layers)
+        first = text.shape.num_layers - len(fusion.layers)
         own = ("image_projection.", "crossattention.")
         wanted = {
             name: _bert_source_name(name, first)

@@ -38,13 +38,13 @@ class Validation:
 
 
 def validate(learner: Learner, plan: Plan, cached: bool) -> Validation:
-    """Recalls of the present (averaged, if they are) weights, with one view of each picture.
+    """Recalls of the present (averaged, if they are) weights.
 
     Ranked by cosine; by ITM where nothing aligns the features. cached: whether the stem's maps come from the
-    learner's cache.
+    learner's cache; then the views are averaged as in the end, else one view of each picture has to do.
     """
     with evaluated(learner) as loaded:
-        scores = selection_scores(loaded, learner, plan.judged, cached, views=1)
+        scores = selection_scores(loaded, learner, plan.judged, cached, _views(plan) if cached else 1)
     result = recall(scores, Matches.own(plan.judged.caption_image, len(plan.judged)))
     return Validation(result.mr, result.i2t, result.t2i)
 
@@ -55,9 +55,13 @@ def choose_gammas(learner: Learner, plan: Plan, cached: bool) -> SmrChoice | Non
     if not part.smr:
         return None
     loaded = loaded_model(learner)
-    scores = selection_scores(loaded, learner, plan.judged, cached, views=VIEWS if part.views == "dihedral" else 1)
+    scores = selection_scores(loaded, learner, plan.judged, cached, _views(plan))
     found = choose_smr(scores, plan.judged.caption_image, part.smr_gammas, part.smr_form)
     return SmrChoice(found.form, found.gamma1, found.gamma2, found.mr)
+
+
+def _views(plan: Plan) -> int:
+    return VIEWS if plan.recipe.evaluate.views == "dihedral" else 1
 
 
 @contextmanager

