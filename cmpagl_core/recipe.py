@@ -106,7 +106,8 @@ class ImageEncoderPart(_Part):
     )
     stem_head: bool = Field(False, description="take the stem's last 1x1 convolution with its widest map")
     stem_skip: bool = Field(
-        False, description="ours: the stem's averaged map, projected, is the image's own token; Gswin's joins by a gate"
+        False,
+        description="ours: image_features start as a linear probe of the stem's averaged map; Gswin joins by a gate",
     )
     stem_weights: Annotated[str, Word] = Field("random", description="package:..., timm:NAME, file:PATH or random")
     stem_trainable: bool = Field(False, description="false: frozen, its maps are cached on disk")

@@ -20,7 +20,7 @@ from cmpagl_core.models.bert import (
     fusion_layers,
     text_layers,
 )
-from cmpagl_core.models.gswin import GswinEncoder
+from cmpagl_core.models.gswin import GswinEncoder, StemSkip
 from cmpagl_core.models.stem import FeatureStem
 from cmpagl_core.models.weights import ImportReport
 from cmpagl_core.recipe import Recipe
@@ -64,6 +64,12 @@ class CmpaglModel(nn.Module):
         )
         self.image_projection = nn.Linear(width, losses.embed_dim)
         self.text_projection = nn.Linear(shape.hidden_size, losses.embed_dim)
+        stem, part = self.image_encoder.patch_embed, recipe.image_encoder
+        self.stem_skip = (
+            StemSkip(stem.part_channels, losses.embed_dim, part.drop_path)
+            if isinstance(stem, FeatureStem) and part.stem_skip
+            else None
+        )
         self.logit_scale = nn.Parameter(torch.tensor(math.log(losses.logit_scale_init)))
         self.itm_head = nn.Linear(shape.hidden_size, 2) if fused and losses.itm > 0 else None
         self.mlm_head = MlmHead(shape) if fused and losses.mlm > 0 else None
@@ -75,6 +81,8 @@ class CmpaglModel(nn.Module):
         trained = losses.uses_itc or losses.uses_triplet
         self.image_projection.requires_grad_(trained)
         self.text_projection.requires_grad_(trained)
+        if self.stem_skip is not None:
+            self.stem_skip.requires_grad_(trained)
         self.logit_scale.requires_grad_(losses.uses_itc)
 
     def encode_images(self, pixel_values: Tensor) -> ImageEncoding:
@@ -88,7 +96,10 @@ class CmpaglModel(nn.Module):
     def encode_stem_maps(self, maps: Tensor) -> ImageEncoding:
         """maps: [B, C, h, w] from `stem_maps`."""
         tokens = self.image_encoder.forward_map(maps)
-        return ImageEncoding(tokens, _unit(self.image_projection(tokens[:, 0])))
+        projected = self.image_projection(tokens[:, 0])
+        if self.stem_skip is not None:
+            projected = self.stem_skip(projected, maps)
+        return ImageEncoding(tokens, _unit(projected))
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> TextEncoding:
         """input_ids: [B, L] int64. attention_mask: [B, L] bool."""

@@ -198,21 +198,22 @@ class GswinStage(nn.Module):
 
 
 class StemSkip(nn.Module):
-    """The image's own token from the stem's averaged map, and Gswin's mean token behind a gate [ours].
+    """image_features from the stem's averaged map, and Gswin's projection behind a gate [ours].
 
     The gate starts at 0, so training starts from a linear probe of pretrained features and Gswin adds what they lack.
+    One linear layer, straight to the features: two in a row rank worse.
     """
 
-    def __init__(self, part_channels: tuple[int, ...], width: int, drop_path: float) -> None:
+    def __init__(self, part_channels: tuple[int, ...], embed_dim: int, drop_path: float) -> None:
         super().__init__()
-        self.projection = StemProjection(part_channels, width)
-        self.gate = nn.Parameter(torch.zeros(width))
+        self.projection = StemProjection(part_channels, embed_dim)
+        self.gate = nn.Parameter(torch.zeros(embed_dim))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, mean_token: Tensor, stem_map: Tensor) -> Tensor:
-        """mean_token: [B, 1, C]. stem_map: [B, C of the stem, h, w]. Returns [B, 1, C]."""
-        pooled = stem_map.float().mean(dim=(2, 3)).unsqueeze(1)  # [B, 1, C of the stem]
-        out: Tensor = self.projection(pooled) + self.drop_path(mean_token * self.gate)
+    def forward(self, projected: Tensor, stem_map: Tensor) -> Tensor:
+        """projected: [B, D], of Gswin. stem_map: [B, C of the stem, h, w]. Returns [B, D]."""
+        pooled = stem_map.float().mean(dim=(2, 3))  # [B, C of the stem]
+        out: Tensor = self.projection(pooled) + self.drop_path(projected * self.gate)
         return out
 
 
@@ -239,7 +240,6 @@ class GswinEncoder(nn.Module):
         self.last_map_size = size
         self.width = part.stage_width(3)
         self.norm = nn.LayerNorm(self.width)
-        self.skip = StemSkip(self.patch_embed.part_channels, self.width, part.drop_path) if part.stem_skip else None  # type: ignore[arg-type]
         self._initialise()
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -261,10 +261,7 @@ class GswinEncoder(nn.Module):
         for stage in self.layers.values():
             x = stage(x)
         tokens = self.norm(x).flatten(1, 2)  # [B, N, C]
-        own = tokens.mean(dim=1, keepdim=True)  # [B, 1, C]
-        if self.skip is not None:
-            own = self.skip(own, stem_map)
-        return torch.cat([own, tokens], dim=1)
+        return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
 
     def set_stem_trainable(self, trainable: bool) -> None:
         """Freeze or free a timm stem; Swin's own patch embedding is always trained."""

@@ -41,10 +41,12 @@ def validate(learner: Learner, plan: Plan, cached: bool) -> Validation:
     """Recalls of the present (averaged, if they are) weights.
 
     Ranked by cosine; by ITM where nothing aligns the features. cached: whether the stem's maps come from the
-    learner's cache; then the views are averaged as in the end, else one view of each picture has to do.
+    learner's cache. If they do in every epoch, the views are averaged as in the end; else one view of each picture
+    has to do, in every epoch alike.
     """
+    always_cached = plan.is_cached(plan.recipe.train.epochs - 1)
     with evaluated(learner) as loaded:
-        scores = selection_scores(loaded, learner, plan.judged, cached, _views(plan) if cached else 1)
+        scores = selection_scores(loaded, learner, plan.judged, cached, _views(plan) if always_cached else 1)
     result = recall(scores, Matches.own(plan.judged.caption_image, len(plan.judged)))
     return Validation(result.mr, result.i2t, result.t2i)
 

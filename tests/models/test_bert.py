@@ -245,10 +245,10 @@ def test_a_configuration_that_is_no_berts_is_refused(content: str, tmp_path: Pat
     ("layers", "fused", "expected"), [(None, True, 3), (None, False, 3), (5, True, 5), (6, False, 6)]
 )
 def test_the_text_half_is_half_of_the_depth_unless_told(layers: int | None, fused: bool, expected: int) -> None:
-    assert text_layers(TextEncoderPart(layers=layers), MINILM, fused) == expected
+    assert text_layers(TextEncoderPart(layers=layers), MINILM, FusionEncoderPart(enabled=fused)) == expected
 
 
 @pytest.mark.parametrize(("layers", "fused"), [(6, True), (7, True), (7, False)])
 def test_a_split_that_leaves_fusion_nothing_is_refused(layers: int, fused: bool) -> None:
     with pytest.raises(RecipeError, match=f"text_encoder.layers = {layers}"):
-        text_layers(TextEncoderPart(layers=layers), MINILM, fused)
+        text_layers(TextEncoderPart(layers=layers), MINILM, FusionEncoderPart(enabled=fused))
