@@ -120,11 +120,14 @@ def stem_cache(
         each = 2 * len(settings.views) * values
         _announce(home, len(missing), len(pictures), len(settings.views), each, progress)
         size = max(1, _SHARD_BYTES // each)
+        folded = copy.deepcopy(stem)
+        folded.set_trainable(False)  # one that is tuned later is frozen while its maps are cached
+        folded.fold_norms()
         with progress.task("cache stem maps", len(missing), "img") as advance:
             for start in range(0, len(missing), size):
                 part = missing[start : start + size]
                 maps = np.empty((len(part), len(settings.views), values), dtype=np.float16)
-                for done in _fill(maps, [pictures[sha] for sha in part], stem, settings, device):
+                for done in _fill(maps, [pictures[sha] for sha in part], folded, settings, device):
                     advance(done)
                 _write_shard(home, part, maps)
         shards, rows = _open_shards(home, len(settings.views), values)
@@ -187,8 +190,6 @@ def _fill(
     def decode(path: Path) -> Tensor:
         return to_pixel_values(open_picture(path), settings.image_size_px)
 
-    stem = copy.deepcopy(stem)
-    stem.fold_norms()
     done = 0
     for batch in decoded_batches(paths, decode, max(1, _VIEWS_AT_ONCE // len(settings.views))):
         if batch.broken:

@@ -166,7 +166,7 @@ def _fold_norms(module: nn.Module) -> None:
 
 def _same_maps(stem: FeatureStem, other: FeatureStem) -> bool:
     """Whether both make the same map of noise, to what folding may change by rounding."""
-    noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(next(stem.parameters()).device)
     with torch.inference_mode():
         expected, found = stem(noise), other(noise)
     return bool((expected - found).abs().max() <= 1e-3 * expected.abs().max().clamp(min=1e-6))
