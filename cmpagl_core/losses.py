@@ -131,10 +131,13 @@ def hard_negatives(logits: Tensor, positives: Tensor, generator: torch.Generator
     return drawn.to(logits.device)
 
 
-def itm_pairs(logits: Tensor, positives: Tensor, generator: torch.Generator) -> ItmPairs:
-    """All B matches, one hard negative text for each image, one hard negative image for each text (section 3)."""
-    texts = hard_negatives(logits, positives, generator)
-    images = hard_negatives(logits.t(), positives.t(), generator)
+def itm_pairs(logits: Tensor, positives: Tensor, generator: torch.Generator, hardness: float = 1.0) -> ItmPairs:
+    """All B matches, one hard negative text for each image, one hard negative image for each text (section 3).
+
+    hardness: a factor on the logits that negatives are drawn by; 1 is the paper's, 0 takes any alike (ours).
+    """
+    texts = hard_negatives(hardness * logits, positives, generator)
+    images = hard_negatives(hardness * logits.t(), positives.t(), generator)
     own = torch.arange(len(logits), device=logits.device)
     with_text, with_image = texts >= 0, images >= 0
     image_rows = torch.cat([own, own[with_text], images[with_image]])
@@ -251,7 +254,7 @@ def compute_losses(
     if part.uses_fusion:
         image_keys = model.cross_attention_cache(images.tokens)  # made once; every image meets several texts
     if part.itm > 0:
-        pairs = itm_pairs(logits, positives, generator)
+        pairs = itm_pairs(logits, positives, generator, part.itm_hardness)
         by_length = sort_by_length(pairs, texts.attention_mask)
         add("itm", part.itm, itm_loss(match_logits(model, texts, image_keys, by_length), by_length.matches))
     if part.mlm > 0 and masked is not None:

@@ -104,6 +104,7 @@ def test_every_switch_makes_a_valid_variant_of_the_full_recipe(name: str) -> Non
         ("no-triplet", "losses.triplet", "none"),
         ("triplet-plain", "losses.triplet", "plain"),
         ("no-itm", "losses.itm", 0.0),
+        ("itm-negatives-any", "losses.itm_hardness", 0.0),
         ("no-mlm", "losses.mlm", 0.0),
         ("no-smr", "evaluate.smr", False),
     ],

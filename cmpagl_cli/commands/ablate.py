@@ -35,6 +35,9 @@ Triplets = Annotated[
     list[str] | None, typer.Option("--triplet", metavar=_TRIPLETS, help="Another metric loss; repeatable.")
 ]
 NoItm = Annotated[bool, typer.Option("--no-itm", help="Without image-text matching.")]
+ItmNegatives = Annotated[
+    Literal["any"] | None, typer.Option("--itm-negatives", help="In place of hard ones, for image-text matching.")
+]
 NoMlm = Annotated[bool, typer.Option("--no-mlm", help="Without masked language modelling.")]
 NoSmr = Annotated[bool, typer.Option("--no-smr", help="Without SMR; nothing is trained for this.")]
 SmrForm = Annotated[Literal["add", "multiply"] | None, typer.Option("--smr-form", help="Nor for this.")]
@@ -77,6 +80,7 @@ def ablate(
     no_triplet: NoTriplet = False,
     triplet: Triplets = None,
     no_itm: NoItm = False,
+    itm_negatives: ItmNegatives = None,
     no_mlm: NoMlm = False,
     no_smr: NoSmr = False,
     smr_form: SmrForm = None,
@@ -156,7 +160,7 @@ def _draw(given: Settings, table: AblationTable, figure: Path) -> None:
 def _named(flags: Mapping[str, Any]) -> list[str]:
     """Names of the switches that the flags stand for."""
     single = ("no_global_window", "no_pre_alignment", "no_itc", "no_triplet", "no_itm", "no_mlm", "no_smr")
-    valued = ("global_window_source", "global_query", "branches")
+    valued = ("global_window_source", "global_query", "branches", "itm_negatives")
     names = [name.replace("_", "-") for name in single if flags[name]]
     names += [f"{name.replace('_', '-')}-{flags[name]}" for name in valued if flags[name]]
     names += ["no-triplet" if kind == "none" else f"triplet-{kind}" for kind in flags["triplet"] or ()]

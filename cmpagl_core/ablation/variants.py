@@ -95,6 +95,12 @@ SWITCHES: dict[str, Switch] = {
         Switch("triplet-circle", "triplet", ("losses.triplet=circle",), "the triplet term beats circle loss"),
         Switch("triplet-supcon", "triplet", ("losses.triplet=supcon",), "it beats supervised contrastive loss"),
         Switch("no-itm", "itm", ("losses.itm=0.0",), _LOSS),
+        Switch(
+            "itm-negatives-any",
+            "itm_hardness",
+            ("losses.itm_hardness=0.0",),
+            "ITM learns more from hard negatives than from any (ours)",
+        ),
         Switch("no-mlm", "mlm", ("losses.mlm=0.0",), _LOSS),
         Switch("no-smr", "smr", ("evaluate.smr=false",), "SMR improves the ranking"),
         Switch("smr-add", "smr", ("evaluate.smr=true", "evaluate.smr_form=add"), "SMR's form (ours)"),
@@ -106,7 +112,7 @@ SWITCHES: dict[str, Switch] = {
 }
 STUDIES: dict[str, tuple[str, ...]] = {
     "gswin": ("no-global-window", "global-window-source-avgpool", "global-query-global", "branches-parallel"),
-    "pre-alignment": ("no-pre-alignment", "no-itc", "no-triplet", "no-itm", "no-mlm"),
+    "pre-alignment": ("no-pre-alignment", "no-itc", "no-triplet", "no-itm", "itm-negatives-any", "no-mlm"),
     "triplet": (
         "no-triplet",
         "triplet-plain",
@@ -252,4 +258,6 @@ def _effective(recipe: Recipe) -> Recipe:
         inert += ["losses.itc=1.0", "losses.triplet=intra", "losses.triplet_negatives=sum"]
     if recipe.losses.triplet == "none":
         inert.append("losses.triplet_negatives=sum")
+    if recipe.losses.itm == 0:
+        inert.append("losses.itm_hardness=1.0")
     return override_recipe(recipe, inert)

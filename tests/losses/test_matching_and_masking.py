@@ -44,6 +44,18 @@ def test_no_pair_called_a_negative_is_a_duplicate() -> None:
         assert len(pairs.matches) == 48
 
 
+def test_negatives_of_no_hardness_are_drawn_without_a_look_at_their_logits() -> None:
+    logits = torch.tensor([[0.0, 9.0, -9.0, 1.0]]).expand(3000, 4)
+    logits = torch.cat([logits, torch.zeros(3000, 2996)], dim=1)
+    positives = torch.zeros(3000, 3000, dtype=torch.bool)
+    positives[:, 4:] = True  # every row has the first four columns for negatives
+    pairs = itm_pairs(logits, positives, generator(), hardness=0.0)
+    texts = pairs.texts[3000:6000]
+    assert torch.allclose(torch.bincount(texts, minlength=4) / 3000, torch.full((4,), 0.25), atol=0.03)
+    hard = itm_pairs(logits, positives, generator()).texts[3000:6000]
+    assert float((hard == 1).float().mean()) > 0.99
+
+
 def test_the_same_generator_draws_the_same() -> None:
     logits, positives = torch.randn(9, 9), torch.eye(9, dtype=torch.bool)
     first, again = (itm_pairs(logits, positives, generator(5)) for _ in range(2))
