@@ -216,7 +216,7 @@ class LossesPart(_Part):
     itm_hardness: float = Field(
         1.0,
         ge=0.0,
-        description="of ITM's negatives, a factor on the logits they are drawn by; ours: 0.0 takes any alike",
+        description="factor on the logits that ITM's negatives are drawn by; ours: 0.0 takes any alike",
     )
     mlm: Weight = Field(1.0, description="weight of masked language modelling")
     mlm_probability: float = Field(0.15, gt=0.0, lt=1.0, description="share of the tokens that are masked")
