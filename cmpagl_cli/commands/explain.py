@@ -12,6 +12,7 @@ from cmpagl_cli.views import Column, emit
 
 if TYPE_CHECKING:
     from cmpagl_core.explain.relevance import Explanation
+    from cmpagl_core.runs import Run
 
 
 def explain(
@@ -49,6 +50,8 @@ def explain(
     write_png(png, sheet(picture, explanation))
     if html is not None:
         write_page(html, picture, image.name, explanation)
+    for doubt in _doubts(found, explanation):
+        given.progress.say(doubt)
     document = _document(explanation)
     if format == "json":
         emit([], [], format, document=document)
@@ -63,6 +66,21 @@ def explain(
         ]
         emit(document["stages"], stages, format)
         given.progress.say(f"match {document['match_percent']:.1f} %; written: {png}" + (f", {html}" if html else ""))
+
+
+def _doubts(run: Run, explanation: Explanation) -> list[str]:
+    """Why the heat may mean little, one sentence each."""
+    from cmpagl_core.training.journal import read_journal
+    from cmpagl_core.training.watch import matching_is_idle
+
+    doubts = []
+    if run.log_path.is_file() and matching_is_idle(read_journal(run.log_path)):
+        doubts.append(
+            f"{run.root.name}: by its log the matching head did no better than guessing, so heat means little"
+        )
+    if not any(word.share for word in explanation.words):
+        doubts.append("no word has heat of its own: its evidence is negative, or the run has a single fusion layer")
+    return doubts
 
 
 def _document(explanation: Explanation) -> dict[str, Any]:

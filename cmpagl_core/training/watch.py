@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -82,7 +82,7 @@ class Watch:
 
     def epoch(self, figures: EpochFigures) -> list[Sign]:
         """Look at a finished epoch."""
-        idle = figures.warmed_up and figures.terms.get("itm", 0.0) > GUESSING_SHARE * GUESSING_LOSS
+        idle = figures.warmed_up and _guesses(figures.terms)
         self.guesses = self.guesses + 1 if idle else 0
         looks = (_collapsed, _clamped, _dominated, _dead_gates, _starved)
         signs = [sign for look in looks if (sign := look(figures)) is not None]
@@ -171,6 +171,19 @@ def _idle_matching(figures: EpochFigures) -> Sign:
         f"{GUESSING_LOSS:.3f}; likely its hard negatives are near-copies of the matches, or the training is too short "
         f"(train.epochs, losses.itm); until then ranking by ITM and `cmpagl explain` mean little",
     )
+
+
+def matching_is_idle(events: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether ITM still guessed in a training's last epoch, by the events of its log; False where it says nothing."""
+    terms: Mapping[str, float] = {}
+    for event in events:
+        if event["event"] == "epoch":
+            terms = event.get("terms", {})
+    return _guesses(terms)
+
+
+def _guesses(terms: Mapping[str, float]) -> bool:
+    return terms.get("itm", 0.0) > GUESSING_SHARE * GUESSING_LOSS
 
 
 def _falling(values: list[float]) -> bool:

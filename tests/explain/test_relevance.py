@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,18 @@ def test_the_command_writes_a_sheet_and_a_page(
     table = cmpagl("explain", picture, TEXT, "--run", tiny_run)
     assert "bright" in table.stdout
     assert "global_percent" in table.stdout
+
+
+def test_the_command_says_when_the_matching_head_only_guessed(
+    cmpagl: Cmpagl, tiny_run: Path, tmp_path: Path, picture: Path
+) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "copied")
+    for loss, said in ((0.636, True), (0.3, False)):
+        event = {"event": "epoch", "epoch": 1, "terms": {"itm": loss}}
+        (run / "log.jsonl").write_text(json.dumps(event) + "\n", encoding="utf-8")
+        result = cmpagl("explain", picture, TEXT, "--run", run)
+        assert result.exit_code == 0, result.output
+        assert ("no better than guessing" in result.stderr) is said
 
 
 def test_the_command_refuses_a_picture_that_is_not_there(cmpagl: Cmpagl, tiny_run: Path) -> None:

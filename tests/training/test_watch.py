@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from cmpagl_core.training.watch import EpochFigures, Watch
+from cmpagl_core.training.watch import EpochFigures, Watch, matching_is_idle
 
 HEALTHY = EpochFigures(
     epoch=3,
@@ -61,6 +61,14 @@ def test_a_matching_head_that_only_guesses_is_told_after_three_epochs() -> None:
     assert sign.sentence.startswith("idle matching head: after epoch 3 ITM's loss is 0.636, and guessing gives 0.637")
     warming = replace(idle, warmed_up=False)
     assert [sign for _ in range(5) for sign in Watch().epoch(warming)] == []
+
+
+def test_a_log_tells_whether_the_matching_head_guessed_to_the_end() -> None:
+    guessing, learnt = ({"event": "epoch", "terms": {"itc": 1.5, "itm": loss}} for loss in (0.63, 0.4))
+    assert matching_is_idle([learnt, guessing, {"event": "end"}])
+    assert not matching_is_idle([guessing, learnt])
+    assert not matching_is_idle([{"event": "begin"}])
+    assert not matching_is_idle([{"event": "epoch", "terms": {"itc": 1.5}}])
 
 
 def test_gates_are_not_judged_during_the_warm_up() -> None:
