@@ -15,7 +15,7 @@ help:
 	@echo "make test        the test suite (make test-slow: what takes long)"
 	@echo "make lint        ruff, mypy, import-linter"
 	@echo "make bench       one JSON line per measurement (faiss-cpu is the peer of one)"
-	@echo "make docs        write docs/cli.md and docs/recipe.md again from the code"
+	@echo "make docs        write docs/cli.md, docs/recipe.md and docs/benchmarks.md again"
 	@echo "make clean       remove what these targets made"
 
 $(VENV)/bin/python:

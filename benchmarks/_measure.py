@@ -1,13 +1,19 @@
-"""What benchmarks share: a median after a warm-up, and one JSON line per measurement."""
+"""What benchmarks share: a median after a warm-up, works in turns, and one JSON line per measurement."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from typing import Self
 
 import torch
+
+Work = Callable[[], object]
 
 
 def median_s(work: Callable[[], object], repeats: int = 5) -> float:
@@ -31,6 +37,47 @@ def in_turns_s(ours: Callable[[], object], peer: Callable[[], object], repeats: 
             if turn:
                 times.append(time.perf_counter() - started_at)
     return statistics.median(taken[0]), statistics.median(taken[1])
+
+
+def apart_in_turns_s(makers: Mapping[str, Callable[[], Work]], repeats: int = 5) -> dict[str, float]:
+    """As `in_turns_s`, each work in a process of its own, so that none runs under another's settings.
+
+    makers: functions of a module, each called once in its process to make the work.
+    """
+    with ExitStack() as stack:
+        works = {name: stack.enter_context(_Apart(maker)) for name, maker in makers.items()}
+        taken = [{name: work.time_s() for name, work in works.items()} for _ in range(repeats + 1)][1:]
+    return {name: statistics.median(turn[name] for turn in taken) for name in makers}
+
+
+class _Apart:
+    """A process that does one work when it is told to, and says how long it took."""
+
+    def __init__(self, maker: Callable[[], Work]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(maker, other), daemon=True)
+
+    def time_s(self) -> float:
+        self._pipe.send(True)
+        taken: float = self._pipe.recv()
+        return taken
+
+    def __enter__(self) -> Self:
+        self._process.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pipe.send(False)
+        self._process.join()
+
+
+def _serve(maker: Callable[[], Work], pipe: Connection) -> None:
+    work = maker()
+    while pipe.recv():
+        started_at = time.perf_counter()
+        work()
+        pipe.send(time.perf_counter() - started_at)
 
 
 def report(name: str, value: float, unit: str, bar: float, peer: str = "", peer_value: float | None = None) -> bool:

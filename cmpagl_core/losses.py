@@ -6,6 +6,7 @@ Throughout, `scores` are cosines [B, B] of image i and caption j, row i of the i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -235,8 +236,9 @@ def compute_losses(
     masked: the captions masked for MLM, needed when losses.mlm > 0. generator: draws the hard negatives.
     """
     with torch.autocast(images.features.device.type, enabled=False):  # cosines keep all their digits
-        scores = images.features @ texts.features.t()  # [B, B]
-        logits = scores * model.logit_scale.exp()
+        scores = _probe_scores(images.features, texts.features, model.probes)  # [P, B, B]
+        scale = model.logit_scale.exp()
+        logits = scores.mean(dim=0) * scale  # [B, B]
     weighted: dict[str, Tensor] = {}
     terms: dict[str, Tensor] = {}
 
@@ -248,9 +250,10 @@ def compute_losses(
         soft = None
         if part.itc_soft_targets > 0:
             soft = caption_overlap(input_ids, texts.attention_mask, model.text_encoder.shape.vocab_size)
-        add("itc", part.itc, itc_loss(logits, positives, soft, part.itc_soft_targets, part.label_smoothing))
+        shares = (part.itc_soft_targets, part.label_smoothing)
+        add("itc", part.itc, _mean(itc_loss(probe * scale, positives, soft, *shares) for probe in scores))
     if part.uses_triplet:
-        add("triplet", part.triplet_weight, metric_loss(part, scores, positives))
+        add("triplet", part.triplet_weight, _mean(metric_loss(part, probe, positives) for probe in scores))
     if part.uses_fusion:
         image_keys = model.cross_attention_cache(images.tokens)  # made once; every image meets several texts
     if part.itm > 0:
@@ -262,6 +265,19 @@ def compute_losses(
         said = model.mlm_logits(fused[masked.chosen])  # [K, V]
         add("mlm", part.mlm, mlm_loss(said, input_ids[masked.chosen], mlm_normaliser))
     return LossTerms(torch.stack(list(weighted.values())).sum(), terms, weighted)
+
+
+def _probe_scores(image_features: Tensor, text_features: Tensor, probes: int) -> Tensor:
+    """[B, D] both, each probe's share of the same length. Returns each probe's cosines, [P, B, B], whose mean ranks.
+
+    Each probe has losses of its own: together they rank better than one that is trained on their mean (ours).
+    """
+    pairs = zip(image_features.chunk(probes, dim=1), text_features.chunk(probes, dim=1), strict=True)
+    return torch.stack([probes * (images @ texts.t()) for images, texts in pairs])
+
+
+def _mean(losses: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(losses)).mean()
 
 
 def _itc_rows(

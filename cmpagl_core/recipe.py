@@ -110,6 +110,12 @@ class ImageEncoderPart(_Part):
         description="ours: image_features start as a linear probe of the stem's averaged map; Gswin joins by a gate",
     )
     stem_weights: Annotated[str, Word] = Field("random", description="package:..., timm:NAME, file:PATH or random")
+    stem_also: tuple[Annotated[str, Word], ...] = Field(
+        (), description="ours: more timm extractors; each adds a linear probe of its own, and features lie side by side"
+    )
+    stem_also_weights: tuple[Annotated[str, Word], ...] = Field(
+        (), description="their weights, one for each, as in stem_weights"
+    )
     stem_trainable: bool = Field(False, description="false: frozen, its maps are cached on disk")
     stem_unfreeze_epoch: int = Field(0, ge=0, description="a trainable stem stays frozen before this epoch")
 
@@ -133,6 +139,10 @@ class ImageEncoderPart(_Part):
         first = self.first_stage
         if self.stem == "patch" and self.stem_skip:
             raise ValueError("stem_skip needs a stem: set image_encoder.stem, or stem_skip false")
+        if self.stem_also and not self.stem_skip:
+            raise ValueError("stem_also adds to the linear probe of stem_skip: set image_encoder.stem_skip true")
+        if len(self.stem_also) != len(self.stem_also_weights):
+            raise ValueError("stem_also_weights needs one source for each extractor of stem_also")
         if self.stem != "patch":
             if not self.stem_strides:
                 raise ValueError("stem_strides needs at least one stride")
@@ -158,6 +168,11 @@ class ImageEncoderPart(_Part):
     def swin_weights(self) -> str:
         """The source that `weights` names, of this size."""
         return self.weights.replace(_SIZE, self.size)
+
+    @property
+    def probes(self) -> int:
+        """Groups of features that lie side by side, one for each extractor with a linear probe; else 1."""
+        return 1 + len(self.stem_also)
 
     @property
     def first_stage(self) -> int:
@@ -309,6 +324,10 @@ class Recipe(_Part):
             raise ValueError("no loss ranks anything: give losses.itc, losses.triplet or losses.itm a weight")
         if losses.itm > 0 and losses.pre_alignment and not (losses.uses_itc or losses.uses_triplet):
             raise ValueError("without ITC and triplet there is no pre-alignment: write losses.pre_alignment false")
+        if losses.embed_dim % self.image_encoder.probes:
+            raise ValueError(
+                f"losses.embed_dim {losses.embed_dim} cannot be shared evenly by {self.image_encoder.probes} extractors"
+            )
         if self._caches_stem and self.data.crop_scale_min < 1.0:
             raise ValueError(
                 "a frozen stem's maps are cached for flips and right angles only: crop_scale_min must be 1"

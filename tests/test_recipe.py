@@ -23,6 +23,10 @@ from cmpagl_core.recipe import (
     shipped_recipes,
 )
 
+TWO_STEMS = (
+    "image_encoder: {size: custom, width: 8, depths: [0, 0, 0, 2], num_heads: [1, 1, 1, 4], stem: resnet10t, "
+    "stem_strides: [32], stem_skip: true, stem_also: [resnet18], stem_also_weights: [random]}\n"
+)
 NO_FUSION = "fusion_encoder: {enabled: false}\n"
 
 
@@ -61,6 +65,9 @@ def test_every_shipped_recipe_comments_every_field_that_it_sets(name: str) -> No
         ("image_encoder: {size: tiny, depths: [2, 2, 2, 2]}", "depths is fixed by size tiny"),
         ("image_encoder: {size: custom, width: 90, num_heads: [4, 4, 4, 4]}", "num_heads of stage 1 must divide"),
         ("image_encoder: {stem: tf_efficientnet_lite0}", "set their depths to 0"),
+        ("image_encoder: {stem_also: [a], stem_also_weights: [random]}", "set image_encoder.stem_skip true"),
+        (TWO_STEMS.replace("[random]", "[]"), "one source for each extractor"),
+        (TWO_STEMS + "losses: {embed_dim: 255}", "255 cannot be shared evenly by 2 extractors"),
         ("image_encoder: {branches: parallel, size: custom, depths: [1, 2, 2, 2]}", "come in pairs"),
         ("losses: {itm: 1.0}\n" + NO_FUSION, "ITM and MLM need fusion layers"),
         ("losses: {itm: 0.0, mlm: 0.0}", "nothing trains the fusion half"),

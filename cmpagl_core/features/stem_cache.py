@@ -135,9 +135,9 @@ def stem_cache(
 
 
 def weights_sha256(stem: FeatureStem) -> str:
-    """Hash of the extractor's tensors by name (the head works after the cache and is left out)."""
+    """Hash of the tensors that make what is kept, by name (the head works after the cache and is left out)."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(stem.body.state_dict().items()):
+    for name, tensor in sorted({**stem.body.state_dict(), **stem.also.state_dict()}.items()):
         plain = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
         digest.update(plain.numpy().tobytes())

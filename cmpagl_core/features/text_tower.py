@@ -19,7 +19,7 @@ from tokenizers import Encoding, Tokenizer
 from cmpagl_core.errors import DataError, MismatchError
 from cmpagl_core.features.tensor_file import TensorFile, open_tensor_file, write_tensor_file
 
-TOWER_FORMAT = 1
+TOWER_FORMAT = 2
 TOWER_KIND = "text_tower"
 
 Array = NDArray[np.float32]
@@ -40,6 +40,7 @@ class TowerInfo:
     num_heads: int
     layer_norm_eps: float
     max_tokens: int
+    probes: int  # groups of features that are of one length each
     format_version: int = TOWER_FORMAT
 
 
@@ -95,7 +96,9 @@ class TextTower:
             x = self._layer(x, f"layers.{layer}")
         pooled = x[0] if self.info.pooling == "cls" else x.mean(axis=0)
         projected = self._linear(pooled[None], "text_projection")[0]
-        return np.asarray(projected / np.linalg.norm(projected), dtype=np.float32)
+        grouped = projected.reshape(self.info.probes, -1)
+        lengths = np.linalg.norm(grouped, axis=1, keepdims=True) * np.float32(self.info.probes**0.5)
+        return np.asarray((grouped / lengths).reshape(-1), dtype=np.float32)
 
     def _embed(self, input_ids: NDArray[np.int64]) -> Array:
         words, positions, types = (self.weights[f"embeddings.{name}.weight"] for name in _EMBEDDINGS)
@@ -167,7 +170,8 @@ def _read_info(file: TensorFile) -> TowerInfo:
     kinds: dict[str, type] = {"model_sha256": str, "pooling": str, "layer_norm_eps": float}
     values = {field.name: file.about.get(field.name) for field in fields(TowerInfo)}
     sound = all(type(value) is kinds.get(name, int) for name, value in values.items())
-    if not sound or values["layers"] not in range(1, 100) or values["num_heads"] not in range(1, 1000):
+    most = {"layers": 99, "num_heads": 999, "probes": 99}
+    if not sound or any(values[name] not in range(1, limit + 1) for name, limit in most.items()):
         raise DataError(f"{file.path} does not say what model it is of", hint=_AGAIN)
     return TowerInfo(**values)  # type: ignore[arg-type]  # checked just above
 
@@ -179,7 +183,7 @@ def _read_weights(file: TensorFile, info: TowerInfo) -> dict[str, Array]:
     shapes = tower_shapes(info.layers, hidden, inner, dim)
     weights: dict[str, Array] = {name: file.array(name, "<f4", shape) for name, shape in shapes.items()}
     types, positions = (len(weights[f"embeddings.{name}.weight"]) for name in reversed(_EMBEDDINGS[1:]))
-    if not types or not 2 <= info.max_tokens <= positions or hidden % info.num_heads:
+    if dim % info.probes or not types or not 2 <= info.max_tokens <= positions or hidden % info.num_heads:
         raise DataError(f"{file.path}: its shapes do not fit each other", hint=_AGAIN)
     return weights
 

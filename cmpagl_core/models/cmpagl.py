@@ -54,6 +54,7 @@ class CmpaglModel(nn.Module):
         layers = text_layers(recipe.text_encoder, shape, recipe.fusion_encoder)
         self.import_reports: tuple[ImportReport, ...] = ()
         self.logit_scale_max = losses.logit_scale_max
+        self.probes = recipe.image_encoder.probes
         self.image_encoder = GswinEncoder(recipe.image_encoder, recipe.data.image_size_px)
         self.text_encoder = TextEncoder(recipe.text_encoder, shape, layers)
         width = self.image_encoder.width
@@ -66,7 +67,7 @@ class CmpaglModel(nn.Module):
         self.text_projection = nn.Linear(shape.hidden_size, losses.embed_dim)
         stem, part = self.image_encoder.patch_embed, recipe.image_encoder
         self.stem_skip = (
-            StemSkip(stem.part_channels, losses.embed_dim, part.drop_path)
+            StemSkip(stem.part_channels, losses.embed_dim, part.drop_path, stem.also_channels)
             if isinstance(stem, FeatureStem) and part.stem_skip
             else None
         )
@@ -99,13 +100,13 @@ class CmpaglModel(nn.Module):
         projected = self.image_projection(tokens[:, 0])
         if self.stem_skip is not None:
             projected = self.stem_skip(projected, maps)
-        return ImageEncoding(tokens, _unit(projected))
+        return ImageEncoding(tokens, _unit(projected, self.probes))
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> TextEncoding:
         """input_ids: [B, L] int64. attention_mask: [B, L] bool."""
         tokens = self.text_encoder(input_ids, attention_mask)
         pooled = self.text_encoder.pool(tokens, attention_mask)
-        return TextEncoding(tokens, _unit(self.text_projection(pooled)), attention_mask)
+        return TextEncoding(tokens, _unit(self.text_projection(pooled), self.probes), attention_mask)
 
     def fuse(self, text: TextEncoding | tuple[Tensor, Tensor], image: Tensor | CrossAttentionCache) -> Tensor:
         """text: an encoding, or (input_ids, attention_mask). image: tokens [B, 1 + N, C], or their cache.
@@ -182,8 +183,13 @@ def _import_all(model: CmpaglModel, recipe: Recipe) -> list[ImportReport]:
     stem = model.image_encoder.patch_embed
     if part.weights != "random":
         reports.append(import_swin(model.image_encoder, part.swin_weights).prefixed("image_encoder."))
-    if isinstance(stem, FeatureStem) and part.stem_weights != "random":
-        reports.append(import_stem(stem, part.stem, part.stem_weights).prefixed("image_encoder.patch_embed."))
+    if isinstance(stem, FeatureStem):
+        stems = (stem, *stem.others)
+        named = zip((part.stem, *part.stem_also), (part.stem_weights, *part.stem_also_weights), strict=True)
+        for place, (one, (name, source)) in enumerate(zip(stems, named, strict=True)):
+            prefix = "image_encoder.patch_embed." + (f"also.{place - 1}." if place else "")
+            if source != "random":
+                reports.append(import_stem(one, name, source).prefixed(prefix))
     if recipe.text_encoder.weights != "random":
         names = {id(module): f"{name}." for name, module in model.named_children()}
         found = import_bert(model.text_encoder, model.fusion_encoder, model.mlm_head, recipe.text_encoder.weights)
@@ -195,6 +201,11 @@ def _origin(name: str) -> Origin:
     return "imported_image" if name.startswith("image_encoder.") else "imported_text"
 
 
-def _unit(x: Tensor) -> Tensor:
-    """Unit length along the last axis, in fp32 so that equal inputs stay equal under autocast."""
-    return F.normalize(x.float(), dim=-1)
+def _unit(x: Tensor, groups: int) -> Tensor:
+    """Unit length along the last axis, in fp32 so that equal inputs stay equal under autocast.
+
+    x: [B, D]. Groups of D / groups features are of one length each, so that a cosine is the mean of the groups'.
+    """
+    grouped = F.normalize(x.float().view(*x.shape[:-1], groups, -1), dim=-1)
+    joined: Tensor = grouped.flatten(-2) / groups**0.5
+    return joined

@@ -200,20 +200,28 @@ class GswinStage(nn.Module):
 class StemSkip(nn.Module):
     """image_features from the stem's averaged map, and Gswin's projection behind a gate [ours].
 
+    With further extractors each gives its share of the features, from its own averaged map alone.
+
     The gate starts at 0, so training starts from a linear probe of pretrained features and Gswin adds what they lack.
     One linear layer, straight to the features: two in a row rank worse.
     """
 
-    def __init__(self, part_channels: tuple[int, ...], embed_dim: int, drop_path: float) -> None:
+    def __init__(
+        self, part_channels: tuple[int, ...], embed_dim: int, drop_path: float, also_channels: tuple[int, ...] = ()
+    ) -> None:
         super().__init__()
-        self.projection = StemProjection(part_channels, embed_dim)
+        probes = (part_channels, *((channels,) for channels in also_channels))
+        self.channels = [sum(probe) for probe in probes]
+        self.projections = nn.ModuleList(StemProjection(probe, embed_dim // len(probes)) for probe in probes)
         self.gate = nn.Parameter(torch.zeros(embed_dim))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, projected: Tensor, stem_map: Tensor) -> Tensor:
         """projected: [B, D], of Gswin. stem_map: [B, C of the stem, h, w]. Returns [B, D]."""
         pooled = stem_map.float().mean(dim=(2, 3))  # [B, C of the stem]
-        out: Tensor = self.projection(pooled) + self.drop_path(projected * self.gate)
+        shares = torch.split(pooled, self.channels, dim=1)
+        probed = [projection(share) for projection, share in zip(self.projections, shares, strict=True)]
+        out: Tensor = torch.cat(probed, dim=1) + self.drop_path(projected * self.gate)
         return out
 
 
@@ -257,7 +265,7 @@ class GswinEncoder(nn.Module):
         if x.shape[1:3] != (self.map_size, self.map_size):
             raise ValueError(f"a map of {tuple(x.shape[1:3])} came, the encoder is built for {self.map_size} squared")
         if self.stem_projection is not None:
-            x = self.stem_projection(x)
+            x = self.stem_projection(x[..., : sum(self.stem_projection.part_channels)])
         for stage in self.layers.values():
             x = stage(x)
         tokens = self.norm(x).flatten(1, 2)  # [B, N, C]
@@ -277,7 +285,7 @@ class GswinEncoder(nn.Module):
     def _initialise(self) -> None:
         """Truncated normal of 0.02 for linear layers and bias tables, zero biases; the stem keeps timm's."""
         for name, module in self.named_modules():
-            if name.startswith(("patch_embed.body", "patch_embed.head")):
+            if name.startswith(("patch_embed.body", "patch_embed.head", "patch_embed.also")):
                 continue
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 
 import timm
 import torch
@@ -53,12 +54,15 @@ def import_stem(stem: FeatureStem, name: str, spec: str) -> ImportReport:
     wanted: dict[str, str] = {}
     for ours in stem.state_dict():
         part, _, rest = ours.partition(".")
+        if part == "also":
+            continue  # further extractors have weights of their own
         if part == "head":
             position, _, leaf = rest.partition(".")
             wanted[ours] = f"{('conv_head', 'bn2')[int(position)]}.{leaf}"
         else:
             wanted[ours] = _unflattened(rest, tensors)
-    return _copy(stem, tensors, wanted, source)
+    report = _copy(stem, tensors, wanted, source)
+    return replace(report, new=tuple(name for name in report.new if not name.startswith("also.")))
 
 
 def import_bert(
@@ -165,7 +169,7 @@ def _in_order(name: str, tensors: Tensors, source: Source) -> Tensors:
         ours.shape == theirs.shape for ours, theirs in zip(target.values(), tensors.values(), strict=False)
     )
     if not same:
-        raise MismatchError(f"{source} does not hold the weights of {name}", hint="it is a tf_efficientnet_lite0")
+        raise MismatchError(f"{source} does not hold the weights of {name}", hint="its name says which model it is of")
     return dict(zip(target, tensors.values(), strict=True))
 
 

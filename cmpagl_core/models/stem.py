@@ -41,7 +41,8 @@ class FeatureStem(nn.Module):
     """Maps of a timm feature extractor at the recipe's strides, joined at the finest by channel [ours].
 
     Coarser maps are brought to the finest one's size bilinearly. Its batch norms always use their stored
-    statistics, so a picture's map never depends on the batch it came in.
+    statistics, so a picture's map never depends on the batch it came in. Of further extractors (`stem_also`) only the
+    averaged map is kept; it is repeated behind the map's own channels, so that what a picture gives stays one map.
     """
 
     def __init__(self, part: ImageEncoderPart) -> None:
@@ -53,7 +54,11 @@ class FeatureStem(nn.Module):
             self.head = _last_convolution(part.stem, max(strides))
             channels[-1] = int(self.head[0].out_channels)  # type: ignore[arg-type]
         self.part_channels = tuple(channels)
-        self.channels = sum(channels)
+        self.also = nn.ModuleList(
+            FeatureStem(part.model_copy(update={"stem": name, "stem_also": ()})) for name in part.stem_also
+        )
+        self.also_channels: tuple[int, ...] = tuple(sum(stem.part_channels) for stem in self.others)
+        self.channels = sum(channels) + sum(self.also_channels)
         self.set_trainable(part.stem_trainable)
         self.eval()
 
@@ -78,7 +83,7 @@ class FeatureStem(nn.Module):
         _fold_norms(folded)
         if not _same_maps(self, folded):
             return False
-        self.body, self.head = folded.body, folded.head
+        self.body, self.head, self.also = folded.body, folded.head, folded.also
         return True
 
     def map_size(self, image_size_px: int) -> int:
@@ -90,23 +95,34 @@ class FeatureStem(nn.Module):
         return self.join(self.parts(pixel_values))
 
     def parts(self, pixel_values: Tensor) -> list[Tensor]:
-        """The extractor's own maps, finest first, before the head and before they are joined: what a cache keeps."""
+        """The extractor's own maps, finest first, before the head and before they are joined: what a cache keeps.
+
+        Behind them the averaged map of each further extractor, [B, C_i, 1, 1].
+        """
         # Half precision convolves twice as fast like this; the meta device, on which models are counted, has none.
         if not pixel_values.is_meta and torch.is_autocast_enabled(pixel_values.device.type):
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
-            return list(self.body(pixel_values))
+            averaged = [stem(pixel_values).float().mean(dim=(2, 3), keepdim=True) for stem in self.others]
+            return [*self.body(pixel_values), *averaged]
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """parts: [B, C_i, h_i, w_i] of `parts`. Returns [B, C, h, w]."""
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
-            maps = [*parts[:-1], parts[-1] if self.head is None else self.head(parts[-1])]
+            own = len(parts) - len(self.also)
+            maps = [*parts[: own - 1], parts[own - 1] if self.head is None else self.head(parts[own - 1])]
             finest = maps[0].shape[-2:]
             sized = [
                 x if x.shape[-2:] == finest else F.interpolate(x, size=finest, mode="bilinear", align_corners=False)
                 for x in maps
             ]
+            sized += [averaged.to(sized[0].dtype).expand(-1, -1, *finest) for averaged in parts[own:]]
             return sized[0] if len(sized) == 1 else torch.cat(sized, dim=1)
+
+    @property
+    def others(self) -> list[FeatureStem]:
+        """The further extractors."""
+        return [stem for stem in self.also if isinstance(stem, FeatureStem)]
 
 
 class StemProjection(nn.Module):

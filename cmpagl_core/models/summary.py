@@ -62,6 +62,7 @@ def _parts(model: CmpaglModel, pixel_values: Tensor, tokens: int) -> list[tuple[
     parts: list[tuple[str, list[nn.Module], Run]] = [("stem", [image.patch_embed], lambda: image.stem(pixel_values))]
     x = stem_map.permute(0, 2, 3, 1)
     if image.stem_projection is not None:
+        x = x[..., : sum(image.stem_projection.part_channels)]
         parts.append(("stem projection", [image.stem_projection], _call(image.stem_projection, x)))
         x = image.stem_projection(x)
     for name, stage in image.layers.items():

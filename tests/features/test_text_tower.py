@@ -71,6 +71,16 @@ def test_the_tower_agrees_with_the_model(
     np.testing.assert_allclose(found, torch_features(other, TEXTS), atol=1e-5)
 
 
+def test_a_tower_gives_each_extractors_share_of_the_features_one_length(loaded: LoadedModel, tmp_path: Path) -> None:
+    overrides = ["image_encoder.stem=resnet10t", "image_encoder.depths=[0,0,0,2]", "image_encoder.stem_strides=[32]"]
+    overrides += ["image_encoder.stem_skip=true", "image_encoder.stem_also=[test_efficientnet]"]
+    recipe = override_recipe(loaded.recipe, [*overrides, "image_encoder.stem_also_weights=[random]"])
+    other = replace(loaded, model=build_model(recipe, loaded.tokenizer.vocab_size).eval(), recipe=recipe)
+    found = tower(other, tmp_path).encode(TEXTS)
+    np.testing.assert_allclose(found, torch_features(other, TEXTS), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found.reshape(len(TEXTS), 2, -1), axis=2), 0.5**0.5, atol=1e-5)
+
+
 def tower(loaded: LoadedModel, tmp_path: Path) -> TextTower:
     write_text_tower(tmp_path / "tower", loaded)
     return open_text_tower(tmp_path / "tower")
@@ -111,6 +121,8 @@ def test_a_tower_whose_parts_do_not_fit_is_refused(loaded: LoadedModel, tmp_path
         ({}, {"num_heads": 3}, DataError, "do not fit each other"),
         ({}, {"max_tokens": 9999}, DataError, "do not fit each other"),
         ({}, {"layers": 50}, DataError, "no tensor 'layers"),
+        ({}, {"probes": 0}, DataError, "does not say"),
+        ({}, {"probes": 3}, DataError, "do not fit each other"),
         ({}, {"layers": -1}, DataError, "does not say"),
         ({}, {"kind": "feature_set"}, DataError, "not the text half"),
         ({}, {"format_version": 7}, MismatchError, "format_version is 7"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cmpagl_core.errors import MismatchError, RecipeError
-from cmpagl_core.losses import LossTerms, compute_losses, mask_tokens
+from cmpagl_core.losses import LossTerms, compute_losses, itc_loss, mask_tokens, metric_loss
 from cmpagl_core.models.cmpagl import CmpaglModel, TextEncoding, build_model
 from cmpagl_core.recipe import Recipe, override_recipe
 
@@ -34,6 +34,12 @@ STEM = (
     "image_encoder.depths=[0,0,0,2]",
     "image_encoder.stem_strides=[32]",
 )
+TWO_EXTRACTORS = (
+    *STEM,
+    "image_encoder.stem_skip=true",
+    "image_encoder.stem_also=[test_efficientnet]",
+    "image_encoder.stem_also_weights=[random]",
+)
 NO_FUSION = ("fusion_encoder.enabled=false", "losses.itm=0", "losses.mlm=0")
 IMAGE_SWITCHES: dict[str, tuple[str, ...]] = {
     "no global window": ("image_encoder.global_window=false",),
@@ -47,6 +53,8 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "as it is": (),
     **IMAGE_SWITCHES,
     "frozen stem": STEM,
+    "two extractors": TWO_EXTRACTORS,
+    "two free extractors": (*TWO_EXTRACTORS, "image_encoder.stem_trainable=true"),
     "free stem": (*STEM, "image_encoder.stem_trainable=true"),
     "mean pooling": ("text_encoder.pooling=mean",),
     "split 1 + 3": ("text_encoder.layers=1",),
@@ -79,7 +87,9 @@ def captions(size: int = 4) -> tuple[Tensor, Tensor]:
 def open_gates(model: CmpaglModel, value: float = 0.5) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            norm_that_starts_at_zero = "patch_embed.body" in name and name.endswith("weight") and not parameter.any()
+            norm_that_starts_at_zero = (
+                "patch_embed." in name and ".body." in name and name.endswith("weight") and not parameter.any()
+            )
             if name.endswith(".gate") or norm_that_starts_at_zero:
                 parameter.fill_(value)
 
@@ -122,7 +132,7 @@ def test_every_parameter_gets_a_gradient_in_its_recipe(name: str) -> None:
     assert not without
     frozen = {key for key, parameter in model.named_parameters() if not parameter.requires_grad}
     expected = set()
-    if name == "frozen stem":
+    if name in ("frozen stem", "two extractors"):
         expected = {key for key in frozen if "patch_embed" in key}
     if name == "no pre-alignment":
         expected = {"logit_scale"} | {key for key in frozen if key.startswith(("image_projection", "text_projection"))}
@@ -242,6 +252,25 @@ def test_the_logit_scale_is_kept_in_its_range() -> None:
             model.logit_scale.fill_(value)
         model.clamp_logit_scale()
         assert model.logit_scale.exp().item() == pytest.approx(expected)
+
+
+def test_features_of_two_extractors_lie_side_by_side_with_losses_of_their_own() -> None:
+    made_from = recipe(*TWO_EXTRACTORS)
+    model = build_model(made_from, VOCABULARY).eval()
+    open_gates(model)
+    images, texts = (x.features for x in (model.encode_images(pixels()), model.encode_texts(*captions())))
+    halves = [(images[:, rows], texts[:, rows]) for rows in (slice(0, 16), slice(16, 32))]
+    for half in [part for pair in halves for part in pair]:
+        assert torch.allclose(half.norm(dim=1), torch.full((4,), 0.5**0.5), atol=1e-6)
+    cosines = [torch.nn.functional.cosine_similarity(i[:, None], t[None], dim=2) for i, t in halves]
+    assert torch.allclose(images @ texts.t(), (cosines[0] + cosines[1]) / 2, atol=1e-6)
+    positives = torch.eye(4, dtype=torch.bool)
+    positives[0, 1] = positives[1, 0] = True
+    each = [itc_loss(half * model.logit_scale.exp(), positives) for half in cosines]
+    found = losses(model, made_from).terms
+    assert found["itc"].item() == pytest.approx((each[0] + each[1]).item() / 2, rel=1e-5)
+    each = [metric_loss(made_from.losses, half, positives) for half in cosines]
+    assert found["triplet"].item() == pytest.approx((each[0] + each[1]).item() / 2, rel=1e-5)
 
 
 def test_the_total_is_the_weighted_sum_of_the_terms() -> None:

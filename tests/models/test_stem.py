@@ -176,10 +176,42 @@ def test_a_skip_starts_as_a_linear_probe_of_the_stem_and_lets_gswin_in_by_its_ga
     stem_map, projected = torch.randn(2, 8, 2, 2), torch.randn(2, 4)
     pooled = stem_map.mean(dim=(2, 3))
     normed = torch.cat([F.layer_norm(pooled[:, :3], (3,)), F.layer_norm(pooled[:, 3:], (5,))], dim=1)
-    probe = skip.projection.linear(normed)
+    probe = skip.projections[0].linear(normed)
     assert torch.allclose(skip(projected, stem_map), probe, atol=1e-6)
     torch.nn.init.constant_(skip.gate, 0.5)
     assert torch.allclose(skip(projected, stem_map), probe + 0.5 * projected, atol=1e-6)
+
+
+def test_a_further_extractor_lends_its_averaged_map_to_every_place(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = timm.create_model(LITE0, pretrained=False).eval()
+    save_file(whole.state_dict(), tmp_path / "w.safetensors")
+    fields = {"stem": "resnet10t", "stem_skip": True, "stem_also": (LITE0,), "stem_also_weights": ("random",)}
+    stem = FeatureStem(part(strides=(32,), **fields)).train()
+    alone = FeatureStem(part(strides=(32,), stem="resnet10t"))
+    alone.body.load_state_dict(stem.body.state_dict())
+    report = import_stem(stem.others[0], LITE0, f"file:{tmp_path / 'w.safetensors'}")
+    assert not report.new
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        own, found, averaged = alone(pixels), stem(pixels), whole.forward_intermediates(pixels, indices=[4])[1][0]
+        averaged = averaged.mean(dim=(2, 3), keepdim=True)
+        assert stem.part_channels == alone.part_channels
+        assert stem.also_channels == (averaged.shape[1],)
+        assert torch.allclose(found[:, : own.shape[1]], own, atol=1e-5)
+        assert torch.allclose(found[:, own.shape[1] :], averaged.expand(-1, -1, 2, 2), atol=1e-5)
+        assert [tuple(kept.shape[1:]) for kept in stem.parts(pixels)] == [(512, 2, 2), (320, 1, 1)]
+
+
+def test_each_extractor_of_a_skip_gives_its_share_of_the_features() -> None:
+    torch.manual_seed(0)
+    skip = StemSkip((3, 5), 4, drop_path=0.0, also_channels=(6,))
+    stem_map, projected = torch.randn(2, 14, 2, 2), torch.randn(2, 4)
+    first, second = StemSkip((3, 5), 2, drop_path=0.0), StemSkip((6,), 2, drop_path=0.0)
+    for single, projection in zip((first, second), skip.projections, strict=True):
+        single.projections[0].load_state_dict(projection.state_dict())
+    expected = torch.cat([first(projected[:, :2], stem_map[:, :8]), second(projected[:, 2:], stem_map[:, 8:])], dim=1)
+    assert torch.allclose(skip(projected, stem_map), expected, atol=1e-6)
 
 
 def test_a_skip_without_a_stem_is_refused() -> None:
