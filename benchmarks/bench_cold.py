@@ -16,7 +16,7 @@ from cmpagl_core.features.tensor_file import TextTable
 from cmpagl_core.features.text_tower import open_text_tower
 from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.models.tokenizer import load_tokenizer
-from cmpagl_core.recipe import parse_recipe
+from cmpagl_core.recipe_files import parse_recipe
 from cmpagl_core.retrieval.index import TOWER_FILE, Fingerprints, GalleryIndex, IndexInfo, save_index
 from cmpagl_core.retrieval.indexing import write_text_tower
 from cmpagl_core.runs import LoadedModel

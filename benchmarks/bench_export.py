@@ -21,7 +21,7 @@ from cmpagl_core.features.encode import encode_pictures
 from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.progress import Silent
-from cmpagl_core.recipe import parse_recipe
+from cmpagl_core.recipe_files import parse_recipe
 from cmpagl_core.runs import LoadedModel
 
 PICTURES, BATCH = 96, 32

@@ -21,7 +21,7 @@ from cmpagl_core.features.encode import encode_pictures
 from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.progress import Silent
-from cmpagl_core.recipe import parse_recipe
+from cmpagl_core.recipe_files import parse_recipe
 from cmpagl_core.retrieval.rerank.chain import Directions, Gammas, Tuned, rerank
 from cmpagl_core.retrieval.scores import ScoreMatrix
 from cmpagl_core.retrieval.search import top_k

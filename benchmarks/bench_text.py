@@ -20,7 +20,7 @@ from cmpagl_core.features.encode import encode_captions
 from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.progress import Silent
-from cmpagl_core.recipe import parse_recipe
+from cmpagl_core.recipe_files import parse_recipe
 from cmpagl_core.runs import LoadedModel
 
 CAPTIONS, BATCH = 10_000, 32

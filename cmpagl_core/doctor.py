@@ -152,7 +152,7 @@ def _weights() -> Iterator[Check]:
     """The pretrained weights that the shipped recipes name."""
     try:
         from cmpagl_core.models.weights import reachable
-        from cmpagl_core.recipe import load_recipe, shipped_recipes
+        from cmpagl_core.recipe_files import load_recipe, shipped_recipes
     except (ImportError, OSError, RuntimeError):
         return
     wanted: dict[str, list[str]] = {}

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from cmpagl_core.errors import RecipeError
 from cmpagl_core.files import canonical_json, sha256_text
-from cmpagl_core.recipe_errors import nearest, one_sentence
 
 RECIPE_VERSION = 1
 STAGE_STRIDES = (4, 8, 16, 32)
 
-_MAX_RECIPE_BYTES = 1_000_000
 _SIZE = "{size}"  # in the name of Swin weights, so that one line changes a recipe's size
 _SIZES: dict[str, tuple[int, tuple[int, int, int, int], tuple[int, int, int, int]]] = {
     "tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
@@ -345,109 +341,6 @@ class Recipe(_Part):
     def to_yaml(self) -> str:
         """The recipe as resolved, every field written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
-
-
-def parse_recipe(text: str, where: str, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe from YAML text and apply `key.path=value` overrides.
-
-    Raises RecipeError with the place, the offending value and the nearest valid key.
-    """
-    if len(text) > _MAX_RECIPE_BYTES:
-        raise RecipeError(f"{where} is too large for a recipe ({len(text):,} characters)")
-    try:
-        tree = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise RecipeError(f"{where}{line}: not valid YAML ({problem})") from error
-    if tree is None:
-        tree = {}
-    if not isinstance(tree, dict):
-        raise RecipeError(f"{where}: a recipe is a mapping of parts, not a {type(tree).__name__}")
-    for override in overrides:
-        _apply_override(tree, override)
-    return _validate(tree, where)
-
-
-def override_recipe(recipe: Recipe, overrides: Iterable[str], where: str = "the overrides") -> Recipe:
-    """A new recipe with `key.path=value` overrides applied. Raises RecipeError."""
-    tree = recipe.model_dump(mode="json")
-    for override in overrides:
-        _apply_override(tree, override)
-    return _validate(tree, where)
-
-
-def recipe_folder() -> Path:
-    """Where the recipes that come with cmpagl lie, installed or in a checkout."""
-    installed = Path(__file__).parent / "recipes"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "recipes"
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """Name and file of each recipe that comes with cmpagl."""
-    return {path.stem: path for path in sorted(recipe_folder().glob("*.yaml"))}
-
-
-def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """A recipe from a file, or one that comes with cmpagl by its name. Raises RecipeError."""
-    path = find_recipe(name_or_path)
-    return parse_recipe(read_recipe_text(path), str(path), overrides)
-
-
-def read_recipe_text(path: Path) -> str:
-    """A recipe file with its comments. Raises RecipeError if it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read as UTF-8 text") from error
-
-
-def recipe_purpose(path: Path) -> str:
-    """What a recipe is for: the first line of the comment at its head."""
-    first, _, _ = read_recipe_text(path).partition("\n")
-    return first.lstrip("# ").strip() if first.startswith("#") else ""
-
-
-def find_recipe(name_or_path: str | Path) -> Path:
-    """The file of a recipe given by path or by name. Raises RecipeError listing the names."""
-    path, shipped = Path(name_or_path), shipped_recipes()
-    if path.is_file():
-        return path
-    if str(name_or_path) in shipped:
-        return shipped[str(name_or_path)]
-    raise RecipeError(
-        f"there is no recipe {str(name_or_path)!r}, neither as a file nor among those that come with cmpagl",
-        hint=f"they are {', '.join(shipped)}" + nearest(str(name_or_path), shipped),
-    )
-
-
-def _validate(tree: dict[str, Any], where: str) -> Recipe:
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        raise one_sentence(error, where, Recipe) from error
-
-
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise RecipeError(f"override {override!r} is not KEY=VALUE", hint="write for instance optim.lr=1.0e-4")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"override {override!r}: the value is not valid YAML") from error
-    node = tree
-    for key in keys[:-1]:
-        child = node.setdefault(key, {})
-        if not isinstance(child, dict):
-            raise RecipeError(f"override {override!r}: {key!r} is a value, not a part with keys")
-        node = child
-    node[keys[-1]] = value
-    if keys[:-1] == ["image_encoder"] and keys[-1] == "size":
-        for fixed in ("width", "depths", "num_heads"):
-            node.pop(fixed, None)
 
 
 def _plain(value: Any) -> Any:

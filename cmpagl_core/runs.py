@@ -16,7 +16,8 @@ from cmpagl_core import __version__
 from cmpagl_core.errors import CmpaglError, DataError, MismatchError
 from cmpagl_core.files import atomic_path, canonical_json, read_json, sha256_file, write_json, write_text
 from cmpagl_core.progress import Progress
-from cmpagl_core.recipe import Recipe, parse_recipe
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.recipe_files import parse_recipe
 from cmpagl_core.workspace import Workspace
 
 if TYPE_CHECKING:  # opening a run costs neither torch nor transformers; building its model does

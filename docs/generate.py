@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from cmpagl_cli.app import app
 from cmpagl_core.files import write_text
-from cmpagl_core.recipe import Recipe, recipe_purpose, shipped_recipes
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.recipe_files import recipe_purpose, shipped_recipes
 
 DOCS = Path(__file__).parent
 

@@ -143,7 +143,7 @@ def tiny_run(tiny_prepared: Path) -> Path:
     from cmpagl_core.models.bert import bert_shape
     from cmpagl_core.models.cmpagl import build_model
     from cmpagl_core.models.tokenizer import load_tokenizer
-    from cmpagl_core.recipe import parse_recipe
+    from cmpagl_core.recipe_files import parse_recipe
     from cmpagl_core.runs import Best, RunInfo, current_code, current_versions, save_run
 
     recipe = parse_recipe(TINY_RECIPE, "the tiny recipe")

@@ -31,7 +31,8 @@ from cmpagl_core.datasets.prepared import open_prepared
 from cmpagl_core.errors import DataError, InterruptedByUserError, UsageError
 from cmpagl_core.evaluation.intervals import compare
 from cmpagl_core.progress import Silent
-from cmpagl_core.recipe import Recipe, override_recipe, parse_recipe
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.recipe_files import override_recipe, parse_recipe
 from cmpagl_core.runs import Run
 from cmpagl_core.workspace import Workspace
 

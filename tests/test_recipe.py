@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from cmpagl_core.errors import RecipeError
-from cmpagl_core.recipe import (
-    Recipe,
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.recipe_files import (
     find_recipe,
     load_recipe,
     override_recipe,

@@ -24,7 +24,7 @@ from cmpagl_core.evaluation.evaluate import evaluate_scores
 from cmpagl_core.evaluation.recall import Recalls
 from cmpagl_core.evaluation.scored import EvaluateOptions
 from cmpagl_core.progress import Silent
-from cmpagl_core.recipe import override_recipe
+from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.report.ablation_page import render_ablation
 from cmpagl_core.report.charts import Value, line_chart, row_chart, scale, ticks
 from cmpagl_core.report.evidence import (

@@ -14,7 +14,8 @@ import torch
 
 from cmpagl_core.errors import CmpaglError, DataError, MismatchError
 from cmpagl_core.models.bert import BertShape
-from cmpagl_core.recipe import Recipe, parse_recipe
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.recipe_files import parse_recipe
 from cmpagl_core.runs import (
     Best,
     Code,

@@ -20,7 +20,7 @@ def recipe_list(format: FormatOption = "table") -> None:
       cmpagl recipe list
       cmpagl recipe list --format json
     """
-    from cmpagl_core.recipe import recipe_purpose, shipped_recipes
+    from cmpagl_core.recipe_files import recipe_purpose, shipped_recipes
 
     rows = [
         {"name": name, "purpose": recipe_purpose(path), "path": str(path)} for name, path in shipped_recipes().items()
@@ -48,7 +48,7 @@ def recipe_show(
       cmpagl recipe show rsicd --summary
       cmpagl recipe show ucm --set image_encoder.size=small
     """
-    from cmpagl_core.recipe import find_recipe, load_recipe, read_recipe_text
+    from cmpagl_core.recipe_files import find_recipe, load_recipe, read_recipe_text
 
     recipe = load_recipe(name, overrides or ())
     if summary:
@@ -79,7 +79,7 @@ def recipe_validate(
       cmpagl recipe validate mine.yaml
       cmpagl recipe validate ucm-cpu --set optim.lr=2.0e-4
     """
-    from cmpagl_core.recipe import load_recipe
+    from cmpagl_core.recipe_files import load_recipe
 
     for name in names:
         recipe = load_recipe(name, overrides or ())

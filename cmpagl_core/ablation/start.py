@@ -15,7 +15,8 @@ from cmpagl_core.errors import DataError, MismatchError
 from cmpagl_core.evaluation.selection import training_data
 from cmpagl_core.files import write_text
 from cmpagl_core.progress import Progress
-from cmpagl_core.recipe import Recipe, load_recipe, override_recipe
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.recipe_files import load_recipe, override_recipe
 from cmpagl_core.runs import Run, open_run
 from cmpagl_core.training.forecast import forecast
 from cmpagl_core.training.start import TrainRequest

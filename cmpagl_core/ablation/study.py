@@ -20,7 +20,7 @@ from cmpagl_core.ablation.trials import (
 )
 from cmpagl_core.ablation.variants import Variant, bases_of
 from cmpagl_core.evaluation.stages import Base
-from cmpagl_core.recipe import override_recipe
+from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.runs import Run
 
 Todo = Literal["nothing", "evaluate", "train"]

@@ -11,7 +11,8 @@ import torch
 from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
 from cmpagl_core.errors import UsageError
 from cmpagl_core.progress import Progress
-from cmpagl_core.recipe import Recipe, find_recipe, load_recipe, override_recipe
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.recipe_files import find_recipe, load_recipe, override_recipe
 from cmpagl_core.runs import INFO_FILE, RECIPE_FILE, Run
 from cmpagl_core.training.loop import fit
 from cmpagl_core.training.resume import has_state, read_about, unfinished_run

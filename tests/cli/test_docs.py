@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from cmpagl_core.recipe import Recipe, load_recipe
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.recipe_files import load_recipe
 
 ROOT = Path(__file__).parent.parent.parent
 README = ROOT / "README.md"

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from cmpagl_core.recipe import Recipe, parse_recipe, shipped_recipes
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.recipe_files import parse_recipe, shipped_recipes
 
 Cmpagl = Callable[..., Result]
 

@@ -30,7 +30,7 @@ from cmpagl_core.evaluation.selection import choose_for_run, keep_choice, open_t
 from cmpagl_core.evaluation.stages import Available, Stage, plan_stages
 from cmpagl_core.features.export import run_features
 from cmpagl_core.progress import Silent
-from cmpagl_core.recipe import override_recipe
+from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.retrieval.rerank.chain import Gammas, Tuned
 from cmpagl_core.runs import Run, open_run
 from cmpagl_core.workspace import Workspace

@@ -17,7 +17,7 @@ from cmpagl_core.features.tensor_file import open_tensor_file, write_tensor_file
 from cmpagl_core.features.text_tower import TextTower, open_text_tower
 from cmpagl_core.models.bert import BertShape
 from cmpagl_core.models.cmpagl import build_model
-from cmpagl_core.recipe import override_recipe
+from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.retrieval.indexing import write_text_tower
 from cmpagl_core.runs import LoadedModel, open_run
 

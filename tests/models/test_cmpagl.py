@@ -11,7 +11,8 @@ from torch import Tensor
 from cmpagl_core.errors import MismatchError, RecipeError
 from cmpagl_core.losses import LossTerms, compute_losses, itc_loss, mask_tokens, metric_loss
 from cmpagl_core.models.cmpagl import CmpaglModel, TextEncoding, build_model
-from cmpagl_core.recipe import Recipe, override_recipe
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.recipe_files import override_recipe
 
 VOCABULARY = 60
 SMALL: dict[str, Any] = {

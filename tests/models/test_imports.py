@@ -19,7 +19,8 @@ from cmpagl_core.models.gswin import GswinEncoder
 from cmpagl_core.models.imports import import_swin
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.models.weights import ImportReport, reachable
-from cmpagl_core.recipe import ImageEncoderPart, Recipe, TextEncoderPart, load_recipe, parse_recipe
+from cmpagl_core.recipe import ImageEncoderPart, Recipe, TextEncoderPart
+from cmpagl_core.recipe_files import load_recipe, parse_recipe
 
 PAPER = ("rsicd", "rsitmd", "ucm", "sydney")
 

@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.models.summary import summarise
-from cmpagl_core.recipe import Recipe, override_recipe
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.recipe_files import override_recipe
 
 PLAIN = Recipe.model_validate({"image_encoder": {"global_window": False}})
 

@@ -15,7 +15,7 @@ from cmpagl_core.datasets.writing import Provenance, write_prepared
 from cmpagl_core.files import sha256_file
 from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.progress import Silent
-from cmpagl_core.recipe import load_recipe
+from cmpagl_core.recipe_files import load_recipe
 from cmpagl_core.runs import read_tensors
 from cmpagl_core.training import loop
 from cmpagl_core.training.journal import read_journal

@@ -15,7 +15,8 @@ from PIL import Image
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.datasets.writing import Provenance, write_prepared
 from cmpagl_core.files import sha256_file
-from cmpagl_core.recipe import Recipe, parse_recipe
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.recipe_files import parse_recipe
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
 PLACES = ("field", "roof", "lake", "road")

@@ -19,7 +19,7 @@ import torch
 from cmpagl_core.datasets.prepared import open_prepared
 from cmpagl_core.errors import CmpaglError
 from cmpagl_core.progress import Silent
-from cmpagl_core.recipe import load_recipe
+from cmpagl_core.recipe_files import load_recipe
 from cmpagl_core.runs import open_run
 from cmpagl_core.training import loop
 

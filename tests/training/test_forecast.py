@@ -19,7 +19,8 @@ from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.models.stem import FeatureStem
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.progress import Silent
-from cmpagl_core.recipe import Recipe, load_recipe
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.recipe_files import load_recipe
 from cmpagl_core.training.forecast import BERT_VOCABULARY, forecast
 from cmpagl_core.training.learner import make_learner
 from cmpagl_core.training.measure import Cost, measure, standing_bytes

@@ -11,7 +11,8 @@ from cmpagl_core.models.cmpagl import CmpaglModel, build_model
 from cmpagl_core.models.summary import BERT_VOCABULARY
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.models.weights import reachable
-from cmpagl_core.recipe import Recipe, load_recipe, shipped_recipes
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.recipe_files import load_recipe, shipped_recipes
 from cmpagl_core.training.learner import Learner, make_learner
 from cmpagl_core.training.step import accumulate
 

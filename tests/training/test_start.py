@@ -20,7 +20,8 @@ from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
 from cmpagl_core.errors import DataError, UsageError
 from cmpagl_core.models.gswin import GswinEncoder
 from cmpagl_core.progress import Silent
-from cmpagl_core.recipe import Recipe, load_recipe
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.recipe_files import load_recipe
 from cmpagl_core.runs import open_run
 from cmpagl_core.training import loop, resume, start
 from cmpagl_core.training.journal import read_journal
