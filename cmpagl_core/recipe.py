@@ -224,10 +224,8 @@ class LossesPart(_Part):
     margin_cosine: float = Field(0.2, ge=0.0, le=2.0, description="m: how far a negative must stay below its match")
     intra_weight: Weight = Field(1.0, description="lambda: how strongly a match is drawn towards 1")
     itm: Weight = Field(1.0, description="weight of image-text matching")
-    itm_hardness: float = Field(
-        1.0,
-        ge=0.0,
-        description="factor on the logits that ITM's negatives are drawn by; ours: 0.0 takes any alike",
+    itm_hardness: Weight = Field(
+        1.0, description="factor on the logits that ITM's negatives are drawn by; ours: 0.0 takes any alike"
     )
     mlm: Weight = Field(1.0, description="weight of masked language modelling")
     mlm_probability: float = Field(0.15, gt=0.0, lt=1.0, description="share of the tokens that are masked")

@@ -54,6 +54,7 @@ def test_every_shipped_recipe_comments_every_field_that_it_sets(name: str) -> No
         ("train: {epochs: 0}", r"train\.epochs = 0"),
         ("optim: {lr: .nan}", r"optim\.lr"),
         ("optim: {lr: .inf}", r"optim\.lr"),
+        ("losses: {itm_hardness: .inf}", r"losses\.itm_hardness"),
         ("data: {image_size_px: 10000}", r"data\.image_size_px = 10000"),
         ("- a list", "a recipe is a mapping of parts, not a list"),
         ("just text", "a mapping of parts, not a str"),
