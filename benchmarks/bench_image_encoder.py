@@ -2,7 +2,8 @@
 
 Each in a process of its own, under the settings that its users get: ours keeps freed memory, which the peer's users
 may also ask of glibc, and a line beside says what that gives them. Before them what the machine can do: its bf16
-matrix products, its memory; and after them the encoder's share of the first.
+matrix products, its memory; and after them the encoder's share of the first, and what of a training step its matrix
+products alone take, which is what no rewriting of the rest can save.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from _measure import apart_in_turns_s, gemm_flops, memory_bytes_s, note, report
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from cmpagl_core.device import keep_freed_memory
@@ -26,6 +28,8 @@ from cmpagl_core.recipe import ImageEncoderPart
 PEER = "timm swin_tiny_patch4_window7_224, eager"
 ENCODED, TRAINED, SIZE_PX = 32, 16, 224
 Which = Literal["ours", "peer", "peer, freed memory kept"]
+PRODUCTS = {f"aten::{name}" for name in ("mm", "addmm", "bmm", "mkldnn_convolution", "convolution_backward")}
+WARM_UP_STEPS = 4
 BARS = {True: (1.25, 1.0), False: (1.5, 1.2)}  # with the global window and without: encoding, training
 
 
@@ -93,7 +97,7 @@ def make_encoding(global_window: bool, which: Which) -> Callable[[], object]:
     return lambda: encode(model, pixel_values)
 
 
-def make_training(global_window: bool, which: Which) -> Callable[[], object]:
+def make_training(global_window: bool, which: Which) -> Callable[[], None]:
     """The work of a process: a training step of 16 pictures, under the settings that users of `which` get."""
     model = _ready(global_window, which).train()
     return training_step(model, torch.randn(TRAINED, 3, SIZE_PX, SIZE_PX))
@@ -115,6 +119,23 @@ def measure(title: str, make: Callable[[bool, Which], Callable[[], object]], glo
     return Taken(times["ours"], met)
 
 
+def products_s(step: Callable[[], None]) -> float:
+    """Seconds of a training step that matrix products take, as torch's profiler sees them."""
+    for _ in range(WARM_UP_STEPS):
+        step()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        step()
+    found = (event.self_cpu_time_total for event in profiled.key_averages() if event.key in PRODUCTS)
+    return sum(found) / 1e6
+
+
+def note_products(title: str, global_window: bool) -> None:
+    """Print what of a training step no rewriting saves: the time of the matrix products alone, ours and the peer's."""
+    for which in ("ours", "peer, freed memory kept"):
+        step = make_training(global_window, which)
+        note(f"{title}: matrix products alone, {which.split(',')[0]}", products_s(step), "s")
+
+
 def main() -> int:
     """Print the machine's rates, then what each encoder reaches."""
     torch.set_num_threads(2)
@@ -131,7 +152,9 @@ def main() -> int:
         encoding = measure(f"encode {ENCODED} pictures, {name}, bf16", make_encoding, global_window, encoding_bar)
         share = flops(ours, pixel_values) * ENCODED / len(pixel_values) / encoding.seconds / rate
         note(f"{name}: share of the bf16 matrix rate", share, "of 1")
-        training = measure(f"training step, batch {TRAINED}, {name}, bf16", make_training, global_window, training_bar)
+        title = f"training step, batch {TRAINED}, {name}, bf16"
+        training = measure(title, make_training, global_window, training_bar)
+        note_products(title, global_window)
         done += [encoding.met, training.met]
     return 0 if all(done) else 1
 

@@ -112,6 +112,9 @@ class ImageEncoderPart(_Part):
     stem_also_weights: tuple[Annotated[str, Word], ...] = Field(
         (), description="their weights, one for each, as in stem_weights"
     )
+    stem_also_px: tuple[Annotated[int, Field(ge=32, le=1024)], ...] = Field(
+        (), description="side in pixels to which each brings the picture first; empty: as it comes"
+    )
     stem_trainable: bool = Field(False, description="false: frozen, its maps are cached on disk")
     stem_unfreeze_epoch: int = Field(0, ge=0, description="a trainable stem stays frozen before this epoch")
 
@@ -139,6 +142,8 @@ class ImageEncoderPart(_Part):
             raise ValueError("stem_also adds to the linear probe of stem_skip: set image_encoder.stem_skip true")
         if len(self.stem_also) != len(self.stem_also_weights):
             raise ValueError("stem_also_weights needs one source for each extractor of stem_also")
+        if self.stem_also_px and len(self.stem_also_px) != len(self.stem_also):
+            raise ValueError("stem_also_px needs one side for each extractor of stem_also, or none at all")
         if self.stem != "patch":
             if not self.stem_strides:
                 raise ValueError("stem_strides needs at least one stride")
@@ -169,6 +174,13 @@ class ImageEncoderPart(_Part):
     def probes(self) -> int:
         """Groups of features that lie side by side, one for each extractor with a linear probe; else 1."""
         return 1 + len(self.stem_also)
+
+    @property
+    def stems(self) -> str:
+        """All extractors by name, with the side of the picture where one has its own: a cache's maps depend on it."""
+        sides = self.stem_also_px or ("",) * len(self.stem_also)
+        also = (f"{name}@{side}" if side else name for name, side in zip(self.stem_also, sides, strict=True))
+        return "+".join((self.stem, *also))
 
     @property
     def first_stage(self) -> int:

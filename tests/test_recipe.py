@@ -65,6 +65,11 @@ def test_every_shipped_recipe_comments_every_field_that_it_sets(name: str) -> No
         ("image_encoder: {size: tiny, depths: [2, 2, 2, 2]}", "depths is fixed by size tiny"),
         ("image_encoder: {size: custom, width: 90, num_heads: [4, 4, 4, 4]}", "num_heads of stage 1 must divide"),
         ("image_encoder: {stem: tf_efficientnet_lite0}", "set their depths to 0"),
+        (
+            "image_encoder: {stem: a, stem_skip: true, stem_also: [b], "
+            "stem_also_weights: [random], stem_also_px: [64, 64]}",
+            "stem_also_px needs one side",
+        ),
         ("image_encoder: {stem_also: [a], stem_also_weights: [random]}", "set image_encoder.stem_skip true"),
         (TWO_STEMS.replace("[random]", "[]"), "one source for each extractor"),
         (TWO_STEMS + "losses: {embed_dim: 255}", "255 cannot be shared evenly by 2 extractors"),

@@ -42,7 +42,8 @@ class FeatureStem(nn.Module):
 
     Coarser maps are brought to the finest one's size bilinearly. Its batch norms always use their stored
     statistics, so a picture's map never depends on the batch it came in. Of further extractors (`stem_also`) only the
-    averaged map is kept; it is repeated behind the map's own channels, so that what a picture gives stays one map.
+    averaged map is kept, of the picture at the side that `stem_also_px` gives it; it is repeated behind the map's own
+    channels, so that what a picture gives stays one map.
     """
 
     def __init__(self, part: ImageEncoderPart) -> None:
@@ -55,8 +56,10 @@ class FeatureStem(nn.Module):
             channels[-1] = int(self.head[0].out_channels)  # type: ignore[arg-type]
         self.part_channels = tuple(channels)
         self.also = nn.ModuleList(
-            FeatureStem(part.model_copy(update={"stem": name, "stem_also": ()})) for name in part.stem_also
+            FeatureStem(part.model_copy(update={"stem": name, "stem_also": (), "stem_also_px": ()}))
+            for name in part.stem_also
         )
+        self.also_px: tuple[int | None, ...] = part.stem_also_px or (None,) * len(part.stem_also)
         self.also_channels: tuple[int, ...] = tuple(sum(stem.part_channels) for stem in self.others)
         self.channels = sum(channels) + sum(self.also_channels)
         self.set_trainable(part.stem_trainable)
@@ -103,7 +106,10 @@ class FeatureStem(nn.Module):
         if not pixel_values.is_meta and torch.is_autocast_enabled(pixel_values.device.type):
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
-            averaged = [stem(pixel_values).float().mean(dim=(2, 3), keepdim=True) for stem in self.others]
+            averaged = [
+                stem(_resized(pixel_values, side_px)).float().mean(dim=(2, 3), keepdim=True)
+                for stem, side_px in zip(self.others, self.also_px, strict=True)
+            ]
             return [*self.body(pixel_values), *averaged]
 
     def join(self, parts: list[Tensor]) -> Tensor:
@@ -158,6 +164,13 @@ def _extractor(name: str, strides: tuple[int, ...]) -> tuple[nn.Module, tuple[in
         ) from error
     _drop_unused(body)
     return body, strides, [int(channels) for channels in body.feature_info.channels()]
+
+
+def _resized(pixel_values: Tensor, side_px: int | None) -> Tensor:
+    """pixel_values: [B, 3, S, S]. Returns them at another side, or as they are."""
+    if side_px is None or side_px == pixel_values.shape[-1]:
+        return pixel_values
+    return F.interpolate(pixel_values, size=(side_px, side_px), mode="bicubic", antialias=True)
 
 
 def _drop_unused(body: Any) -> None:

@@ -135,8 +135,7 @@ def fill_cache(plan: Plan, learner: Learner, cache_root: Path, progress: Progres
     if plan.cached_epochs == 0 or learner.stem is None:
         return
     recipe = plan.recipe
-    stems = "+".join((recipe.image_encoder.stem, *recipe.image_encoder.stem_also))
-    settings = StemSettings(stems, recipe.data.image_size_px, plan.views, recipe.train.precision)
+    settings = StemSettings(recipe.image_encoder.stems, recipe.data.image_size_px, plan.views, recipe.train.precision)
     folder = cache_root / "stems"
     learner.cache = stem_cache(folder, learner.stem, settings, (plan.train, plan.selection), progress, learner.device)
 

@@ -203,6 +203,19 @@ def test_a_further_extractor_lends_its_averaged_map_to_every_place(tmp_path: Pat
         assert [tuple(kept.shape[1:]) for kept in stem.parts(pixels)] == [(512, 2, 2), (320, 1, 1)]
 
 
+def test_a_further_extractor_sees_the_picture_at_its_own_side() -> None:
+    torch.manual_seed(0)
+    fields = {"stem_skip": True, "stem_also": (LITE0, LITE0), "stem_also_weights": ("random", "random")}
+    stem = FeatureStem(part(strides=(32,), stem="resnet10t", **fields, stem_also_px=(96, 64)))
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        own, smaller, same = stem.parts(pixels)
+        resized = F.interpolate(pixels, size=(96, 96), mode="bicubic", antialias=True)
+        assert own.shape[-1] == 2
+        assert torch.allclose(smaller, stem.others[0](resized).mean(dim=(2, 3), keepdim=True), atol=1e-5)
+        assert torch.allclose(same, stem.others[1](pixels).mean(dim=(2, 3), keepdim=True), atol=1e-5)
+
+
 def test_each_extractor_of_a_skip_gives_its_share_of_the_features() -> None:
     torch.manual_seed(0)
     skip = StemSkip((3, 5), 4, drop_path=0.0, also_channels=(6,))
