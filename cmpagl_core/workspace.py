@@ -36,6 +36,11 @@ class Workspace:
         named = os.environ.get("CMPAGL_WORKSPACE")
         return cls(Path(named) if named else Path())
 
+    @property
+    def cache(self) -> Path:
+        """Where what can be made again is kept."""
+        return self.root / "cache"
+
     def folder(self, kind: Kind, name: str) -> Path:
         """Where an artefact of that name belongs. Raises UsageError for a name that could leave the workspace."""
         if not _SAFE_NAME.fullmatch(name):

@@ -56,7 +56,7 @@ def index_folder(given: Settings, folder: Path, run: str | None, name: str | Non
     found = open_run(given.workspace.find("runs", run))
     source = folder_source(folder)
     root = given.workspace.folder("indexes", name or _as_name(os.path.basename(source.source)))  # noqa: PTH119
-    return build_index(found, source, root, given.progress, given.compute_device())
+    return build_index(found, source, root, given.progress, given.compute_device(), given.workspace.cache)
 
 
 def index_dataset(given: Settings, data: str | None, run: str | None, name: str | None) -> BuiltIndex:
@@ -71,7 +71,8 @@ def index_dataset(given: Settings, data: str | None, run: str | None, name: str 
     prepared = open_prepared(own if remembered else given.workspace.find("data", data or found.info.dataset))
     usual = found.root.name if prepared.name == found.info.dataset else f"{found.root.name}-{prepared.name}"
     root = given.workspace.folder("indexes", name or _as_name(usual))
-    return build_index(found, dataset_source(prepared), root, given.progress, given.compute_device())
+    source = dataset_source(prepared)
+    return build_index(found, source, root, given.progress, given.compute_device(), given.workspace.cache)
 
 
 def _show(built: BuiltIndex, elapsed_s: float, format: str) -> None:

@@ -183,7 +183,7 @@ def _train(trial: Trial, scene: Scene, key: str) -> Run:
             scene.progress,
             scene.device,
             resume=has_state(root),
-            cache_root=scene.workspace.root / "cache",
+            cache_root=scene.workspace.cache,
             recipe_name=trial.name,
         )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor
 from cmpagl_core.datasets.loading import Draw
 from cmpagl_core.datasets.pictures import IMAGE_MEAN, IMAGE_STD, open_picture, to_pixel_values
 from cmpagl_core.datasets.prepared import DataSplit
-from cmpagl_core.datasets.views import dihedral
+from cmpagl_core.datasets.views import allowed_views, dihedral
 from cmpagl_core.device import autocast
 from cmpagl_core.errors import CmpaglError, DataError
 from cmpagl_core.features.decode import decoded_batches
@@ -31,9 +31,11 @@ from cmpagl_core.features.tensor_file import open_tensor_file, write_tensor_file
 from cmpagl_core.files import canonical_json, sha256_file, sha256_text
 from cmpagl_core.models.stem import FeatureStem
 from cmpagl_core.progress import Progress
+from cmpagl_core.recipe import Recipe
 
 CACHE_FORMAT = 2
 
+_STEM = "image_encoder.patch_embed."  # of its weights' names in a model
 _SHARD_BYTES = 64 << 20
 _VIEWS_AT_ONCE = 32  # through the stem together, of one picture or of several
 _LARGEST_HALF = 65504.0
@@ -97,6 +99,41 @@ class StemSettings:
         return sha256_text(canonical_json(about))[:24]
 
 
+def views_needed(recipe: Recipe) -> tuple[int, ...]:
+    """The views that a cache has to keep: what augmentation draws, and what is averaged in the end."""
+    augment = "dihedral" if recipe.evaluate.views == "dihedral" else recipe.data.augment
+    return allowed_views(augment, "")
+
+
+def stems_folder(cache_root: Path) -> Path:
+    """Where caches of stems lie in a workspace's cache."""
+    return cache_root / "stems"
+
+
+def stem_settings(recipe: Recipe) -> StemSettings:
+    """Those of a recipe with a stem."""
+    stems, precision = recipe.image_encoder.stems, recipe.train.precision
+    return StemSettings(stems, recipe.data.image_size_px, views_needed(recipe), precision)
+
+
+def open_stem_cache(
+    folder: Path, stem: FeatureStem, weights: Mapping[str, Tensor], settings: StemSettings, device: torch.device
+) -> StemCache | None:
+    """What a training cached under `folder` of this stem, or None.
+
+    weights: of a whole model, by the names that they have before norms are folded. Raises DataError for a broken shard.
+    """
+    own = (name.removeprefix(_STEM) for name in weights if name.startswith((f"{_STEM}body.", f"{_STEM}also.")))
+    tensors = {name.partition(".")[2]: weights[_STEM + name] for name in own}
+    home = folder / settings.key(_tensors_sha256(tensors))
+    if not home.is_dir():
+        return None
+    shapes = _shapes(stem, settings, device)
+    values = sum(int(np.prod(shape)) for shape in shapes)
+    shards, rows = _open_shards(home, len(settings.views), values)
+    return StemCache(shapes, settings.views, tuple(shards), rows)
+
+
 def stem_cache(
     folder: Path,
     stem: FeatureStem,
@@ -136,8 +173,12 @@ def stem_cache(
 
 def weights_sha256(stem: FeatureStem) -> str:
     """Hash of the tensors that make what is kept, by name (the head works after the cache and is left out)."""
+    return _tensors_sha256({**stem.body.state_dict(), **stem.also.state_dict()})
+
+
+def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted({**stem.body.state_dict(), **stem.also.state_dict()}.items()):
+    for name, tensor in sorted(tensors.items()):
         plain = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
         digest.update(plain.numpy().tobytes())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -15,15 +16,18 @@ from numpy.typing import NDArray
 
 from cmpagl_core.datasets.pictures import list_pictures
 from cmpagl_core.datasets.prepared import PreparedDataset
+from cmpagl_core.datasets.views import VIEWS
 from cmpagl_core.errors import CmpaglError, DataError, InterruptedByUserError, UsageError
+from cmpagl_core.features.cached import cache_of_run, cached_batches
 from cmpagl_core.features.decode import Broken
-from cmpagl_core.features.encode import encode_captions, encoded_batches, forward_pass, preprocessing
+from cmpagl_core.features.encode import EncodedBatch, encode_captions, encoded_batches, forward_pass, preprocessing
 from cmpagl_core.features.feature_set import unique_texts
+from cmpagl_core.features.stem_cache import CachedMaps, StemCache
 from cmpagl_core.features.tensor_file import TextTable
 from cmpagl_core.features.text_tower import TowerInfo, open_text_tower, save_text_tower
 from cmpagl_core.progress import Progress
 from cmpagl_core.retrieval.index import INFO_FILE, TOWER_FILE, GalleryIndex, IndexInfo, save_index
-from cmpagl_core.retrieval.known import KnownPictures, Picture, PicturePart
+from cmpagl_core.retrieval.known import KnownPictures, Picture, PicturePart, with_content
 from cmpagl_core.runs import LoadedModel, Run
 
 _SAID_AT_MOST = 20
@@ -82,12 +86,18 @@ def dataset_source(prepared: PreparedDataset) -> GallerySource:
 
 
 def build_index(
-    run: Run, source: GallerySource, root: Path, progress: Progress, device: torch.device | None = None
+    run: Run,
+    source: GallerySource,
+    root: Path,
+    progress: Progress,
+    device: torch.device | None = None,
+    cache_root: Path | None = None,
 ) -> BuiltIndex:
     """Encode a gallery with a run's model into the folder `root`, or bring the index that is there up to date.
 
     Pictures that are unchanged since (size and time, else content) keep their features. Broken ones are left out and
-    said. When interrupted, what is encoded is kept for the next call.
+    said. When interrupted, what is encoded is kept for the next call. cache_root: a workspace's cache, where trainings
+    may have left maps of the run's stem; pictures with such maps are not encoded by the stem again.
     Raises DataError when no picture can be read, UsageError when the run's features rank nothing or `root` holds the
     index of another source, InterruptedByUserError.
     """
@@ -96,16 +106,23 @@ def build_index(
             f"run {run.root.name} was trained without pre-alignment, so its features cannot be searched",
             hint="name another run with --run",
         )
-    return _Build(run, source, root, progress, device).make()
+    return _Build(run, source, root, progress, device, cache_root).make()
 
 
 class _Build:
     """One making of an index: what is known, what is new, and the model, loaded when it is first needed."""
 
     def __init__(
-        self, run: Run, source: GallerySource, root: Path, progress: Progress, device: torch.device | None
+        self,
+        run: Run,
+        source: GallerySource,
+        root: Path,
+        progress: Progress,
+        device: torch.device | None,
+        cache_root: Path | None,
     ) -> None:
         self._run, self._source, self._root, self._progress, self._device = run, source, root, progress, device
+        self._cache_root = cache_root
         self._loaded: LoadedModel | None = None
         recipe = run.recipe
         self._info = IndexInfo(
@@ -154,7 +171,7 @@ class _Build:
             return 0, []
         encoded = 0
         broken: list[Broken] = []
-        batches = encoded_batches(self._model(), [picture.path for picture in new])
+        new, batches = self._batches(new)
         bar = self._progress.task("encode pictures", len(new), "img")
         with self._resumable(known, len(new)), forward_pass(self._model()), bar as advance:
             part = PicturePart()
@@ -170,6 +187,30 @@ class _Build:
             finally:
                 known.keep(part)
         return encoded, broken
+
+    def _batches(self, new: Sequence[Picture]) -> tuple[Sequence[Picture], Iterable[EncodedBatch]]:
+        """New pictures, those with cached maps first, and their features batch by batch in that order."""
+        cache = self._stem_cache()
+        if cache is None:
+            return new, encoded_batches(self._model(), [picture.path for picture in new])
+        hashed = [_hashed(picture) for picture in new]
+        cached = [picture for picture in hashed if picture.sha256 in cache.rows]
+        others = [picture for picture in hashed if picture.sha256 not in cache.rows]
+        self._progress.say(f"{len(cached):,} of {len(new):,} pictures have maps that a training cached")
+        source = CachedMaps(cache, tuple(picture.sha256 for picture in cached))
+        views = VIEWS if self._run.recipe.evaluate.views == "dihedral" else 1
+        encoded = encoded_batches(self._model(), [picture.path for picture in others])
+        later = (replace(batch, rows=[len(cached) + row for row in batch.rows]) for batch in encoded)
+        return [*cached, *others], chain(cached_batches(self._model(), source, views), later)
+
+    def _stem_cache(self) -> StemCache | None:
+        if self._cache_root is None:
+            return None
+        try:
+            return cache_of_run(self._run, self._model(), self._cache_root)
+        except DataError as error:
+            self._progress.say(f"cached maps are not used: {error}")
+            return None
 
     @contextmanager
     def _resumable(self, known: KnownPictures, count: int) -> Iterator[None]:
@@ -241,6 +282,14 @@ class _Build:
         more = len(skipped) - _SAID_AT_MOST
         if more > 0:
             self._progress.say(f"left out: {more:,} more, listed in {self._root / INFO_FILE}")
+
+
+def _hashed(picture: Picture) -> Picture:
+    """With its content's hash, or as it is where it cannot be read: whoever decodes it says why."""
+    try:
+        return with_content(picture)
+    except OSError:
+        return picture
 
 
 def write_text_tower(path: Path, loaded: LoadedModel) -> None:

@@ -102,7 +102,7 @@ class KnownPictures:
         """Write a part beside the index, so that it survives an interruption, and know it from now on."""
         if not part.pictures:
             return
-        pictures = [_with_content(picture) for picture in part.pictures]
+        pictures = [with_content(picture) for picture in part.pictures]
         arrays = {"image_features": np.concatenate(part.features), **_stored(pictures)}
         path = self._root / _PARTS_FOLDER / f"{len(self._pictures):09d}.safetensors"
         write_tensor_file(path, arrays, {"kind": _PART_KIND, **self._settings()})
@@ -172,10 +172,11 @@ class KnownPictures:
         self._features.append(features)
 
 
-def _with_content(picture: Picture) -> Picture:
+def with_content(picture: Picture) -> Picture:
+    """The picture with the hash of its file. Raises OSError."""
     if picture.sha256:
         return picture
-    return Picture(picture.path, picture.size, picture.mtime_ns, sha256_file(picture.path), None)
+    return Picture(picture.path, picture.size, picture.mtime_ns, sha256_file(picture.path), picture.known_row)
 
 
 def _stored(pictures: list[Picture]) -> dict[str, Array]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cmpagl_core.datasets.views import allowed_views
+from cmpagl_core.features.cached import encode_flat_maps
 from cmpagl_core.features.stem_cache import StemCache
 from cmpagl_core.models.cmpagl import CmpaglModel, ImageEncoding
 from cmpagl_core.models.stem import FeatureStem
@@ -42,8 +42,8 @@ class Learner:
 
     def encode(self, images: Tensor) -> ImageEncoding:
         """images: pixel_values [B, 3, S, S], or a frozen stem's cached maps, flattened: [B, values]."""
-        if images.dim() == 2 and self.cache is not None and self.stem is not None:
-            return self.model.encode_stem_maps(self.stem.join(self.cache.unflatten(images)))
+        if images.dim() == 2 and self.cache is not None:
+            return encode_flat_maps(self.model, self.cache, images)
         return self.model.encode_images(images)
 
     def thaw(self, epoch: int) -> None:
@@ -108,12 +108,6 @@ def gates_by_stage(model: CmpaglModel) -> dict[str, float]:
             stage = f"stage {int(name.partition('.')[0]) + 1}"
             sizes.setdefault(stage, []).append(float(parameter.detach().abs().mean()))
     return {stage: sum(found) / len(found) for stage, found in sizes.items()}
-
-
-def views_needed(recipe: Recipe) -> tuple[int, ...]:
-    """The views that a cache has to keep: what augmentation draws, and what is averaged in the end."""
-    augment = "dihedral" if recipe.evaluate.views == "dihedral" else recipe.data.augment
-    return allowed_views(augment, "")
 
 
 def caches_until(recipe: Recipe, views: Sequence[int]) -> int:

@@ -16,9 +16,9 @@ from cmpagl_core.datasets.loading import PairBatch
 from cmpagl_core.datasets.pictures import open_picture, to_pixel_values
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.device import autocast
-from cmpagl_core.features.stem_cache import StemCache
+from cmpagl_core.features.stem_cache import StemCache, views_needed
 from cmpagl_core.recipe import Recipe
-from cmpagl_core.training.learner import Learner, caches_until, views_needed
+from cmpagl_core.training.learner import Learner, caches_until
 from cmpagl_core.training.step import accumulate, update
 
 MEASURED_STEPS = 3

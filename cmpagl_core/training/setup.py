@@ -13,7 +13,7 @@ from cmpagl_core.datasets.loading import PairLoader, PictureFiles
 from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset
 from cmpagl_core.datasets.splits import selection_splits
 from cmpagl_core.errors import DataError
-from cmpagl_core.features.stem_cache import StemSettings, stem_cache
+from cmpagl_core.features.stem_cache import stem_cache, stem_settings, stems_folder, views_needed
 from cmpagl_core.files import write_text
 from cmpagl_core.models.bert import BertShape
 from cmpagl_core.models.cmpagl import build_model
@@ -29,7 +29,7 @@ from cmpagl_core.runs import (
     current_code,
     current_versions,
 )
-from cmpagl_core.training.learner import Learner, caches_until, make_learner, views_needed
+from cmpagl_core.training.learner import Learner, caches_until, make_learner
 from cmpagl_core.training.resume import Identity, Position, read_state
 
 _MOST_PAIRS = 40_000  # half a minute through three layers of MiniLM on two cores
@@ -134,10 +134,9 @@ def fill_cache(plan: Plan, learner: Learner, cache_root: Path, progress: Progres
     """Give the learner the cached maps of all pictures that it will train and be validated on."""
     if plan.cached_epochs == 0 or learner.stem is None:
         return
-    recipe = plan.recipe
-    settings = StemSettings(recipe.image_encoder.stems, recipe.data.image_size_px, plan.views, recipe.train.precision)
-    folder = cache_root / "stems"
-    learner.cache = stem_cache(folder, learner.stem, settings, (plan.train, plan.selection), progress, learner.device)
+    folder, settings = stems_folder(cache_root), stem_settings(plan.recipe)
+    splits = (plan.train, plan.selection)
+    learner.cache = stem_cache(folder, learner.stem, settings, splits, progress, learner.device)
 
 
 def run_info(

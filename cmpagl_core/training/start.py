@@ -18,8 +18,6 @@ from cmpagl_core.training.loop import fit
 from cmpagl_core.training.resume import has_state, read_about, unfinished_run
 from cmpagl_core.workspace import Workspace
 
-CACHE_FOLDER = "cache"
-
 
 @dataclass(frozen=True)
 class TrainRequest:
@@ -47,7 +45,7 @@ def start_training(request: TrainRequest, workspace: Workspace, progress: Progre
         root,
         progress,
         device,
-        cache_root=workspace.root / CACHE_FOLDER,
+        cache_root=workspace.cache,
         recipe_name=name,
     )
 
@@ -72,8 +70,7 @@ def resume_training(request: TrainRequest, workspace: Workspace, progress: Progr
         raise UsageError(f"{root} was begun with the recipe {identity.recipe_name}, not {wanted}")
     recipe = load_recipe(root / RECIPE_FILE)
     prepared = requested_data(request, recipe, workspace)
-    cache_root = workspace.root / CACHE_FOLDER
-    return fit(recipe, prepared, root, progress, device, resume=True, cache_root=cache_root)
+    return fit(recipe, prepared, root, progress, device, resume=True, cache_root=workspace.cache)
 
 
 def requested_recipe(request: TrainRequest) -> tuple[Recipe, str]:

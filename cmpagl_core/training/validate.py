@@ -6,26 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch.nn import functional as F
-
-from cmpagl_core.datasets.loading import WHOLE, Draw
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.datasets.views import VIEWS
-from cmpagl_core.device import autocast
 from cmpagl_core.evaluation.recall import Matches, Recalls, recall
 from cmpagl_core.evaluation.tune import choose_smr
-from cmpagl_core.features.encode import Views, encode_captions, encode_pictures
+from cmpagl_core.features.cached import cached_batches
+from cmpagl_core.features.encode import Views, collect, encode_captions, encode_pictures
 from cmpagl_core.progress import Silent
 from cmpagl_core.retrieval.itm import ALL_PAIRS, itm_scores
 from cmpagl_core.retrieval.scores import ScoreMatrix
 from cmpagl_core.runs import LoadedModel, SmrChoice
 from cmpagl_core.training.learner import Learner
 from cmpagl_core.training.setup import Plan
-
-Features = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -87,8 +79,9 @@ def selection_scores(
 ) -> ScoreMatrix:
     """Scores of a split, images x texts: cosines of features averaged over `views` views, or match probabilities."""
     texts = encode_captions(loaded, selection.captions, Silent())
-    if cached:
-        images = _cached_features(learner, selection, views)
+    if cached and learner.cache is not None:
+        batches = cached_batches(loaded, learner.cache.source(selection), views)
+        images = collect(batches, len(selection), Silent())
     else:
         kind: Views = "dihedral" if views == VIEWS else "one"
         images = encode_pictures(loaded, selection.paths, Silent(), views=kind)
@@ -96,21 +89,3 @@ def selection_scores(
     if learner.recipe.losses.pre_alignment:
         return scores
     return itm_scores(loaded, selection, scores, ALL_PAIRS, Silent())
-
-
-def _cached_features(learner: Learner, selection: DataSplit, views: int) -> Features:
-    """image_features [N, D] of unit length from cached maps, in batches of one size whatever the views."""
-    if learner.cache is None:
-        raise ValueError("there is no cache to read")
-    source, size = learner.cache.source(selection), learner.recipe.evaluate.batch_size
-    blocks = []
-    for start in range(0, len(selection), size):
-        rows = range(start, min(start + size, len(selection)))
-        seen = []
-        for view in range(views):
-            maps = source.gather([Draw(row, 0, view, WHOLE) for row in rows]).to(learner.device)
-            with torch.inference_mode(), autocast(learner.device, learner.recipe.train.precision):
-                seen.append(learner.encode(maps).features.float())
-        blocks.append(F.normalize(torch.stack(seen).mean(dim=0), dim=-1).cpu().numpy())
-    features: Features = np.concatenate(blocks)
-    return features

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from cmpagl_core.datasets.loading import PairBatch
 from cmpagl_core.errors import CmpaglError
+from cmpagl_core.features.stem_cache import views_needed
 from cmpagl_core.losses import ItmPairs, MaskedTokens, match_logits, sort_by_length
 from cmpagl_core.models.cmpagl import TextEncoding, build_model
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.training import step
-from cmpagl_core.training.learner import Learner, caches_until, gates_by_stage, make_learner, views_needed
+from cmpagl_core.training.learner import Learner, caches_until, gates_by_stage, make_learner
 from cmpagl_core.training.step import accumulate, gradient_shares, update
 from cmpagl_core.training.texts import encode_batch_texts
 from cmpagl_core.training.watch import EpochFigures, Watch

@@ -1,0 +1,98 @@
+"""What a training cached of a frozen stem spares an index of the same pictures the stem's work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cmpagl_core.datasets.prepared import PreparedDataset
+from cmpagl_core.features.decode import decoded_batches
+from cmpagl_core.progress import Silent
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.retrieval.index import GalleryIndex
+from cmpagl_core.retrieval.indexing import build_index, dataset_source
+from cmpagl_core.runs import Run
+from cmpagl_core.training import loop
+
+CPU = torch.device("cpu")
+
+
+class Told(Silent):
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+@pytest.fixture
+def run(
+    squares: PreparedDataset, stem_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Run:
+    monkeypatch.setattr(loop, "draw_curves", lambda root, progress: None)
+    return loop.fit(stem_recipe(), squares, tmp_path / "run", Silent(), CPU, cache_root=tmp_path / "cache")
+
+
+def decoded_files(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Every file that is decoded from now on."""
+    found: list[Path] = []
+
+    def noted(paths: list[Path], *rest: object) -> object:
+        found.extend(paths)
+        return decoded_batches(paths, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("cmpagl_core.features.encode.decoded_batches", noted)
+    return found
+
+
+def index_of(run: Run, data: PreparedDataset, root: Path, told: Told, cache_root: Path | None) -> GalleryIndex:
+    return build_index(run, dataset_source(data), root, told, CPU, cache_root).index
+
+
+def test_an_index_takes_cached_maps_and_encodes_the_rest(
+    run: Run, squares: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = index_of(run, squares, tmp_path / "plain", Told(), None)
+    decoded, told = decoded_files(monkeypatch), Told()
+    found = index_of(run, squares, tmp_path / "cached", told, tmp_path / "cache")
+    assert told.lines[0] == "24 of 28 pictures have maps that a training cached"
+    assert sorted(decoded) == sorted(squares.split("test").paths)
+    assert list(found.image_ids) == list(expected.image_ids)
+    assert found.fingerprints is not None
+    assert expected.fingerprints is not None
+    np.testing.assert_array_equal(found.fingerprints.sha256, expected.fingerprints.sha256)
+    np.testing.assert_allclose(found.image_features, expected.image_features, atol=3e-4)  # maps are half precision
+    assert np.ptp(expected.image_features, axis=0).max() > 0.03  # and pictures differ by much more
+
+
+def test_a_picture_that_was_changed_is_encoded_again(
+    run: Run, squares: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = squares.split("train").paths[0]
+    before = path.read_bytes()
+    try:
+        path.write_bytes(squares.split("test").paths[0].read_bytes())
+        decoded = decoded_files(monkeypatch)
+        index_of(run, squares, tmp_path / "index", Told(), tmp_path / "cache")
+        assert path in decoded
+    finally:
+        path.write_bytes(before)
+
+
+def test_maps_of_other_weights_or_broken_ones_are_not_taken(run: Run, squares: PreparedDataset, tmp_path: Path) -> None:
+    (home,) = (tmp_path / "cache" / "stems").iterdir()
+    told = Told()
+    for shard in home.iterdir():
+        shard.write_bytes(b"no tensors")
+    index_of(run, squares, tmp_path / "broken", told, tmp_path / "cache")
+    assert told.lines[0].startswith("cached maps are not used: ")
+    home.rename(home.with_name("0" * 24))
+    told = Told()
+    index_of(run, squares, tmp_path / "other", told, tmp_path / "cache")
+    assert told.lines == []
