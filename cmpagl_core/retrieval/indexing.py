@@ -196,7 +196,8 @@ class _Build:
         hashed = [_hashed(picture) for picture in new]
         cached = [picture for picture in hashed if picture.sha256 in cache.rows]
         others = [picture for picture in hashed if picture.sha256 not in cache.rows]
-        self._progress.say(f"{len(cached):,} of {len(new):,} pictures have maps that a training cached")
+        if cached:
+            self._progress.say(f"{len(cached):,} of {len(new):,} pictures have maps that a training cached")
         source = CachedMaps(cache, tuple(picture.sha256 for picture in cached))
         views = VIEWS if self._run.recipe.evaluate.views == "dihedral" else 1
         encoded = encoded_batches(self._model(), [picture.path for picture in others])

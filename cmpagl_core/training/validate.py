@@ -79,7 +79,9 @@ def selection_scores(
 ) -> ScoreMatrix:
     """Scores of a split, images x texts: cosines of features averaged over `views` views, or match probabilities."""
     texts = encode_captions(loaded, selection.captions, Silent())
-    if cached and learner.cache is not None:
+    if cached:
+        if learner.cache is None:
+            raise ValueError("there is no cache to read")
         batches = cached_batches(loaded, learner.cache.source(selection), views)
         images = collect(batches, len(selection), Silent())
     else:

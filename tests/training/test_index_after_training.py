@@ -14,7 +14,7 @@ from cmpagl_core.features.decode import decoded_batches
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.retrieval.index import GalleryIndex
-from cmpagl_core.retrieval.indexing import build_index, dataset_source
+from cmpagl_core.retrieval.indexing import build_index, dataset_source, folder_source
 from cmpagl_core.runs import Run
 from cmpagl_core.training import loop
 
@@ -83,6 +83,15 @@ def test_a_picture_that_was_changed_is_encoded_again(
         assert path in decoded
     finally:
         path.write_bytes(before)
+
+
+def test_nothing_is_said_where_no_picture_was_cached(run: Run, squares: PreparedDataset, tmp_path: Path) -> None:
+    path = tmp_path / "one"
+    path.mkdir()
+    (path / "new.png").write_bytes(squares.split("test").paths[0].read_bytes())
+    told = Told()
+    built = build_index(run, folder_source(path), tmp_path / "index", told, CPU, tmp_path / "cache")
+    assert (built.encoded, told.lines) == (1, [])
 
 
 def test_maps_of_other_weights_or_broken_ones_are_not_taken(run: Run, squares: PreparedDataset, tmp_path: Path) -> None:
