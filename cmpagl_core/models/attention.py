@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,11 +66,24 @@ def _joined(heads: Tensor) -> Tensor:
     return heads.transpose(1, 2).flatten(2)
 
 
+def _product(left: Tensor, right: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
+    """scale * left @ right + bias; scaling and adding take no pass of their own.
+
+    left: [..., N, d]. right: [..., d, M]; leading axes broadcast. bias: broadcasts to the result, [..., N, M].
+    """
+    lead = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    out = left.new_empty(*lead, left.shape[-2], right.shape[-1])
+    if bias is not None:
+        out.copy_(bias)
+    flat = out.flatten(0, -3)
+    flat_left, flat_right = (part.expand(*lead, -1, -1).flatten(0, -3) for part in (left, right))
+    torch.baddbmm(flat, flat_left, flat_right, beta=0 if bias is None else 1, alpha=scale, out=flat)
+    return out
+
+
 def _weights(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
     """softmax(Q K^T / sqrt(d) + bias); the scores' axes are such that the bias broadcasts to them."""
-    scores = query @ key.transpose(-1, -2)
-    scale = query.shape[-1] ** -0.5
-    scores = scores.mul_(scale) if bias is None else torch.add(bias.to(scores.dtype), scores, alpha=scale)
+    scores = _product(query, key.transpose(-1, -2), query.shape[-1] ** -0.5, bias)
     if scores.dtype in (torch.bfloat16, torch.float16):
         # torch's softmax of rows as short as a window is faster through float32, and no less exact.
         return scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
@@ -104,8 +118,8 @@ class _Attention(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             shape, dtype = ctx.bias
             of_bias = of_scores.sum_to_size(shape).to(dtype)
-        of_query = (of_scores @ key).mul_(scale).sum_to_size(query.shape)
-        of_key = (of_scores.transpose(-1, -2) @ query).mul_(scale).sum_to_size(key.shape)
+        of_query = _product(of_scores, key, scale).sum_to_size(query.shape)
+        of_key = _product(of_scores.transpose(-1, -2), query, scale).sum_to_size(key.shape)
         return of_query, of_key, of_value.sum_to_size(value.shape), of_bias
 
 
@@ -135,10 +149,9 @@ class _PackedAttention(torch.autograd.Function):
         of_scores = _score_gradient(gradient, flat, value)
         of_parts = torch.empty_like(parts)
         of_query, of_key, of_value = (part.flatten(0, 1) for part in of_parts)
-        torch.bmm(of_scores, key, out=of_query)
-        torch.bmm(of_scores.transpose(1, 2), query, out=of_key)
+        torch.baddbmm(of_query, of_scores, key, beta=0, alpha=depth**-0.5, out=of_query)
+        torch.baddbmm(of_key, of_scores.transpose(1, 2), query, beta=0, alpha=depth**-0.5, out=of_key)
         torch.bmm(flat.transpose(1, 2), gradient, out=of_value)
-        of_parts[:2].mul_(depth**-0.5)
         of_bias = None
         if ctx.needs_input_grad[1]:
             shape, dtype = ctx.bias

@@ -37,10 +37,11 @@ class SqueezeExcite(nn.Module):
         self.excite = nn.Linear(squeezed, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, C, H, W]. Returns the same shape."""
-        gates = self.excite(F.gelu(self.squeeze(x.mean(dim=(2, 3))))).sigmoid()
-        scaled: Tensor = x * gates[:, :, None, None]
-        return scaled
+        """x: [B, C, H, W], channels last in memory, as the gradient then is too. Returns the same shape."""
+        rows = x.permute(0, 2, 3, 1)  # [B, H, W, C]
+        gates = self.excite(F.gelu(self.squeeze(rows.mean(dim=(1, 2))))).sigmoid()
+        scaled: Tensor = rows * gates[:, None, None]
+        return scaled.permute(0, 3, 1, 2)
 
 
 class GeneratorStep(nn.Module):
@@ -97,7 +98,7 @@ class AveragePoolGenerator(nn.Module):
 
 
 class LocalQueryAttention(nn.Module):
-    """GLCA(X, G) = softmax(X Wq (G Wk)^T / sqrt(d)) G Wv Wo [section 2].
+    """gate * GLCA(X, G), GLCA(X, G) = softmax(X Wq (G Wk)^T / sqrt(d)) G Wv Wo [section 2].
 
     Keys and values are the same for every local token, so windows and their shift do not matter here and no
     partition is needed: it is one attention of H * W queries over w * w keys.
@@ -111,14 +112,14 @@ class LocalQueryAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, global_window: Tensor) -> Tensor:
-        """x: [B, H, W, C], normalised. global_window: [B, w * w, C]. Returns [B, H, W, C]."""
+    def forward(self, x: Tensor, global_window: Tensor, gate: Tensor) -> Tensor:
+        """x: [B, H, W, C], normalised. global_window: [B, w * w, C]. gate: [C]. Returns [B, H, W, C]."""
         batch, height, width, channels = x.shape
         pair = linear(self.key_value, global_window).view(batch, -1, 2, self.num_heads, channels // self.num_heads)
         key, value = pair.permute(2, 0, 3, 1, 4)  # each [B, heads, w * w, d]
         query = linear(self.query, x).view(batch, height * width, self.num_heads, -1).transpose(1, 2)
         attended = attend(query, key, value).transpose(1, 2)
-        out: Tensor = self.proj_drop(linear(self.proj, attended.reshape(batch, height, width, channels)))
+        out: Tensor = self.proj_drop(linear(self.proj, attended.reshape(batch, height, width, channels), gate))
         return out
 
 
@@ -142,8 +143,8 @@ class GlobalQueryAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, global_window: Tensor) -> Tensor:
-        """x: [B, H, W, C], normalised. global_window: [B, w * w, C]. Returns [B, H, W, C]."""
+    def forward(self, x: Tensor, global_window: Tensor, gate: Tensor) -> Tensor:
+        """x: [B, H, W, C], normalised. global_window: [B, w * w, C]. gate: [C]. Returns [B, H, W, C]."""
         batch, _, _, channels = x.shape
         depth = channels // self.num_heads
         windows = self.geometry.cut(x)  # [B * windows, N, C]
@@ -154,4 +155,4 @@ class GlobalQueryAttention(nn.Module):
         query = query.expand(-1, count // batch, -1, -1, -1).reshape(count, self.num_heads, tokens, depth)
         bias = gather_bias(self.relative_position_bias_table, self.relative_position_index)
         attended = attend_windows(query, key, value, bias, self.geometry.mask)
-        return self.geometry.uncut(self.proj_drop(linear(self.proj, attended)))
+        return self.geometry.uncut(self.proj_drop(linear(self.proj, attended, gate)))

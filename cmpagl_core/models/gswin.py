@@ -45,9 +45,9 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [..., C]. Returns the same shape."""
-        out: Tensor = self.drop(linear(self.fc2, self.drop(self.act(linear(self.fc1, x)))))
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """x: [..., C]. scale: [C], of what comes out, or None. Returns the shape of x."""
+        out: Tensor = self.drop(linear(self.fc2, self.drop(self.act(linear(self.fc1, x))), scale))
         return out
 
 
@@ -66,7 +66,8 @@ class GlobalBranch(nn.Module):
 
     def forward(self, x: Tensor, global_window: Tensor) -> Tensor:
         """x: [B, H, W, C]. global_window: [B, w * w, C]. Returns what is added to x."""
-        return _scaled(self.attn(self.norm(x), global_window), self.gate)
+        out: Tensor = self.attn(self.norm(x), global_window, self.gate)
+        return out
 
 
 class GswinBranch(nn.Module):
@@ -93,19 +94,15 @@ class GswinBranch(nn.Module):
 
     def forward(self, x: Tensor, global_window: Tensor | None) -> Tensor:
         """x: [B, H, W, C]. global_window: [B, w * w, C], or None. Returns [B, H, W, C]."""
-        x = x + self.drop_path(_scaled(self.attn(self.norm1(x)), self.scale1))
+        x = x + self.drop_path(self.attn(self.norm1(x), self.scale1))
         if self.global_branch is not None and global_window is not None:
             x = x + self.drop_path(self.global_branch(x, global_window))
-        out: Tensor = x + self.drop_path(_scaled(self.mlp(self.norm2(x)), self.scale2))
+        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x), self.scale2))
         return out
 
 
 def _layer_scale(width: int, start: float) -> nn.Parameter | None:
     return nn.Parameter(torch.full((width,), start)) if start > 0 else None
-
-
-def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
-    return x if scale is None else x * scale.to(x.dtype)
 
 
 class ParallelMerge(nn.Module):

@@ -10,18 +10,21 @@ _FEW_CHANNELS = 192
 _ROWS_A_CHANNEL = 8
 
 
-def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """layer(x), x: [..., C].
+def linear(layer: nn.Linear, x: Tensor, scale: Tensor | None = None) -> Tensor:
+    """layer(x) * scale, x: [..., C], scale: of each output channel; it is applied to the weights, which are fewer.
 
     torch's bf16 linear first writes its bias into every row of the output, and then adds the product to it; a 1 x 1
     convolution is the same product with the bias added as rows are made, worth it where rows are many (autocast keeps
     no rounded copy of its weights). Its backward pass is the faster one for few channels, the slower one for many.
     """
+    weight: Tensor = layer.weight
+    bias: Tensor | None = layer.bias
+    if scale is not None:
+        weight, bias = weight * scale[:, None], None if bias is None else bias * scale
     if x.device.type != "cpu" or not _in_bf16() or not _many_rows(layer, x):
-        out: Tensor = layer(x)
-        return out
+        return F.linear(x, weight, bias)
     rows = x.reshape(1, -1, 1, layer.in_features).permute(0, 3, 1, 2)  # [1, C, rows, 1], channels last in memory
-    out = F.conv2d(rows, layer.weight[:, :, None, None], layer.bias)
+    out = F.conv2d(rows, weight[:, :, None, None], bias)
     return out.permute(0, 2, 3, 1).view(*x.shape[:-1], layer.out_features)
 
 

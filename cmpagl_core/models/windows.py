@@ -144,13 +144,13 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, H, W, C], normalised. Returns [B, H, W, C]."""
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """x: [B, H, W, C], normalised. scale: [C], of what comes out, or None. Returns [B, H, W, C]."""
         windows = self.geometry.cut(x)  # [B * windows, N, C]
         bias, mask = self.bias()[None], self.geometry.mask
         bias = bias if mask is None else bias + mask[:, None]  # [1 or windows, heads, N, N], for all pictures
         attended = attend_packed(linear(self.qkv, windows), bias, self.num_heads)
-        return self.geometry.uncut(self.proj_drop(linear(self.proj, attended)))
+        return self.geometry.uncut(self.proj_drop(linear(self.proj, attended, scale)))
 
     def bias(self) -> Tensor:
         """The relative position bias: [heads, N, N]."""

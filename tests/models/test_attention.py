@@ -23,14 +23,16 @@ def random_parts(*shapes: tuple[int, ...]) -> list[Tensor]:
     return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
 
 
-@pytest.mark.parametrize("bias_shape", [None, (1, 2, 3, 4), (2, 1, 1, 4)])
+@pytest.mark.parametrize("bias_shape", [None, (1, 2, 3, 4), (2, 1, 1, 4), (2, 2, 3, 4)])
 @pytest.mark.parametrize("keys_of", [2, 1])
 def test_gradients_of_attention_are_those_of_differences(bias_shape: tuple[int, ...] | None, keys_of: int) -> None:
     parts = random_parts((2, 2, 3, 5), (keys_of, 2, 4, 5), (keys_of, 2, 4, 5))
     biases = [] if bias_shape is None else random_parts(bias_shape)
     assert torch.autograd.gradcheck(attend, (*parts, *biases))
     expected = plain(*parts, biases[0] if biases else None)
+    before = [part.detach().clone() for part in (*parts, *biases)]
     assert torch.allclose(attend(*parts, *biases), expected, atol=1e-12)
+    assert all(torch.equal(part, copy) for part, copy in zip((*parts, *biases), before, strict=True))
 
 
 @pytest.mark.parametrize("turns", [1, 2])
@@ -53,6 +55,14 @@ def test_attention_in_bf16_is_that_of_fp32_to_rounding() -> None:
     assert F.cosine_similarity(found.float().flatten(), plain(*parts, None).flatten(), dim=0) > 0.9999
 
 
+def test_packed_attention_in_bf16_is_that_of_fp32_to_rounding() -> None:
+    packed, bias = (part.detach().float() for part in random_parts((8, 49, 3 * 2 * 32), (4, 2, 49, 49)))
+    out = attend_packed(packed.bfloat16(), bias, 2)
+    assert out.dtype == torch.bfloat16
+    exact = attend_packed(packed, bias, 2)
+    assert F.cosine_similarity(out.float().flatten(), exact.flatten(), dim=0) > 0.9999
+
+
 def test_a_shifted_map_is_cut_in_one_copy_as_rolling_and_cutting_does() -> None:
     geometry = WindowGeometry(8, 4, shifted=True)
     (x,) = random_parts((2, 8, 8, 3))
@@ -65,12 +75,14 @@ def test_a_shifted_map_is_cut_in_one_copy_as_rolling_and_cutting_does() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize(("width", "bias"), [(8, True), (8, False), (256, True)])
-def test_linear_layers_in_bf16_are_torchs_own(width: int, bias: bool, training: bool) -> None:
+def test_linear_layers_in_bf16_are_torchs_own(width: int, bias: bool, scaled: bool, training: bool) -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(width, 24, bias=bias), torch.randn(2, 4 * width, width, requires_grad=training)
+    scale = torch.randn(24) if scaled else None
     seen = []
-    for run in (lambda: linear(layer, x), lambda: layer(x)):
+    for run in (lambda: linear(layer, x, scale), lambda: layer(x) * (1.0 if scale is None else scale.bfloat16())):
         with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(training):
             out = run()
         gradients = torch.autograd.grad(out.float().square().sum(), [layer.weight, x]) if training else ()
@@ -78,4 +90,5 @@ def test_linear_layers_in_bf16_are_torchs_own(width: int, bias: bool, training: 
     assert seen[0][0].dtype == torch.bfloat16
     for found, expected in zip(*seen, strict=True):
         assert torch.allclose(found, expected, rtol=2e-2, atol=2e-2 * float(expected.detach().abs().max()))
-    assert torch.equal(linear(layer, x), layer(x))  # in fp32 they are the same
+    in_fp32 = layer(x) if scale is None else layer(x) * scale
+    assert torch.allclose(linear(layer, x, scale), in_fp32, atol=1e-6)

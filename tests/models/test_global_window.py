@@ -43,6 +43,7 @@ def test_glca_equals_a_loop_over_windows_and_heads() -> None:
     attention = scrambled(LocalQueryAttention(width, heads, dropout=0.0))
     x = torch.randn(2, side, side, width, dtype=torch.float64)
     global_window = torch.randn(2, window * window, width, dtype=torch.float64)
+    gate = torch.randn(width, dtype=torch.float64)
     query, pair = attention.query(x), attention.key_value(global_window)
     expected, depth = torch.zeros_like(x), width // heads
     for picture in range(2):
@@ -58,8 +59,8 @@ def test_glca_equals_a_loop_over_windows_and_heads() -> None:
                     )
                     for head in range(heads)
                 ]
-                expected[block] = attention.proj(torch.cat(joined, dim=1)).view(window, window, width)
-    assert torch.allclose(attention(x, global_window), expected, atol=1e-12)
+                expected[block] = gate * attention.proj(torch.cat(joined, dim=1)).view(window, window, width)
+    assert torch.allclose(attention(x, global_window, gate), expected, atol=1e-12)
 
 
 def windows_of(side: int, window: int, shift: int) -> list[list[tuple[int, int]]]:
@@ -116,7 +117,9 @@ def test_window_attention_and_the_global_query_equal_loops(shifted: bool) -> Non
             for (row, column), token in zip(places, out, strict=True):
                 expected[0, row, column] = token
     assert torch.allclose(own(x), expected_own, atol=1e-12)
-    assert torch.allclose(asked(x, global_window), expected_asked, atol=1e-12)
+    gate = torch.randn(width, dtype=torch.float64)
+    assert torch.allclose(own(x, gate), gate * expected_own, atol=1e-12)
+    assert torch.allclose(asked(x, global_window, gate), gate * expected_asked, atol=1e-12)
 
 
 @pytest.mark.parametrize(
