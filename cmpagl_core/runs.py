@@ -97,6 +97,7 @@ class RunInfo:
     format_version: int = RUN_FORMAT
     notes: tuple[str, ...] = field(default_factory=tuple)
     dual_softmax: float | None = None  # temperature of that re-ranking, chosen on the selection split
+    sinkhorn: float | None = None  # likewise
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Format = Literal["table", "json", "csv", "markdown", "latex", "html"]
 
 _TRIPLETS = "none|plain|intra|hardest|sum|circle|supcon"
+_RERANKINGS = "galr|csls|dual-softmax|sinkhorn"
 _STUDIES = "gswin|pre-alignment|triplet|smr|all"
 
 Recipe = Annotated[str | None, typer.Argument(metavar="RECIPE", help="The baseline; the newest run if left out.")]
@@ -43,7 +44,7 @@ NoSmr = Annotated[bool, typer.Option("--no-smr", help="Without SMR; nothing is t
 SmrForm = Annotated[Literal["add", "multiply"] | None, typer.Option("--smr-form", help="Nor for this.")]
 Rerank = Annotated[
     list[str] | None,
-    typer.Option("--rerank", metavar="galr|csls|dual-softmax", help="In place of SMR; repeatable; nor for this."),
+    typer.Option("--rerank", metavar=_RERANKINGS, help="In place of SMR; repeatable; nor for this."),
 ]
 Split = Annotated[
     list[int] | None, typer.Option("--text-split", min=1, metavar="LAYERS", help="Of the text half; repeatable.")

@@ -56,7 +56,7 @@ def tune_smr(
 ) -> None:
     """Try a grid of SMR's gammas, draw it, and keep the best in the run for `cmpagl evaluate`.
 
-    Refuses the test split (exit 4). Also chooses the temperature of dual softmax.
+    Refuses the test split (exit 4). Also chooses the temperatures of dual softmax and Sinkhorn.
 
     Examples:
       cmpagl tune smr
@@ -72,7 +72,8 @@ def tune_smr(
     choice, tuned = tune_run(given.workspace, opened, split, given.progress, given.compute_device(), form, grid, keep)
     name = opened.root.name
     rows = [{**asdict(point), "gain": point.mr - choice.plain_mr} for point in choice.grid]
-    document = {"run": name, "split": split, "kept": keep, **asdict(choice), "dual_softmax": tuned.dual_softmax}
+    temperatures = {"dual_softmax": tuned.dual_softmax, "sinkhorn": tuned.sinkhorn}
+    document = {"run": name, "split": split, "kept": keep, **asdict(choice), **temperatures}
     title = f"SMR {choice.form}, {name} on {split} of {opened.info.dataset}: mR {choice.plain_mr:.2f} without"
     emit(rows, COLUMNS, format, title, document)
     kept = f"; kept in {opened.root}" if keep else ""

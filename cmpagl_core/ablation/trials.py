@@ -23,7 +23,7 @@ from cmpagl_core.files import canonical_json, read_json, sha256_text, write_json
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import override_recipe
-from cmpagl_core.retrieval.rerank.chain import Tuned
+from cmpagl_core.retrieval.rerank.chain import TEMPERED, Tuned
 from cmpagl_core.runs import TRAINING_VERSION, Run, list_runs
 from cmpagl_core.training.loop import fit
 from cmpagl_core.training.resume import has_state
@@ -212,9 +212,8 @@ def _evaluate(trial: Trial, scene: Scene, run: Run) -> RetrievalReport:
 def _must_choose(trial: Trial, run: Run, tuned: Tuned) -> bool:
     ours, theirs = trial.recipe.evaluate, run.recipe.evaluate
     same = all(getattr(ours, name) == getattr(theirs, name) for name in ("smr_form", "smr_gammas", "views"))
-    return (
-        tuned.smr is None or not same or (tuned.dual_softmax is None and any("dual" in stage for stage in trial.stages))
-    )
+    tempered = [name for name in TEMPERED if any(name in stage for stage in trial.stages)]
+    return tuned.smr is None or not same or any(tuned.temperature(name) is None for name in tempered)
 
 
 @contextmanager

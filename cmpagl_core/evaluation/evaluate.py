@@ -185,7 +185,7 @@ def tuned_of(run: Run) -> Tuned:
     """The parameters that a run chose on its selection split."""
     chosen = run.info.smr if run.recipe.evaluate.smr else None
     gammas = None if chosen is None else Gammas(chosen.form, chosen.gamma1, chosen.gamma2)
-    return Tuned(gammas, run.info.dual_softmax)
+    return Tuned(gammas, run.info.dual_softmax, run.info.sinkhorn)
 
 
 def is_pre_aligned(recipe: Recipe) -> bool:

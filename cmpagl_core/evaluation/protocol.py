@@ -57,7 +57,8 @@ class Stamp:
     model_sha256: str
     stages: tuple[str, ...]
     smr: Gammas | None = None
-    dual_softmax: float | None = None
+    dual_softmax: float | None = None  # its temperature
+    sinkhorn: float | None = None  # its temperature
     itm_k: int | None = None  # None: no ITM; 0: every pair was scored
     overlap: Overlap | None = None  # None: nothing shared, or the training pictures are not known
     ties: Literal["expectation"] = "expectation"

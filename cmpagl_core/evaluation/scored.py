@@ -114,6 +114,7 @@ class Scored:
             stages=tuple(stage.name for stage in stages),
             smr=tuned.smr if "smr" in used else None,
             dual_softmax=tuned.dual_softmax if "dual_softmax" in used else None,
+            sinkhorn=tuned.sinkhorn if "sinkhorn" in used else None,
             itm_k=model.itm_k if any(stage.base == "itm" for stage in stages) else None,
             overlap=model.overlap,
             code=__version__,

@@ -15,7 +15,7 @@ from cmpagl_core.evaluation.evaluate import is_pre_aligned
 from cmpagl_core.evaluation.protocol import Overlap, find_overlap, require_not_test
 from cmpagl_core.evaluation.scored import Tested
 from cmpagl_core.evaluation.sensitivity import Sensitivity, smr_sensitivity
-from cmpagl_core.evaluation.tune import SmrChoice, choose_dual_softmax, choose_smr
+from cmpagl_core.evaluation.tune import SmrChoice, choose_smr, choose_temperatures
 from cmpagl_core.features.export import run_features
 from cmpagl_core.progress import Progress
 from cmpagl_core.retrieval.itm import ALL_PAIRS, itm_scores
@@ -100,7 +100,7 @@ def tune_run(
     gammas: Sequence[float] | None = None,
     keep: bool = True,
 ) -> tuple[SmrChoice, Tuned]:
-    """Choose SMR's gammas and dual softmax' temperature on a split by its name, and keep them in the run.
+    """Choose SMR's gammas and the temperatures of re-rankings on a split by its name, and keep them in the run.
 
     Raises GuardError for the test split, before anything is opened.
     """
@@ -120,7 +120,7 @@ def choose_for_run(
     form: SmrForm | None = None,
     gammas: Sequence[float] | None = None,
 ) -> tuple[SmrChoice, Tuned]:
-    """SMR's grid and dual softmax' temperatures on a split that is not the test split.
+    """SMR's grid and the other re-rankings' temperatures on a split that is not the test split.
 
     form and gammas: the recipe's when None. Raises GuardError for the test split.
     """
@@ -130,7 +130,7 @@ def choose_for_run(
     choice = choose_smr(
         scores, split.caption_image, part.smr_gammas if gammas is None else gammas, form or part.smr_form, progress
     )
-    return choice, Tuned(choice.gammas, choose_dual_softmax(scores, split.caption_image))
+    return choice, choose_temperatures(scores, split.caption_image, choice.gammas)
 
 
 def sensitivity_of_run(
@@ -164,23 +164,24 @@ def sensitivity_of_run(
 def keep_choice(run: Run, choice: SmrChoice, tuned: Tuned) -> Run:
     """Write chosen parameters into the run; everything else of it stays. Returns the run as opened again."""
     kept = KeptChoice(choice.form, choice.gamma1, choice.gamma2, choice.mr)
-    write_info(run.root, replace(run.info, smr=kept, dual_softmax=tuned.dual_softmax))
+    write_info(run.root, replace(run.info, smr=kept, dual_softmax=tuned.dual_softmax, sinkhorn=tuned.sinkhorn))
     return open_run(run.root)
 
 
-def with_temperature(workspace: Workspace, run: Run, loaded: LoadedModel, known: Tuned, progress: Progress) -> Tuned:
-    """The same parameters, dual softmax' temperature too, chosen on the selection split and kept in the run.
+def with_temperatures(workspace: Workspace, run: Run, loaded: LoadedModel, known: Tuned, progress: Progress) -> Tuned:
+    """The same parameters, all temperatures too, chosen on the selection split and kept in the run.
 
     Unchanged where the training data are no longer there.
     """
     own = training_data(workspace, run)
-    if known.dual_softmax is not None or own is None:
+    if known.has_temperatures or own is None:
         return known
     selection = selection_splits(own, run.recipe.data.selection)[1]
-    progress.say(f"choosing dual softmax' temperature on the {selection.name} split, once for this run")
-    temperature = choose_dual_softmax(plain_scores(run, loaded, selection, progress), selection.caption_image)
-    write_info(run.root, replace(run.info, dual_softmax=temperature))
-    return replace(known, dual_softmax=temperature)
+    progress.say(f"choosing the temperatures of re-rankings on the {selection.name} split, once for this run")
+    scores = plain_scores(run, loaded, selection, progress)
+    tuned = choose_temperatures(scores, selection.caption_image, known.smr)
+    write_info(run.root, replace(run.info, dual_softmax=tuned.dual_softmax, sinkhorn=tuned.sinkhorn))
+    return tuned
 
 
 def plain_scores(run: Run, loaded: LoadedModel, split: DataSplit, progress: Progress) -> ScoreMatrix:

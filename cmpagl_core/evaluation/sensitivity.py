@@ -35,7 +35,7 @@ class Setting:
     best_share: in how many of the resamples, from 0 to 1, this pair of gammas is its form's best; None beside SMR.
     """
 
-    reranking: str  # "smr multiply", "smr add", "galr", "csls", "dual_softmax"
+    reranking: str  # "smr multiply", "smr add", "galr", "csls", "dual_softmax", "sinkhorn"
     gamma1: float | None
     gamma2: float | None
     temperature: float | None
@@ -108,7 +108,7 @@ def smr_sensitivity(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Sensitivity:
-    """Evaluate both forms on gammas x gammas, GaLR, CSLS and dual softmax on scores of images x texts.
+    """Evaluate both forms on gammas x gammas, GaLR, CSLS, dual softmax and Sinkhorn on scores of images x texts.
 
     Intervals are of the gain, paired: bootstrap over query images, every setting on the same draws. Raises UsageError
     for an empty grid, a gamma that is none, or less than one sample.
@@ -147,6 +147,8 @@ def _planned(gammas: Sequence[float]) -> Iterator[tuple[str, Tuned]]:
         yield name, Tuned()
     for temperature in TEMPERATURES:
         yield "dual_softmax", Tuned(dual_softmax=temperature)
+    for temperature in TEMPERATURES:
+        yield "sinkhorn", Tuned(sinkhorn=temperature)
 
 
 def _per_image(scores: Directions, matches: Matches, image_ids: Sequence[str], owners: NDArray[np.int64]) -> PerImage:
@@ -192,7 +194,7 @@ def _setting(
         name,
         None if tuned.smr is None else tuned.smr.gamma1,
         None if tuned.smr is None else tuned.smr.gamma2,
-        tuned.dual_softmax,
+        tuned.dual_softmax if tuned.sinkhorn is None else tuned.sinkhorn,
         mr,
         mr - plain_mr,
         (float(low), float(high)),

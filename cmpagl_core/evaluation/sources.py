@@ -23,12 +23,12 @@ from cmpagl_core.evaluation.groups import By, GroupRow, by_length, by_scene
 from cmpagl_core.evaluation.protocol import PROTOCOLS, require_not_test
 from cmpagl_core.evaluation.result import RetrievalReport, report_path, save_report
 from cmpagl_core.evaluation.scored import EvaluateOptions, Scored
-from cmpagl_core.evaluation.selection import open_tested, with_temperature
+from cmpagl_core.evaluation.selection import open_tested, with_temperatures
 from cmpagl_core.evaluation.tune import choose_all
 from cmpagl_core.features.feature_set import load_feature_set
 from cmpagl_core.files import sha256_file
 from cmpagl_core.progress import Progress
-from cmpagl_core.retrieval.rerank.chain import Tuned
+from cmpagl_core.retrieval.rerank.chain import TEMPERED, Tuned
 from cmpagl_core.retrieval.scores import ScoreMatrix
 from cmpagl_core.runs import open_run
 from cmpagl_core.workspace import Workspace
@@ -72,8 +72,8 @@ def evaluate_named_run(
     tested = open_tested(workspace, run, data, split)
     loaded = run.load(device)
     tuned = tuned_of(run)
-    if options.rerank == "all" or "dual" in options.rerank:
-        tuned = with_temperature(workspace, run, loaded, tuned, progress)
+    if options.rerank == "all" or any(name[:4] in options.rerank for name in TEMPERED):
+        tuned = with_temperatures(workspace, run, loaded, tuned, progress)
     scored = model_scores(loaded, run, tested.split, progress, options, tested.manifest_sha256, tested.overlap, tuned)
     reports = _reports(scored, options, both)
     for report in reports:

@@ -51,7 +51,7 @@ def plan_stages(wanted: str, available: Available) -> tuple[tuple[Stage, ...], t
         return tuple(plain), ()
     stages = [stage for base in plain for stage in (base, Stage(f"{base.name}+smr", base.base, ("smr",)))]
     if wanted == "all":
-        others: tuple[Reranking, ...] = ("galr", "csls", "dual_softmax")
+        others: tuple[Reranking, ...] = ("galr", "csls", "dual_softmax", "sinkhorn")
         stages += [Stage(name, available.bases[0], (name,)) for name in others]
     possible = tuple(stage for stage in stages if all(available.tuned.allows(name) for name in stage.chain))
     missing = [stage.name for stage in stages if stage not in possible]

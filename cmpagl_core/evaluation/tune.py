@@ -1,4 +1,4 @@
-"""Choosing SMR's gammas and the temperature of dual softmax, on the selection split alone (method, section 4)."""
+"""Choosing SMR's gammas and the temperatures of re-rankings, on the selection split alone (method, section 4)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 from cmpagl_core.errors import UsageError
 from cmpagl_core.evaluation.recall import Matches, recall
 from cmpagl_core.progress import Progress, Silent
-from cmpagl_core.retrieval.rerank.chain import Gammas, Tuned
-from cmpagl_core.retrieval.rerank.offsets import TEMPERATURES, dual_softmax
+from cmpagl_core.retrieval.rerank.chain import TEMPERED, Gammas, Tempered, Tuned
+from cmpagl_core.retrieval.rerank.offsets import TEMPERATURES
 from cmpagl_core.retrieval.rerank.smr import SmrForm, smr
 from cmpagl_core.retrieval.rerank.standing import Standing
 from cmpagl_core.retrieval.scores import ScoreMatrix
@@ -76,14 +76,14 @@ def choose_smr(
     return SmrChoice(form, best.gamma1, best.gamma2, best.mr, plain, tuple(grid))
 
 
-def choose_dual_softmax(
-    scores: ScoreMatrix, caption_image: ArrayLike, temperatures: Sequence[float] = TEMPERATURES
+def choose_temperature(
+    name: Tempered, scores: ScoreMatrix, caption_image: ArrayLike, temperatures: Sequence[float] = TEMPERATURES
 ) -> float:
     """The temperature with the best mR under `rsitr`, the lowest among equals. Raises UsageError for an empty grid."""
     if not temperatures:
         raise UsageError("the grid of temperatures is empty", hint="give at least one temperature")
     matches, held = Matches.own(caption_image, scores.shape[0]), scores.held()
-    found = [(recall(dual_softmax(held, temperature), matches).mr, temperature) for temperature in set(temperatures)]
+    found = [(recall(TEMPERED[name](held, temperature), matches).mr, temperature) for temperature in set(temperatures)]
     top = max(mr for mr, _ in found)
     return min(temperature for mr, temperature in found if mr >= top - EQUAL_MR)
 
@@ -97,7 +97,13 @@ def choose_all(
 ) -> Tuned:
     """Every parameter that re-rankings have, chosen on the scores of one selection split."""
     choice = choose_smr(scores, caption_image, gammas, form, progress)
-    return Tuned(choice.gammas, choose_dual_softmax(scores, caption_image))
+    return choose_temperatures(scores, caption_image, choice.gammas)
+
+
+def choose_temperatures(scores: ScoreMatrix, caption_image: ArrayLike, gammas: Gammas | None) -> Tuned:
+    """These gammas of SMR, and the temperature of every re-ranking that has one."""
+    chosen = {name: choose_temperature(name, scores, caption_image) for name in TEMPERED}
+    return Tuned(gammas, chosen["dual_softmax"], chosen["sinkhorn"])
 
 
 def place_of_best(mr: Sequence[float], pairs: Sequence[tuple[float, float]]) -> int:

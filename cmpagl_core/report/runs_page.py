@@ -158,7 +158,8 @@ def _facts(evidence: Sequence[Evidence]) -> list[tuple[str, list[str]]]:
         ("manifest sha256", [stamp.manifest_sha256[:16] for stamp in stamps]),
         ("model sha256", [stamp.model_sha256[:16] for stamp in stamps]),
         ("SMR", [_gammas(stamp) for stamp in stamps]),
-        ("dual softmax", ["none" if s.dual_softmax is None else f"T = {s.dual_softmax:g}" for s in stamps]),
+        ("dual softmax", [_temperature(stamp.dual_softmax) for stamp in stamps]),
+        ("Sinkhorn", [_temperature(stamp.sinkhorn) for stamp in stamps]),
         ("ITM candidates", [_candidates(stamp) for stamp in stamps]),
         ("best epoch", [f"{info.best.epoch}, mR {info.best.mr:.2f} on the selection split" for info in infos]),
         ("parameters", [f"{info.parameters:,}" for info in infos]),
@@ -167,6 +168,10 @@ def _facts(evidence: Sequence[Evidence]) -> list[tuple[str, list[str]]]:
         ("code", [" ".join(filter(None, (info.code.version, (info.code.commit or "")[:12]))) for info in infos]),
         ("started at", [info.started_at for info in infos]),
     ]  # fmt: skip
+
+
+def _temperature(chosen: float | None) -> str:
+    return "none" if chosen is None else f"T = {chosen:g}"
 
 
 def _gammas(stamp: Stamp) -> str:

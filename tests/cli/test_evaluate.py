@@ -63,7 +63,7 @@ def test_all_re_rankings_and_tuning_go_together(cmpagl: Cmpagl, workspace: Path)
     assert chosen["split"] == "selection"
     found = document(cmpagl, "evaluate", "--rerank", "all", "--itm-k", "2", *QUICK)
     assert [row["stage"] for row in found["rows"]] == [
-        "cosine", "cosine+smr", "itm", "itm+smr", "galr", "csls", "dual_softmax",
+        "cosine", "cosine+smr", "itm", "itm+smr", "galr", "csls", "dual_softmax", "sinkhorn",
     ]  # fmt: skip
     assert found["stamp"]["smr"] == {key: chosen[key] for key in ("form", "gamma1", "gamma2")}
     assert found["stamp"]["itm_k"] == 2
@@ -91,7 +91,14 @@ def test_features_are_evaluated_and_re_ranking_chosen_on_others(cmpagl: Cmpagl, 
     of_run = document(cmpagl, "evaluate", "--rerank", "none", "--itm-k", "0", *QUICK)
     assert plain["rows"][0] == of_run["rows"][0]
     chosen = document(cmpagl, "evaluate", "--features", test, "--choose-on", val, "--rerank", "all", *QUICK)
-    assert [row["stage"] for row in chosen["rows"]] == ["cosine", "cosine+smr", "galr", "csls", "dual_softmax"]
+    assert [row["stage"] for row in chosen["rows"]] == [
+        "cosine",
+        "cosine+smr",
+        "galr",
+        "csls",
+        "dual_softmax",
+        "sinkhorn",
+    ]
     refused = cmpagl("evaluate", "--features", test, "--choose-on", test)
     assert refused.exit_code == ExitCode.GUARD
     assert "on the test split" in refused.output
@@ -209,15 +216,15 @@ def test_sensitivity_shows_the_whole_grid_and_keeps_nothing(cmpagl: Cmpagl, work
     found = document(cmpagl, *call)
     assert (found["run"], found["dataset"], found["split"]) == ("tiny", "tiny", "val")
     names = [setting["reranking"] for setting in found["settings"]]
-    assert names == ["smr multiply"] * 9 + ["smr add"] * 9 + ["galr", "csls"] + ["dual_softmax"] * 4
+    assert names == ["smr multiply"] * 9 + ["smr add"] * 9 + ["galr", "csls"] + ["dual_softmax"] * 4 + ["sinkhorn"] * 4
     chosen = document(cmpagl, "tune", "smr", "--gammas", "0,1,4", "--no-keep", "--out", workspace / "smr.png")
     by_tuning = [point["mr"] for point in chosen["grid"]]
     assert [setting["mr"] for setting in found["settings"][:9]] == pytest.approx(by_tuning)
     assert (workspace / "grid.png").is_file()
     assert (workspace / "runs/tiny/run.json").read_bytes() == before
     rows = list(csv.DictReader(io.StringIO(cmpagl(*call, "--format", "csv").stdout)))
-    assert len(rows) == 24
-    assert len(cmpagl(*call, "--format", "markdown", "--quiet").stdout.splitlines()) == 2 + 4 + 6
+    assert len(rows) == 28
+    assert len(cmpagl(*call, "--format", "markdown", "--quiet").stdout.splitlines()) == 2 + 4 + 10
 
 
 @pytest.mark.parametrize("split", ["test", "all"])

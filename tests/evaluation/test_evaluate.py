@@ -26,7 +26,7 @@ from cmpagl_core.evaluation.metrics import RankMetrics
 from cmpagl_core.evaluation.recall import Recalls
 from cmpagl_core.evaluation.result import ReportRow, Spans, load_report, report_path, save_report
 from cmpagl_core.evaluation.scored import EvaluateOptions
-from cmpagl_core.evaluation.selection import choose_for_run, keep_choice, open_tested, with_temperature
+from cmpagl_core.evaluation.selection import choose_for_run, keep_choice, open_tested, with_temperatures
 from cmpagl_core.evaluation.stages import Available, Stage, plan_stages
 from cmpagl_core.features.export import run_features
 from cmpagl_core.progress import Silent
@@ -37,7 +37,7 @@ from cmpagl_core.workspace import Workspace
 
 CPU = torch.device("cpu")
 QUICK = EvaluateOptions(samples=20)
-TUNED = Tuned(Gammas("multiply", 1.0, 2.0), 20.0)
+TUNED = Tuned(Gammas("multiply", 1.0, 2.0), 20.0, 10.0)
 
 
 @pytest.fixture
@@ -87,12 +87,13 @@ def test_the_duplicate_aware_protocol_never_gives_less(split: DataSplit) -> None
 def test_all_re_rankings_stand_below_the_plain_ranking(split: DataSplit) -> None:
     scores = some_scores(split)
     report = evaluate_scores(scores, split, replace(QUICK, rerank="all"), tuned=TUNED)
-    assert [row.stage for row in report.rows] == ["cosine", "cosine+smr", "galr", "csls", "dual_softmax"]
+    assert [row.stage for row in report.rows] == ["cosine", "cosine+smr", "galr", "csls", "dual_softmax", "sinkhorn"]
     assert report.stamp.smr == TUNED.smr
-    assert report.stamp.dual_softmax == 20.0
+    assert (report.stamp.dual_softmax, report.stamp.sinkhorn) == (20.0, 10.0)
     without = evaluate_scores(scores, split, replace(QUICK, rerank="all"))
     assert [row.stage for row in without.rows] == ["cosine", "galr", "csls"]
-    assert without.notes == ("left out cosine+smr, dual_softmax: parameters were never chosen on a selection split",)
+    left_out = "left out cosine+smr, dual_softmax, sinkhorn: parameters were never chosen on a selection split"
+    assert without.notes == (left_out,)
 
 
 def test_chains_are_named_and_wrong_ones_refused() -> None:
@@ -233,11 +234,13 @@ def test_parameters_are_chosen_on_the_selection_split_and_kept(run: Run, tmp_pat
     assert selection.name == "val"
     choice, tuned = choose_for_run(run, loaded, selection, Silent(), gammas=(0.0, 1.0))
     kept = keep_choice(run, choice, tuned)
-    assert tuned_of(kept) == tuned == Tuned(choice.gammas, tuned.dual_softmax)
-    assert kept.info == replace(run.info, smr=kept.info.smr, dual_softmax=tuned.dual_softmax)
-    fresh = with_temperature(workspace, run, loaded, Tuned(), Silent())
-    assert fresh == Tuned(None, tuned.dual_softmax)
-    assert open_run(run.root).info.dual_softmax == tuned.dual_softmax
+    assert tuned.has_temperatures
+    assert tuned_of(kept) == tuned == Tuned(choice.gammas, tuned.dual_softmax, tuned.sinkhorn)
+    chosen = {"smr": kept.info.smr, "dual_softmax": tuned.dual_softmax, "sinkhorn": tuned.sinkhorn}
+    assert kept.info == replace(run.info, **chosen)
+    fresh = with_temperatures(workspace, run, loaded, Tuned(), Silent())
+    assert fresh == replace(tuned, smr=None)
+    assert tuned_of(open_run(run.root)) == fresh
     with pytest.raises(GuardError, match="on the test split"):
         choose_for_run(run, loaded, open_prepared(tiny_prepared).split("test"), Silent())
 

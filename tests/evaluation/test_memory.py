@@ -17,10 +17,10 @@ from cmpagl_core.retrieval.rerank.chain import Directions, Gammas, Reranking, Tu
 from cmpagl_core.retrieval.scores import ScoreMatrix
 
 BENCHMARK = Path(__file__).parent.parent.parent / "benchmarks" / "bench_memory.py"
-TUNED = Tuned(Gammas("add", 1.0, 2.0), 20.0)
+TUNED = Tuned(Gammas("add", 1.0, 2.0), 20.0, 20.0)
 
 
-@pytest.mark.parametrize("name", ["smr", "csls", "dual_softmax"])  # GaLR holds its 30 candidates a query
+@pytest.mark.parametrize("name", ["smr", "csls", "dual_softmax", "sinkhorn"])  # GaLR holds its 30 candidates a query
 def test_within_a_small_budget_no_re_ranking_holds_the_matrix(name: Reranking) -> None:
     images, texts = 200, 3000
     whole_bytes = images * texts * 8

@@ -14,8 +14,9 @@ from cmpagl_core.evaluation.intervals import PerImage, compare
 from cmpagl_core.evaluation.recall import Matches, rank_queries, recall
 from cmpagl_core.evaluation.sensitivity import FORMS, Sensitivity, smr_sensitivity
 from cmpagl_core.evaluation.tune import choose_smr
+from cmpagl_core.retrieval.rerank.chain import TEMPERED
 from cmpagl_core.retrieval.rerank.galr import galr
-from cmpagl_core.retrieval.rerank.offsets import TEMPERATURES, csls, dual_softmax
+from cmpagl_core.retrieval.rerank.offsets import TEMPERATURES, csls
 from cmpagl_core.retrieval.rerank.smr import smr
 from cmpagl_core.retrieval.scores import ScoreMatrix
 
@@ -51,7 +52,8 @@ def test_the_others_are_what_each_gives_alone(found: Sensitivity) -> None:
         "csls": recall(csls(scores), matches).mr,
     }
     alone |= {
-        f"dual_softmax T = {temperature:g}": recall(dual_softmax(scores, temperature), matches).mr
+        f"{name} T = {temperature:g}": recall(reranking(scores, temperature), matches).mr
+        for name, reranking in TEMPERED.items()
         for temperature in TEMPERATURES
     }
     assert {label_of(one): one.mr for one in found.others} == pytest.approx(alone)

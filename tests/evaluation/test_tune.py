@@ -11,9 +11,8 @@ from PIL import Image
 from cmpagl_core.errors import CmpaglError, UsageError
 from cmpagl_core.evaluation.heatmap import save_heatmap
 from cmpagl_core.evaluation.recall import Matches, recall
-from cmpagl_core.evaluation.tune import choose_all, choose_dual_softmax, choose_smr
-from cmpagl_core.retrieval.rerank.chain import Gammas
-from cmpagl_core.retrieval.rerank.offsets import dual_softmax
+from cmpagl_core.evaluation.tune import choose_all, choose_smr, choose_temperature
+from cmpagl_core.retrieval.rerank.chain import TEMPERED, Gammas, Tempered
 from cmpagl_core.retrieval.rerank.smr import SmrForm, smr
 from cmpagl_core.retrieval.scores import ScoreMatrix
 
@@ -49,20 +48,21 @@ def test_where_nothing_helps_the_gammas_are_zero() -> None:
     assert choice.mr == choice.plain_mr == pytest.approx(100.0)
 
 
-def test_the_temperature_is_the_best_one() -> None:
+@pytest.mark.parametrize("name", TEMPERED)
+def test_the_temperature_is_the_best_one(name: Tempered) -> None:
     scores, matches = noisy_scores(1), Matches.own(OWNER, 40)
-    by_hand = {t: recall(dual_softmax(scores, t), matches).mr for t in (1.0, 10.0, 50.0)}
-    assert by_hand[choose_dual_softmax(scores, OWNER, (1.0, 10.0, 50.0))] == max(by_hand.values())
+    by_hand = {t: recall(TEMPERED[name](scores, t), matches).mr for t in (1.0, 10.0, 50.0)}
+    assert by_hand[choose_temperature(name, scores, OWNER, (1.0, 10.0, 50.0))] == max(by_hand.values())
     both = choose_all(scores, OWNER)
     assert both.smr == choose_smr(scores, OWNER).gammas
-    assert both.dual_softmax == choose_dual_softmax(scores, OWNER)
+    assert both.temperature(name) == choose_temperature(name, scores, OWNER)
 
 
 def test_empty_grids_and_wrong_gammas_are_refused() -> None:
     with pytest.raises(UsageError, match="the grid of gammas is empty"):
         choose_smr(noisy_scores(), OWNER, ())
     with pytest.raises(UsageError, match="the grid of temperatures is empty"):
-        choose_dual_softmax(noisy_scores(), OWNER, ())
+        choose_temperature("sinkhorn", noisy_scores(), OWNER, ())
     with pytest.raises(UsageError, match=r"gamma1 = -1.0 must be"):
         choose_smr(noisy_scores(), OWNER, (-1.0,))
 

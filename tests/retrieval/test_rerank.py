@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cmpagl_core.errors import UsageError
 from cmpagl_core.retrieval.rerank.chain import Directions, Gammas, Tuned, parse_chain, rerank
 from cmpagl_core.retrieval.rerank.galr import galr, shared_positions
-from cmpagl_core.retrieval.rerank.offsets import csls, dual_softmax
+from cmpagl_core.retrieval.rerank.offsets import csls, dual_softmax, sinkhorn
 from cmpagl_core.retrieval.rerank.smr import SmrForm, smr
 from cmpagl_core.retrieval.rerank.standing import Standing, rank_rows
 from cmpagl_core.retrieval.scores import ScoreMatrix
@@ -84,12 +84,26 @@ def dual_softmax_loop(s: Matrix, t: float) -> Matrix:
     return out
 
 
+def sinkhorn_loop(s: Matrix, t: float, steps: int) -> Matrix:
+    """By factors in place of logarithms, each the geometric mean of what it was and what would settle its side."""
+    rows, cols = s.shape
+    kernel = [[math.exp(t * s[i, j]) for j in range(cols)] for i in range(rows)]
+    u, v = [1.0] * rows, [1.0] * cols
+    for _ in range(steps):
+        of_rows = [1 / rows / sum(kernel[i][j] * v[j] for j in range(cols)) for i in range(rows)]
+        of_cols = [1 / cols / sum(kernel[i][j] * u[i] for i in range(rows)) for j in range(cols)]
+        u = [math.sqrt(old * new) for old, new in zip(u, of_rows, strict=True)]
+        v = [math.sqrt(old * new) for old, new in zip(v, of_cols, strict=True)]
+    return np.array([[u[i] * kernel[i][j] * v[j] for j in range(cols)] for i in range(rows)])
+
+
 RERANKERS: dict[str, Callable[[ScoreMatrix], ScoreMatrix]] = {
     "multiply": lambda s: smr(s, 1.0, 4.0),
     "add": lambda s: smr(s, 0.5, 2.0, "add"),
     "galr": lambda s: galr(s, k=7),
     "csls": lambda s: csls(s),
     "dual_softmax": lambda s: dual_softmax(s, 20.0),
+    "sinkhorn": lambda s: sinkhorn(s, 20.0),
     "csls then smr": lambda s: smr(csls(s), 1.0, 1.0),
     "smr then galr": lambda s: galr(smr(s, 1.0, 1.0), k=5),
 }
@@ -99,6 +113,7 @@ LOOPS: dict[str, Callable[[Matrix], Matrix]] = {
     "galr": lambda s: galr_loop(s, 7, 0.3, 1.1),
     "csls": lambda s: csls_loop(s, 10),
     "dual_softmax": lambda s: np.log(dual_softmax_loop(s, 20.0)),
+    "sinkhorn": lambda s: np.log(sinkhorn_loop(s, 20.0, 20)),
 }
 
 
@@ -165,7 +180,8 @@ def test_ranks_kept_in_a_file_are_those_kept_in_memory(budget: int) -> None:
 @pytest.mark.parametrize("form", ["multiply", "add"])
 def test_a_constant_matrix_stays_constant(form: SmrForm) -> None:
     constant = ScoreMatrix.from_array(np.full((4, 6), 0.3, np.float32))
-    for reranked in (smr(constant, 1.0, 4.0, form), galr(constant), csls(constant), dual_softmax(constant, 100.0)):
+    others = (galr(constant), csls(constant), dual_softmax(constant, 100.0), sinkhorn(constant, 100.0))
+    for reranked in (smr(constant, 1.0, 4.0, form), *others):
         assert len(np.unique(whole(reranked))) == 1
 
 
@@ -188,16 +204,26 @@ def test_positions_restart_with_each_group_and_are_shared() -> None:
 def test_great_scores_of_foreign_models_do_not_overflow() -> None:
     scores = ScoreMatrix.from_array(np.array([[900.0, -900.0], [0.0, 5.0]]))
     assert np.isfinite(whole(dual_softmax(scores, 100.0))).all()
+    assert np.isfinite(whole(sinkhorn(scores, 100.0))).all()
+
+
+def test_sinkhorn_starts_from_dual_softmax_and_ends_in_an_even_match() -> None:
+    scores = ScoreMatrix.from_array(random_scores())
+    apart = whole(sinkhorn(scores, 20.0, steps=1)) - whole(dual_softmax(scores, 20.0)) / 2
+    assert apart == pytest.approx(np.full(apart.shape, apart[0, 0]), abs=1e-9)
+    plan = np.exp(whole(sinkhorn(scores, 5.0, steps=200)))
+    assert plan.sum(axis=1) == pytest.approx(np.full(20, 1 / 20), rel=1e-6)
+    assert plan.sum(axis=0) == pytest.approx(np.full(30, 1 / 30), rel=1e-6)
 
 
 def test_both_directions_of_a_chain_are_the_rerankings_of_both_directions() -> None:
     scores = ScoreMatrix.from_array(random_scores())
-    tuned = Tuned(Gammas("multiply", 1.0, 2.0), 20.0)
+    tuned = Tuned(Gammas("multiply", 1.0, 2.0), 20.0, 10.0)
     once = rerank(Directions(scores), "csls", tuned)
     twice = rerank(once, "smr", tuned)
     assert (whole(twice.i2t) == whole(smr(csls(scores), 1.0, 2.0))).all()
     assert (whole(twice.t2i) == whole(smr(csls(scores.transposed()), 1.0, 2.0))).all()
-    for name in parse_chain("galr+dual-softmax"):
+    for name in parse_chain("galr+csls+dual-softmax+sinkhorn"):
         both = rerank(Directions(scores), name, tuned)
         assert (whole(rerank(Directions(scores.transposed()), name, tuned).i2t) == whole(both.t2i)).all()
 
@@ -214,7 +240,11 @@ def test_wrong_parameters_are_refused_in_a_sentence() -> None:
         csls(scores, 0)
     with pytest.raises(UsageError, match=r"temperature = 0.0 must be"):
         dual_softmax(scores, 0.0)
-    with pytest.raises(UsageError, match="'smrt' is no re-ranking; there is smr, galr, csls, dual_softmax"):
+    with pytest.raises(UsageError, match="temperature = inf must be"):
+        sinkhorn(scores, math.inf)
+    with pytest.raises(UsageError, match="steps = 0 must be at least 1"):
+        sinkhorn(scores, 10.0, steps=0)
+    with pytest.raises(UsageError, match="'smrt' is no re-ranking; there is smr, galr, csls, dual_softmax, sinkhorn"):
         parse_chain("smrt")
     with pytest.raises(UsageError, match="the parameters of smr were never chosen"):
         rerank(Directions(scores), "smr", Tuned())

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
 from cmpagl_core.errors import UsageError
 from cmpagl_core.retrieval.rerank.galr import galr
-from cmpagl_core.retrieval.rerank.offsets import csls, dual_softmax
+from cmpagl_core.retrieval.rerank.offsets import csls, dual_softmax, sinkhorn
 from cmpagl_core.retrieval.rerank.smr import SmrForm, smr
 from cmpagl_core.retrieval.rerank.standing import Standing
 from cmpagl_core.retrieval.scores import ScoreMatrix
 
-Reranking = Literal["smr", "galr", "csls", "dual_softmax"]
+Tempered = Literal["dual_softmax", "sinkhorn"]
+Reranking = Literal["smr", "galr", "csls", Tempered]
 RERANKINGS: tuple[Reranking, ...] = get_args(Reranking)
+TEMPERED: Mapping[Tempered, Callable[[ScoreMatrix, float], ScoreMatrix]] = {
+    "dual_softmax": dual_softmax,
+    "sinkhorn": sinkhorn,
+}
+"""The re-rankings that have a temperature, to be chosen on a selection split."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +38,23 @@ class Tuned:
     """What was chosen on the selection split; None where nothing was."""
 
     smr: Gammas | None = None
-    dual_softmax: float | None = None
+    dual_softmax: float | None = None  # its temperature
+    sinkhorn: float | None = None  # its temperature
+
+    def temperature(self, name: Tempered) -> float | None:
+        """That of a re-ranking that has one."""
+        return self.dual_softmax if name == "dual_softmax" else self.sinkhorn
+
+    @property
+    def has_temperatures(self) -> bool:
+        """Whether every re-ranking that has a temperature has one."""
+        return all(self.temperature(name) is not None for name in TEMPERED)
 
     def allows(self, name: Reranking) -> bool:
         """Whether a re-ranking has all its parameters."""
-        return {"smr": self.smr, "dual_softmax": self.dual_softmax}.get(name, True) is not None
+        if name in ("dual_softmax", "sinkhorn"):
+            return self.temperature(name) is not None
+        return name != "smr" or self.smr is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,16 +74,19 @@ class Directions:
         forward = Standing.of(self.i2t)
         return forward, forward.transposed() if self.own_t2i is None else Standing.of(self.own_t2i)
 
+    def by_symmetric(self, reranking: Callable[[ScoreMatrix], ScoreMatrix]) -> Directions:
+        """Both directions by a re-ranking that does to transposed scores the transpose of what it does to scores."""
+        return Directions(reranking(self.i2t), None if self.own_t2i is None else reranking(self.own_t2i))
+
 
 def rerank(scores: Directions, name: Reranking, tuned: Tuned) -> Directions:
     """One re-ranking of both directions. Raises UsageError for one whose parameters were never chosen."""
     if name == "csls":
-        return Directions(*(csls(side.scores) for side in scores.standings))
+        return scores.by_symmetric(csls)
     if name == "galr":
         return Directions(*(galr(side.scores, standing=side) for side in scores.standings))
-    if name == "dual_softmax" and tuned.dual_softmax is not None:
-        temperature = tuned.dual_softmax
-        return Directions(*(dual_softmax(side.scores, temperature) for side in scores.standings))
+    if name in ("dual_softmax", "sinkhorn") and (temperature := tuned.temperature(name)) is not None:
+        return scores.by_symmetric(lambda side: TEMPERED[name](side, temperature))
     if name == "smr" and tuned.smr is not None:
         chosen = tuned.smr
         return Directions(

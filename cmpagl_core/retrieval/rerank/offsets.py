@@ -1,4 +1,4 @@
-"""Re-rankings that add an offset to each row and each column: CSLS and dual softmax (method, section 4)."""
+"""Re-rankings that add an offset to each row and column: CSLS, dual softmax (method, section 4) and Sinkhorn (ours)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from cmpagl_core.retrieval.scores import Floats, Rows, ScoreMatrix, ScoreSource
 
 TEMPERATURES = (10.0, 20.0, 50.0, 100.0)
 CSLS_NEIGHBOURS = 10
+SINKHORN_STEPS = 20
 
 Offsets = NDArray[np.float64]
 
@@ -35,11 +36,27 @@ def dual_softmax(scores: ScoreMatrix, temperature: float) -> ScoreMatrix:
 
     The logarithm ranks alike and cannot underflow. temperature: T, above 0. Raises UsageError otherwise.
     """
-    if not (np.isfinite(temperature) and temperature > 0):
-        raise UsageError(f"temperature = {temperature} must be a finite number above 0")
-    held = scores.held()
+    held = _held_for(scores, temperature)
     rows, cols = _log_sum_exp(held, temperature), _log_sum_exp(held.transposed(), temperature)
     return ScoreMatrix(_OffsetSource(held.source, 2.0 * temperature, rows, cols), scores.budget_bytes)
+
+
+def sinkhorn(scores: ScoreMatrix, temperature: float, steps: int = SINKHORN_STEPS) -> ScoreMatrix:
+    """T S_ij - r_i - c_j, the logarithm of an even match's entropic transport plan (Cuturi 2013) [ours]; symmetric.
+
+    The offsets are such that all rows get the same share of the matches, and so do all columns: every image as many
+    texts as every other. Both sides step at once, each half the way (Knight et al. 2014), so that neither comes first;
+    half of dual softmax is the first step. temperature: T, above 0. Raises UsageError otherwise, and below one step.
+    """
+    if steps < 1:
+        raise UsageError(f"steps = {steps} must be at least 1")
+    held = _held_for(scores, temperature)
+    turned = held.transposed()
+    rows, cols = np.zeros(held.shape[0]), np.zeros(held.shape[1])
+    for _ in range(steps):
+        of_rows, of_cols = _log_sum_exp(held, temperature, cols), _log_sum_exp(turned, temperature, rows)
+        rows, cols = (rows + of_rows + np.log(len(rows))) / 2, (cols + of_cols + np.log(len(cols))) / 2
+    return ScoreMatrix(_OffsetSource(held.source, temperature, rows, cols), scores.budget_bytes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,17 +106,27 @@ def _mean_of_greatest(scores: ScoreMatrix, count: int) -> Offsets:
     return means
 
 
-def _log_sum_exp(scores: ScoreMatrix, temperature: float) -> Offsets:
+def _held_for(scores: ScoreMatrix, temperature: float) -> ScoreMatrix:
+    if not (np.isfinite(temperature) and temperature > 0):
+        raise UsageError(f"temperature = {temperature} must be a finite number above 0")
+    return scores.held()
+
+
+def _log_sum_exp(scores: ScoreMatrix, temperature: float, offsets: Offsets | None = None) -> Offsets:
+    """log sum_j exp(T S_ij - offset_j) of each row i. offsets: [gallery], 0 where there are none."""
     queries, gallery = scores.shape
+    taken = np.zeros(gallery) if offsets is None else offsets
     unit = grid_unit(1.0, gallery)
     totals = np.empty(queries)
     for rows, tile in scores.row_tiles():
         part = totals[rows]
 
         def fill(piece: slice, tile: Floats = tile, part: Offsets = part) -> None:
-            top = tile[piece].max(axis=1).astype(np.float64)
-            shares = np.exp(temperature * (tile[piece] - top[:, None]))
-            part[piece] = temperature * top + np.log(grid_sum(shares, 1, unit))
+            shares = tile[piece] * np.float64(temperature) - taken
+            top = shares.max(axis=1)
+            shares -= top[:, None]
+            np.exp(shares, out=shares)
+            part[piece] = top + np.log(grid_sum(shares, 1, unit))
 
         over_rows(tile.shape[0], gallery, fill)
     return totals
