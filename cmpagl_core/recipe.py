@@ -105,6 +105,12 @@ class ImageEncoderPart(_Part):
         False,
         description="ours: image_features start as a linear probe of the stem's averaged map; Gswin joins by a gate",
     )
+    stem_skip_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="ours: of the averaged map's channels before that probe, and before those of stem_also",
+    )
     stem_weights: Annotated[str, Word] = Field("random", description="package:..., timm:NAME, file:PATH or random")
     stem_also: tuple[Annotated[str, Word], ...] = Field(
         (), description="ours: more timm extractors; each adds a linear probe of its own, and features lie side by side"
@@ -138,6 +144,8 @@ class ImageEncoderPart(_Part):
         first = self.first_stage
         if self.stem == "patch" and self.stem_skip:
             raise ValueError("stem_skip needs a stem: set image_encoder.stem, or stem_skip false")
+        if self.stem_skip_dropout and not self.stem_skip:
+            raise ValueError("stem_skip_dropout is of stem_skip's probes: set image_encoder.stem_skip true")
         if self.stem_also and not self.stem_skip:
             raise ValueError("stem_also adds to the linear probe of stem_skip: set image_encoder.stem_skip true")
         if len(self.stem_also) != len(self.stem_also_weights):

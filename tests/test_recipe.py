@@ -70,6 +70,7 @@ def test_every_shipped_recipe_comments_every_field_that_it_sets(name: str) -> No
             "stem_also_weights: [random], stem_also_px: [64, 64]}",
             "stem_also_px needs one side",
         ),
+        ("image_encoder: {stem_skip_dropout: 0.5}", "stem_skip_dropout is of stem_skip's probes"),
         ("image_encoder: {stem_also: [a], stem_also_weights: [random]}", "set image_encoder.stem_skip true"),
         (TWO_STEMS.replace("[random]", "[]"), "one source for each extractor"),
         (TWO_STEMS + "losses: {embed_dim: 255}", "255 cannot be shared evenly by 2 extractors"),

@@ -67,7 +67,7 @@ class CmpaglModel(nn.Module):
         self.text_projection = nn.Linear(shape.hidden_size, losses.embed_dim)
         stem, part = self.image_encoder.patch_embed, recipe.image_encoder
         self.stem_skip = (
-            StemSkip(stem.part_channels, losses.embed_dim, part.drop_path, stem.also_channels)
+            StemSkip(part, stem.part_channels, stem.also_channels, losses.embed_dim)
             if isinstance(stem, FeatureStem) and part.stem_skip
             else None
         )

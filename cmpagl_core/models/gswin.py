@@ -204,18 +204,19 @@ class StemSkip(nn.Module):
     """
 
     def __init__(
-        self, part_channels: tuple[int, ...], embed_dim: int, drop_path: float, also_channels: tuple[int, ...] = ()
+        self, part: ImageEncoderPart, part_channels: tuple[int, ...], also_channels: tuple[int, ...], embed_dim: int
     ) -> None:
         super().__init__()
         probes = (part_channels, *((channels,) for channels in also_channels))
         self.channels = [sum(probe) for probe in probes]
         self.projections = nn.ModuleList(StemProjection(probe, embed_dim // len(probes)) for probe in probes)
+        self.dropout = nn.Dropout(part.stem_skip_dropout)
         self.gate = nn.Parameter(torch.zeros(embed_dim))
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath(part.drop_path)
 
     def forward(self, projected: Tensor, stem_map: Tensor) -> Tensor:
         """projected: [B, D], of Gswin. stem_map: [B, C of the stem, h, w]. Returns [B, D]."""
-        pooled = stem_map.float().mean(dim=(2, 3))  # [B, C of the stem]
+        pooled = self.dropout(stem_map.float().mean(dim=(2, 3)))  # [B, C of the stem]
         shares = torch.split(pooled, self.channels, dim=1)
         probed = [projection(share) for projection, share in zip(self.projections, shares, strict=True)]
         out: Tensor = torch.cat(probed, dim=1) + self.drop_path(projected * self.gate)

@@ -172,7 +172,7 @@ def test_a_stem_that_is_trained_is_never_folded() -> None:
 
 def test_a_skip_starts_as_a_linear_probe_of_the_stem_and_lets_gswin_in_by_its_gate() -> None:
     torch.manual_seed(0)
-    skip = StemSkip((3, 5), 4, drop_path=0.0)
+    skip = StemSkip(ImageEncoderPart(drop_path=0.0), (3, 5), (), 4)
     stem_map, projected = torch.randn(2, 8, 2, 2), torch.randn(2, 4)
     pooled = stem_map.mean(dim=(2, 3))
     normed = torch.cat([F.layer_norm(pooled[:, :3], (3,)), F.layer_norm(pooled[:, 3:], (5,))], dim=1)
@@ -218,13 +218,28 @@ def test_a_further_extractor_sees_the_picture_at_its_own_side() -> None:
 
 def test_each_extractor_of_a_skip_gives_its_share_of_the_features() -> None:
     torch.manual_seed(0)
-    skip = StemSkip((3, 5), 4, drop_path=0.0, also_channels=(6,))
+    skip = StemSkip(ImageEncoderPart(drop_path=0.0), (3, 5), (6,), 4)
     stem_map, projected = torch.randn(2, 14, 2, 2), torch.randn(2, 4)
-    first, second = StemSkip((3, 5), 2, drop_path=0.0), StemSkip((6,), 2, drop_path=0.0)
+    first, second = (StemSkip(ImageEncoderPart(drop_path=0.0), channels, (), 2) for channels in ((3, 5), (6,)))
     for single, projection in zip((first, second), skip.projections, strict=True):
         single.projections[0].load_state_dict(projection.state_dict())
     expected = torch.cat([first(projected[:, :2], stem_map[:, :8]), second(projected[:, 2:], stem_map[:, 8:])], dim=1)
     assert torch.allclose(skip(projected, stem_map), expected, atol=1e-6)
+
+
+def test_a_skip_drops_channels_of_the_averaged_map_in_training_alone() -> None:
+    torch.manual_seed(0)
+    skip = StemSkip(ImageEncoderPart().model_copy(update={"stem_skip_dropout": 0.5}), (64,), (), 4)
+    seen: list[torch.Tensor] = []
+    skip.projections[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    stem_map, projected = torch.rand(3, 64, 2, 2) + 0.5, torch.zeros(3, 4)
+    for training in (False, True):
+        skip.train(training)(projected, stem_map)
+    averaged = stem_map.mean(dim=(2, 3))
+    assert torch.allclose(seen[0], averaged)
+    kept = seen[1] != 0
+    assert 0.3 < float(kept.float().mean()) < 0.7
+    assert torch.allclose(seen[1][kept], 2 * averaged[kept])
 
 
 def test_a_skip_without_a_stem_is_refused() -> None:
