@@ -17,7 +17,7 @@ from cmpagl_core.retrieval.rerank.chain import Gammas, Tuned
 
 IMAGES, CAPTIONS, WIDTH = 5_000, 5, 256
 GIB = 2**30
-TUNED = Tuned(Gammas("multiply", 1.0, 4.0), 20.0)
+TUNED = Tuned(Gammas("multiply", 1.0, 4.0), 20.0, 20.0)
 
 
 def random_features(images: int) -> FeatureSet:
