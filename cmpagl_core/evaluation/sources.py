@@ -72,7 +72,8 @@ def evaluate_named_run(
     tested = open_tested(workspace, run, data, split)
     loaded = run.load(device)
     tuned = tuned_of(run)
-    if options.rerank == "all" or any(name[:4] in options.rerank for name in TEMPERED):
+    wanted = options.rerank.replace("-", "_")
+    if wanted == "all" or any(name in wanted for name in TEMPERED):
         tuned = with_temperatures(workspace, run, loaded, tuned, progress)
     scored = model_scores(loaded, run, tested.split, progress, options, tested.manifest_sha256, tested.overlap, tuned)
     reports = _reports(scored, options, both)
