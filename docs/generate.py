@@ -74,7 +74,7 @@ because other work had disturbed them, the second because their smallest size wa
 - **A training step.** Matrix products alone take 1.52 s of ours with the global window, three quarters of the peer's
   whole step, at nine tenths of the matrix rate; to be level, all else would have to fit into 0.48 s, and takes 0.65.
   Without the global window 1.19 was reached (1.2), and 1.27 and 1.17 in other runs of the day.
-- **On another machine**, two cores of an Intel Xeon with AMX (2,490 GFLOP/s of bf16 matrix products), the image encoder's
+- **On another machine**, two cores of an Intel Xeon with AMX (2,490 GFLOP/s in bf16), the image encoder's
   bench gave 1.67 (1.25) and 2.41 (1.5) for encoding with and without the global window, and 0.79 (1.0) and 1.47 (1.2)
   for a training step. Since then attention is scaled in its matrix products and the gate in its weights, and both sides
   have the fused optimiser: there ten steps have a median of 1.30 s, before 1.50, with the global window, and of 0.88 s,
