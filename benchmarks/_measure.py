@@ -80,6 +80,12 @@ def _serve(maker: Callable[[], Work], pipe: Connection) -> None:
         pipe.send(time.perf_counter() - started_at)
 
 
+def compare(name: str, value: float, unit: str, peer: str, peer_value: float) -> None:
+    """Print a line of JSON with a peer and no bar."""
+    line = {"name": name, "value": value, "unit": unit, "peer": peer, "peer_value": peer_value}
+    print(json.dumps({**line, "ratio": peer_value / value, "bar": None, "ok": None}), flush=True)
+
+
 def report(name: str, value: float, unit: str, bar: float, peer: str = "", peer_value: float | None = None) -> bool:
     """Print one line of JSON. Less is better: ratio is peer_value / value, or bar / value without a peer."""
     ratio = (bar if peer_value is None else peer_value) / value
@@ -95,10 +101,16 @@ def note(name: str, value: float, unit: str) -> None:
     print(json.dumps({**line, "ratio": None, "bar": None, "ok": None}), flush=True)
 
 
-def gemm_flops(size: int = 2048) -> float:
-    """Floating-point operations a second of a square bf16 matrix product."""
-    left, right = (torch.randn(size, size).bfloat16() for _ in range(2))
-    return 2 * size**3 / median_s(lambda: left @ right, repeats=9)
+def gemm_flops(size: int = 2048, device: torch.device | None = None) -> float:
+    """Floating-point operations a second of a square bf16 matrix product; on the CPU unless a device is given."""
+    left, right = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
+
+    def product() -> None:
+        done = left @ right
+        if done.is_cuda:
+            torch.cuda.synchronize()
+
+    return 2 * size**3 / median_s(product, repeats=9)
 
 
 def memory_bytes_s(size: int = 256 << 20) -> float:

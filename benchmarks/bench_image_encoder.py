@@ -75,7 +75,7 @@ def training_step(model: nn.Module, pixel_values: Tensor) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(pixel_values.device.type, torch.bfloat16):
             loss = model(pixel_values).float().square().mean()
         loss.backward()
         optimizer.step()
@@ -85,7 +85,7 @@ def training_step(model: nn.Module, pixel_values: Tensor) -> Callable[[], None]:
 
 def flops(model: nn.Module, pixel_values: Tensor) -> int:
     counter = FlopCounterMode(display=False)
-    with counter, torch.inference_mode():
+    with counter, torch.no_grad():  # in inference mode the counter trips over a parameter passed to a module
         model(pixel_values[:1])
     return int(counter.get_total_flops()) * len(pixel_values)
 

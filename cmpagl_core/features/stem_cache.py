@@ -37,7 +37,7 @@ CACHE_FORMAT = 2
 
 _STEM = "image_encoder.patch_embed."  # of its weights' names in a model
 _SHARD_BYTES = 64 << 20
-_VIEWS_AT_ONCE = 32  # through the stem together, of one picture or of several
+_VIEWS_AT_ONCE = 128  # through the stem together, of one picture or of several
 _LARGEST_HALF = 65504.0
 
 Half = NDArray[np.float16]

@@ -2,10 +2,12 @@
 
 torch's fused attention for the CPU is several times slower than two matrix products at the sizes of this model
 (windows of 49 tokens, captions of 20), above all in its backward pass; `benchmarks/bench_attention.py` measures it.
+On CUDA windows are written out too, since fused attention with a bias of 49 columns is no faster.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
     """
     if query.device.type != "cpu":
         bias = None if bias is None else bias.to(query.dtype)
+        _leave_cudnn_out()
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
@@ -39,19 +42,35 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
     return attended
 
 
+@cache
+def _leave_cudnn_out() -> None:
+    """For this process: it plans for each new shape, a tenth of a second each, and captions come in hundreds."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def attend_packed(query_key_value: Tensor, bias: Tensor, num_heads: int) -> Tensor:
     """Self-attention of many short rows of tokens, from one projection to what the next one takes.
 
     query_key_value: [B, N, 3 * heads * d]. bias: [G, heads, N, N], where rows take the G biases in turns.
     Returns [B, N, heads * d].
     """
-    if query_key_value.device.type == "cpu":
+    if query_key_value.device.type in ("cpu", "cuda"):
         out: Tensor = _PackedAttention.apply(query_key_value, bias, num_heads)
         return out
     count = len(query_key_value)
     query, key, value = _split(query_key_value, num_heads)
     bias = bias.repeat(count // len(bias), 1, 1, 1) if len(bias) > 1 else bias
     return _joined(attend(query, key, value, bias))
+
+
+def attend_shared(x: Tensor, keys: Tensor, bias: Tensor, values: Tensor, num_heads: int) -> Tensor:
+    """Attention of many tokens over few keys that they share, with the projections folded into keys and values (ours).
+
+    x: [B, N, C]. keys, values: [B, heads * M, C], each head's M rows in turn. bias: [B, heads * M, 1], of the scores.
+    Returns the sum over heads of softmax(x keys^T + bias) values: [B, N, C].
+    """
+    out: Tensor = _SharedAttention.apply(x, keys, bias, values, num_heads)
+    return out
 
 
 def _split(packed: Tensor, num_heads: int) -> Tensor:
@@ -158,6 +177,28 @@ class _PackedAttention(torch.autograd.Function):
             of_bias = of_scores.view(-1, *shape).sum(dim=0).to(dtype)
         packed = of_parts.permute(1, 3, 0, 2, 4).reshape(count, tokens, 3 * heads * depth)
         return packed, of_bias, None
+
+
+class _SharedAttention(torch.autograd.Function):
+    """`attend_shared`; scores are kept as [B, heads, M, N], since a softmax over a middle axis is the faster one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keys: Tensor, bias: Tensor, values: Tensor, num_heads: int) -> Tensor:
+        scores = torch.baddbmm(bias, keys, x.transpose(1, 2))
+        weights = scores.view(len(x), num_heads, -1, x.shape[1]).softmax(dim=2)
+        ctx.save_for_backward(x, keys, values, weights)
+        attended: Tensor = weights.flatten(1, 2).transpose(1, 2) @ values
+        return attended
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, keys, values, weights = ctx.saved_tensors
+        of_weights = (values @ gradient.transpose(1, 2)).view_as(weights)
+        of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, 2, weights.dtype).flatten(1, 2)
+        of_values = weights.flatten(1, 2) @ gradient
+        of_x = of_scores.transpose(1, 2) @ keys
+        return of_x, of_scores @ x, of_scores.sum(dim=2, keepdim=True), of_values, None
 
 
 def _attend_for_bert(

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmpagl_core.models.attention import attend
+from cmpagl_core.models.attention import attend, attend_shared
 from cmpagl_core.models.linear import linear
 from cmpagl_core.models.windows import (
     WindowGeometry,
@@ -17,6 +17,12 @@ from cmpagl_core.models.windows import (
 )
 
 _SQUEEZE = 4  # channels are squeezed by this factor before they are excited
+_TOKENS_A_CHANNEL = 2
+
+
+def _many_tokens(x: Tensor) -> bool:
+    """Whether a map [B, H, W, C] has so many tokens that folding what follows into a picture's weights pays."""
+    return x.shape[1] * x.shape[2] >= _TOKENS_A_CHANNEL * x.shape[3]
 
 
 def halvings(map_size: int, window_size: int) -> int:
@@ -39,7 +45,9 @@ class SqueezeExcite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, C, H, W], channels last in memory, as the gradient then is too. Returns the same shape."""
         rows = x.permute(0, 2, 3, 1)  # [B, H, W, C]
-        gates = self.excite(F.gelu(self.squeeze(rows.mean(dim=(1, 2))))).sigmoid()
+        # The gradient of a sum, unlike a mean's, takes no pass over the map.
+        means = rows.sum(dim=(1, 2)) / (rows.shape[1] * rows.shape[2])
+        gates = self.excite(F.gelu(self.squeeze(means))).sigmoid()
         scaled: Tensor = rows * gates[:, None, None]
         return scaled.permute(0, 3, 1, 2)
 
@@ -117,10 +125,27 @@ class LocalQueryAttention(nn.Module):
         batch, height, width, channels = x.shape
         pair = linear(self.key_value, global_window).view(batch, -1, 2, self.num_heads, channels // self.num_heads)
         key, value = pair.permute(2, 0, 3, 1, 4)  # each [B, heads, w * w, d]
+        if x.device.type == "cpu" and _many_tokens(x):
+            folded: Tensor = self.proj_drop(self._folded(x.flatten(1, 2), key, value, gate))
+            return folded.view_as(x)
         query = linear(self.query, x).view(batch, height * width, self.num_heads, -1).transpose(1, 2)
         attended = attend(query, key, value).transpose(1, 2)
         out: Tensor = self.proj_drop(linear(self.proj, attended.reshape(batch, height, width, channels), gate))
         return out
+
+    def _folded(self, x: Tensor, key: Tensor, value: Tensor, gate: Tensor) -> Tensor:
+        """`forward` with Wq in the keys and gate * Wo in the values, which hold the bias too: a row's weights sum to 1.
+
+        x: [B, H * W, C]. key, value: [B, heads, w * w, d]. gate: [C]. Returns [B, H * W, C].
+        """
+        depth = key.shape[-1]
+        scale = depth**-0.5
+        query_weight = (self.query.weight * scale).view(self.num_heads, depth, -1)  # [heads, d, C]
+        query_bias = (self.query.bias * scale).view(self.num_heads, depth, 1)
+        proj_weight = (self.proj.weight * gate[:, None]).t().view(self.num_heads, depth, -1)  # [heads, d, C]
+        values = value @ proj_weight + (self.proj.bias * gate / self.num_heads).to(value.dtype)
+        keys, bias = key @ query_weight, key @ query_bias
+        return attend_shared(x, keys.flatten(1, 2), bias.flatten(1, 2), values.flatten(1, 2), self.num_heads)
 
 
 class GlobalQueryAttention(nn.Module):

@@ -27,12 +27,12 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, ...]. Returns the same shape; kept pictures are scaled by 1 / (1 - rate)."""
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        """Two [B, ...]. Returns their sum, [B, ...]; what is kept of the branch is scaled by 1 / (1 - rate)."""
         if not self.training or self.rate == 0.0:
-            return x
+            return x + branch
         keep = torch.rand(x.shape[0], *([1] * (x.dim() - 1)), device=x.device) >= self.rate
-        return x * (keep / (1.0 - self.rate)).to(x.dtype)
+        return torch.addcmul(x, branch, (keep / (1.0 - self.rate)).to(branch.dtype))
 
 
 class Mlp(nn.Module):
@@ -94,10 +94,10 @@ class GswinBranch(nn.Module):
 
     def forward(self, x: Tensor, global_window: Tensor | None) -> Tensor:
         """x: [B, H, W, C]. global_window: [B, w * w, C], or None. Returns [B, H, W, C]."""
-        x = x + self.drop_path(self.attn(self.norm1(x), self.scale1))
+        x = self.drop_path(x, self.attn(self.norm1(x), self.scale1))
         if self.global_branch is not None and global_window is not None:
-            x = x + self.drop_path(self.global_branch(x, global_window))
-        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x), self.scale2))
+            x = self.drop_path(x, self.global_branch(x, global_window))
+        out: Tensor = self.drop_path(x, self.mlp(self.norm2(x), self.scale2))
         return out
 
 
@@ -219,7 +219,7 @@ class StemSkip(nn.Module):
         pooled = self.dropout(stem_map.float().mean(dim=(2, 3)))  # [B, C of the stem]
         shares = torch.split(pooled, self.channels, dim=1)
         probed = [projection(share) for projection, share in zip(self.projections, shares, strict=True)]
-        out: Tensor = torch.cat(probed, dim=1) + self.drop_path(projected * self.gate)
+        out: Tensor = self.drop_path(torch.cat(probed, dim=1), projected * self.gate)
         return out
 
 

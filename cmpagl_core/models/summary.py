@@ -20,7 +20,10 @@ CAPTION_TOKENS = 16  # about the mean caption of the public sets, [CLS] and [SEP
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One part of the model; FLOPs are two for each multiply and add, of matrix products, convolutions, attention."""
+    """One part of the model; FLOPs are two for each multiply and add, of matrix products, convolutions, attention.
+
+    They are those of the formulas as they are written; on the CPU `LocalQueryAttention` may fold two into one.
+    """
 
     part: str
     parameters: int

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmpagl_core.models.attention import attend, attend_packed
+from cmpagl_core.models.attention import attend, attend_packed, attend_shared
 from cmpagl_core.models.linear import linear
 from cmpagl_core.models.windows import WindowGeometry
 
@@ -45,6 +45,16 @@ def test_packed_attention_is_the_formula_head_by_head(turns: int) -> None:
             query, key, value = (packed[row, :, start + head * 5 : start + head * 5 + 5] for start in (0, 10, 20))
             expected = plain(query, key, value, bias[row % turns, head])
             assert torch.allclose(out[row, :, head * 5 : head * 5 + 5], expected, atol=1e-12)
+
+
+def test_attention_over_shared_keys_is_the_formula_head_by_head() -> None:
+    x, keys, bias, values = random_parts((2, 6, 5), (2, 2 * 4, 5), (2, 2 * 4, 1), (2, 2 * 4, 5))
+    assert torch.autograd.gradcheck(lambda *parts: attend_shared(*parts, 2), (x, keys, bias, values))
+    expected = torch.zeros_like(x)
+    for head in (slice(0, 4), slice(4, 8)):
+        scores = x @ keys[:, head].transpose(1, 2) + bias[:, head].transpose(1, 2)
+        expected = expected + scores.softmax(dim=-1) @ values[:, head]
+    assert torch.allclose(attend_shared(x, keys, bias, values, 2), expected, atol=1e-12)
 
 
 def test_attention_in_bf16_is_that_of_fp32_to_rounding() -> None:

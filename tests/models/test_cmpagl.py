@@ -308,10 +308,10 @@ def test_drop_path_drops_whole_pictures_and_keeps_the_mean() -> None:
     model = build_model(recipe("image_encoder.drop_path=0.5"), VOCABULARY).train()
     block = model.image_encoder.layers["3"].blocks[-1].drop_path
     torch.manual_seed(0)
-    out = block(torch.ones(4000, 2, 2))
-    assert set(out.unique().tolist()) == {0.0, 2.0}
+    out = block(torch.full((4000, 2, 2), 5.0), torch.ones(4000, 2, 2))
+    assert set(out.unique().tolist()) == {5.0, 7.0}
     assert torch.equal(out.amin(dim=(1, 2)), out.amax(dim=(1, 2)))
-    assert out.mean().item() == pytest.approx(1.0, abs=0.05)
+    assert out.mean().item() == pytest.approx(6.0, abs=0.05)
 
 
 def test_an_encoding_can_be_taken_by_rows() -> None:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmpagl_core.models.global_window import (
@@ -38,8 +39,9 @@ def one_head(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = No
     return torch.stack(rows)
 
 
-def test_glca_equals_a_loop_over_windows_and_heads() -> None:
-    width, heads, window, side = 12, 3, 4, 8
+@pytest.mark.parametrize("side", [8, 4])  # many tokens, whose projections are folded, and few
+def test_glca_equals_a_loop_over_windows_and_heads(side: int) -> None:
+    width, heads, window = 12, 3, 4
     attention = scrambled(LocalQueryAttention(width, heads, dropout=0.0))
     x = torch.randn(2, side, side, width, dtype=torch.float64)
     global_window = torch.randn(2, window * window, width, dtype=torch.float64)
@@ -61,6 +63,30 @@ def test_glca_equals_a_loop_over_windows_and_heads() -> None:
                 ]
                 expected[block] = gate * attention.proj(torch.cat(joined, dim=1)).view(window, window, width)
     assert torch.allclose(attention(x, global_window, gate), expected, atol=1e-12)
+
+
+def test_folding_projections_into_the_global_window_changes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = scrambled(LocalQueryAttention(8, 2, dropout=0.0))
+    x, gate = (torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in ((2, 6, 6, 8), (8,)))
+    global_window = torch.randn(2, 9, 8, dtype=torch.float64).requires_grad_()
+    seen = []
+    for tokens_a_channel in (1, 100):
+        monkeypatch.setattr("cmpagl_core.models.global_window._TOKENS_A_CHANNEL", tokens_a_channel)
+        out = attention(x, global_window, gate)
+        wanted = [x, global_window, gate, *attention.parameters()]
+        seen.append([out, *torch.autograd.grad(out.square().sum(), wanted)])
+    for folded, plain in zip(*seen, strict=True):
+        assert torch.allclose(folded, plain, atol=1e-10)
+
+
+def test_folded_attention_in_bf16_is_that_of_fp32_to_rounding() -> None:
+    attention = scrambled(LocalQueryAttention(32, 2, dropout=0.0)).float()
+    x, global_window, gate = torch.randn(2, 14, 14, 32), torch.randn(2, 49, 32), torch.randn(32)
+    exact = attention(x, global_window, gate)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention(x, global_window, gate)
+    assert found.dtype == torch.bfloat16
+    assert F.cosine_similarity(found.float().flatten(), exact.flatten(), dim=0) > 0.9999
 
 
 def windows_of(side: int, window: int, shift: int) -> list[list[tuple[int, int]]]:

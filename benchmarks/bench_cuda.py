@@ -1,0 +1,57 @@
+"""Gswin-T against timm's Swin-T on a CUDA device, eager, bf16 autocast, 224 px: encoding and training, 256 pictures.
+
+So many that the device and not the launching of its kernels is measured. Without such a device it prints nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import torch
+from _measure import compare, gemm_flops, in_turns_s, note
+from bench_image_encoder import PEER, SIZE_PX, check, encoders, training_step
+from torch import Tensor, nn
+
+PICTURES = 256
+
+
+def encoding(model: nn.Module, pixel_values: Tensor) -> Callable[[], None]:
+    def encode() -> None:
+        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+            model(pixel_values)
+
+    return encode
+
+
+def finished(work: Callable[[], None]) -> Callable[[], None]:
+    """The work, and waiting for the device to have done it."""
+
+    def run() -> None:
+        work()
+        torch.cuda.synchronize()
+
+    return run
+
+
+def main() -> None:
+    """Print the device's rate, then what each encoder reaches on it."""
+    if not torch.cuda.is_available():
+        print("no CUDA device is here: nothing to measure", file=sys.stderr)
+        return
+    device = torch.device("cuda")
+    note(f"bf16 matrix products of {torch.cuda.get_device_name()}", gemm_flops(8192, device) / 1e9, "GFLOP/s")
+    pixel_values = torch.randn(PICTURES, 3, SIZE_PX, SIZE_PX, device=device)
+    for global_window in (True, False):
+        models = [model.eval() for model in encoders(global_window)]
+        check(*models, torch.randn(4, 3, SIZE_PX, SIZE_PX))
+        models = [model.to(device) for model in models]
+        name = "Gswin-T, " + ("with its global window" if global_window else "global window off")
+        ours_s, peer_s = in_turns_s(*(finished(encoding(model, pixel_values)) for model in models))
+        compare(f"encode {PICTURES} pictures on CUDA, {name}, bf16", ours_s, "s", PEER, peer_s)
+        ours_s, peer_s = in_turns_s(*(finished(training_step(model.train(), pixel_values)) for model in models))
+        compare(f"training step on CUDA, batch {PICTURES}, {name}, bf16", ours_s, "s", PEER, peer_s)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""What `benchmarks/` does beside timing: the modules load, and the image encoder's operations are counted."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHMARKS.glob("*.py")))
+def test_every_benchmark_loads(name: str) -> None:
+    assert importlib.import_module(name).__doc__
+
+
+def test_the_global_window_adds_a_quarter_of_operations_to_swins() -> None:
+    bench = importlib.import_module("bench_image_encoder")
+    pixel_values = torch.zeros(2, 3, bench.SIZE_PX, bench.SIZE_PX)
+    with_it, without = (
+        bench.flops(bench.encoders(global_window)[0].eval(), pixel_values) for global_window in (True, False)
+    )
+    assert without == pytest.approx(2 * 2 * 4.5e9, rel=0.01)  # Swin-T's 4.5 G multiply-adds, for two pictures
+    assert 1.2 < with_it / without < 1.35
