@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 import torch.nn.functional as F
 from _measure import median_s, report
@@ -23,10 +25,11 @@ def step(ours: bool, parts: list[Tensor], bias: Tensor) -> None:
     out.sum().backward()
 
 
-def main() -> None:
+def main() -> int:
     """Print one line per size, after checking that both give the same."""
     torch.set_num_threads(2)
     torch.manual_seed(0)
+    met = []
     for name, (batch, heads, queries, keys, depth) in SIZES.items():
         shapes = [(batch, heads, count, depth) for count in (queries, keys, keys)]
         parts = [torch.randn(shape, dtype=torch.bfloat16).requires_grad_() for shape in shapes]
@@ -35,8 +38,10 @@ def main() -> None:
         torch.testing.assert_close(attend(*parts, bias), expected, atol=2e-2, rtol=2e-2)
         ours = median_s(lambda parts=parts, bias=bias: step(True, parts, bias))
         fused = median_s(lambda parts=parts, bias=bias: step(False, parts, bias))
-        report(f"attention, {name}, forward and backward", ours, "s", 1.0, "torch fused attention", fused)
+        title = f"attention, {name}, forward and backward"
+        met.append(report(title, ours, "s", 1.0, "torch fused attention", fused))
+    return 0 if all(met) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
