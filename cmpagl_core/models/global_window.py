@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmpagl_core.models.attention import attend, attend_shared
-from cmpagl_core.models.linear import linear
+from cmpagl_core.models.linear import behind_norm, linear, norm_linear, project, standardised
 from cmpagl_core.models.windows import (
     WindowGeometry,
     attend_windows,
@@ -42,14 +42,13 @@ class SqueezeExcite(nn.Module):
         self.squeeze = nn.Linear(width, squeezed)
         self.excite = nn.Linear(squeezed, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, C, H, W], channels last in memory, as the gradient then is too. Returns the same shape."""
-        rows = x.permute(0, 2, 3, 1)  # [B, H, W, C]
+    def forward(self, rows: Tensor) -> Tensor:
+        """rows: [B, H, W, C]. Returns the same shape."""
         # The gradient of a sum, unlike a mean's, takes no pass over the map.
         means = rows.sum(dim=(1, 2)) / (rows.shape[1] * rows.shape[2])
         gates = self.excite(F.gelu(self.squeeze(means))).sigmoid()
         scaled: Tensor = rows * gates[:, None, None]
-        return scaled.permute(0, 3, 1, 2)
+        return scaled
 
 
 class GeneratorStep(nn.Module):
@@ -62,8 +61,9 @@ class GeneratorStep(nn.Module):
         self.pointwise = nn.Conv2d(width, width, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, C, H, W]. Returns the same shape."""
-        out: Tensor = x + self.pointwise(self.squeeze_excite(F.gelu(self.depthwise(x))))
+        """x: [B, C, H, W], channels last in memory. Returns the same shape, laid out alike."""
+        rows = self.squeeze_excite(F.gelu(self.depthwise(x)).permute(0, 2, 3, 1))  # [B, H, W, C]
+        out: Tensor = x + project(rows, self.pointwise.weight.flatten(1), self.pointwise.bias).permute(0, 3, 1, 2)
         return out
 
 
@@ -120,32 +120,36 @@ class LocalQueryAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, global_window: Tensor, gate: Tensor) -> Tensor:
-        """x: [B, H, W, C], normalised. global_window: [B, w * w, C]. gate: [C]. Returns [B, H, W, C]."""
+    def forward(self, x: Tensor, global_window: Tensor, gate: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
+        """x: [B, H, W, C]. global_window: [B, w * w, C]. gate: [C]. norm: of x's tokens, or None. Returns x's shape."""
         batch, height, width, channels = x.shape
         pair = linear(self.key_value, global_window).view(batch, -1, 2, self.num_heads, channels // self.num_heads)
         key, value = pair.permute(2, 0, 3, 1, 4)  # each [B, heads, w * w, d]
         if x.device.type == "cpu" and _many_tokens(x):
-            folded: Tensor = self.proj_drop(self._folded(x.flatten(1, 2), key, value, gate))
+            folded: Tensor = self.proj_drop(self._folded(x.flatten(1, 2), key, value, gate, norm))
             return folded.view_as(x)
-        query = linear(self.query, x).view(batch, height * width, self.num_heads, -1).transpose(1, 2)
+        query = norm_linear(norm, self.query, x).view(batch, height * width, self.num_heads, -1).transpose(1, 2)
         attended = attend(query, key, value).transpose(1, 2)
         out: Tensor = self.proj_drop(linear(self.proj, attended.reshape(batch, height, width, channels), gate))
         return out
 
-    def _folded(self, x: Tensor, key: Tensor, value: Tensor, gate: Tensor) -> Tensor:
-        """`forward` with Wq in the keys and gate * Wo in the values, which hold the bias too: a row's weights sum to 1.
+    def _folded(self, x: Tensor, key: Tensor, value: Tensor, gate: Tensor, norm: nn.LayerNorm | None) -> Tensor:
+        """`forward` with Wq and the norm in the keys and gate * Wo in the values.
+
+        The values hold the projection's bias too, since the weights of a row sum to 1.
 
         x: [B, H * W, C]. key, value: [B, heads, w * w, d]. gate: [C]. Returns [B, H * W, C].
         """
         depth = key.shape[-1]
         scale = depth**-0.5
-        query_weight = (self.query.weight * scale).view(self.num_heads, depth, -1)  # [heads, d, C]
-        query_bias = (self.query.bias * scale).view(self.num_heads, depth, 1)
+        weight, bias = (self.query.weight, self.query.bias) if norm is None else behind_norm(norm, self.query)
+        x = x if norm is None else standardised(norm, x)
+        query_weight = (weight * scale).view(self.num_heads, depth, -1)  # [heads, d, C]
+        query_bias = (bias * scale).view(self.num_heads, depth, 1)
         proj_weight = (self.proj.weight * gate[:, None]).t().view(self.num_heads, depth, -1)  # [heads, d, C]
         values = value @ proj_weight + (self.proj.bias * gate / self.num_heads).to(value.dtype)
-        keys, bias = key @ query_weight, key @ query_bias
-        return attend_shared(x, keys.flatten(1, 2), bias.flatten(1, 2), values.flatten(1, 2), self.num_heads)
+        keys, key_bias = key @ query_weight, key @ query_bias
+        return attend_shared(x, keys.flatten(1, 2), key_bias.flatten(1, 2), values.flatten(1, 2), self.num_heads)
 
 
 class GlobalQueryAttention(nn.Module):
@@ -168,8 +172,9 @@ class GlobalQueryAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, global_window: Tensor, gate: Tensor) -> Tensor:
-        """x: [B, H, W, C], normalised. global_window: [B, w * w, C]. gate: [C]. Returns [B, H, W, C]."""
+    def forward(self, x: Tensor, global_window: Tensor, gate: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
+        """x: [B, H, W, C]. global_window: [B, w * w, C]. gate: [C]. norm: of x's tokens, or None. Returns x's shape."""
+        x = x if norm is None else norm(x)
         batch, _, _, channels = x.shape
         depth = channels // self.num_heads
         windows = self.geometry.cut(x)  # [B * windows, N, C]

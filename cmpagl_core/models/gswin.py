@@ -12,7 +12,7 @@ from cmpagl_core.models.global_window import (
     GlobalQueryAttention,
     LocalQueryAttention,
 )
-from cmpagl_core.models.linear import linear
+from cmpagl_core.models.linear import linear, norm_linear
 from cmpagl_core.models.stem import FeatureStem, PatchStem, StemProjection
 from cmpagl_core.models.windows import WindowAttention, WindowGeometry
 from cmpagl_core.recipe import ImageEncoderPart
@@ -45,9 +45,10 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        """x: [..., C]. scale: [C], of what comes out, or None. Returns the shape of x."""
-        out: Tensor = self.drop(linear(self.fc2, self.drop(self.act(linear(self.fc1, x))), scale))
+    def forward(self, x: Tensor, norm: nn.LayerNorm, scale: Tensor | None) -> Tensor:
+        """x: [..., C]. norm: of each token. scale: [C], of what comes out, or None. Returns the shape of x."""
+        hidden = self.drop(self.act(norm_linear(norm, self.fc1, x)))
+        out: Tensor = self.drop(linear(self.fc2, hidden, scale))
         return out
 
 
@@ -66,7 +67,7 @@ class GlobalBranch(nn.Module):
 
     def forward(self, x: Tensor, global_window: Tensor) -> Tensor:
         """x: [B, H, W, C]. global_window: [B, w * w, C]. Returns what is added to x."""
-        out: Tensor = self.attn(self.norm(x), global_window, self.gate)
+        out: Tensor = self.attn(x, global_window, self.gate, self.norm)
         return out
 
 
@@ -94,10 +95,10 @@ class GswinBranch(nn.Module):
 
     def forward(self, x: Tensor, global_window: Tensor | None) -> Tensor:
         """x: [B, H, W, C]. global_window: [B, w * w, C], or None. Returns [B, H, W, C]."""
-        x = self.drop_path(x, self.attn(self.norm1(x), self.scale1))
+        x = self.drop_path(x, self.attn(x, self.norm1, self.scale1))
         if self.global_branch is not None and global_window is not None:
             x = self.drop_path(x, self.global_branch(x, global_window))
-        out: Tensor = self.drop_path(x, self.mlp(self.norm2(x), self.scale2))
+        out: Tensor = self.drop_path(x, self.mlp(x, self.norm2, self.scale2))
         return out
 
 
@@ -145,7 +146,7 @@ class PatchMerging(nn.Module):
         x = x.view(batch, height // 2, 2, width // 2, 2, channels)
         # Swin's order of the four neighbours: down first, then right.
         merged = x.permute(0, 1, 3, 4, 2, 5).reshape(batch, height // 2, width // 2, 4 * channels)
-        out: Tensor = linear(self.reduction, self.norm(merged))
+        out: Tensor = norm_linear(self.norm, self.reduction, merged)
         return out
 
 

@@ -2,37 +2,85 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-_FEW_CHANNELS = 192
 _ROWS_A_CHANNEL = 8
+_ROWS_AN_OUTPUT = 8
 
 
 def linear(layer: nn.Linear, x: Tensor, scale: Tensor | None = None) -> Tensor:
-    """layer(x) * scale, x: [..., C], scale: of each output channel; it is applied to the weights, which are fewer.
-
-    torch's bf16 linear first writes its bias into every row of the output, and then adds the product to it; a 1 x 1
-    convolution is the same product with the bias added as rows are made, worth it where rows are many (autocast keeps
-    no rounded copy of its weights). Its backward pass is the faster one for few channels, the slower one for many.
-    """
+    """layer(x) * scale, x: [..., C], scale: of each output channel; it is applied to the weights, which are fewer."""
     weight: Tensor = layer.weight
     bias: Tensor | None = layer.bias
     if scale is not None:
         weight, bias = weight * scale[:, None], None if bias is None else bias * scale
-    if x.device.type != "cpu" or not _in_bf16() or not _many_rows(layer, x):
+    return project(x, weight, bias)
+
+
+def norm_linear(norm: nn.LayerNorm | None, layer: nn.Linear, x: Tensor) -> Tensor:
+    """layer(norm(x)), x: [..., C]; without a norm, layer(x).
+
+    Where rows are many, the norm's factors and shifts go into the weights behind it, from whose gradients theirs
+    follow: made by the norm they take two thirds of its backward pass.
+    """
+    if norm is None or not _pays_to_fold(x, layer):
+        return linear(layer, x if norm is None else norm(x))
+    return project(standardised(norm, x), *behind_norm(norm, layer))
+
+
+def standardised(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """What a norm gives before its factors and shifts: [..., C]."""
+    return F.layer_norm(x, norm.normalized_shape, eps=norm.eps)
+
+
+def behind_norm(norm: nn.LayerNorm, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Weight [D, C] and bias [D] of a layer that takes what is `standardised`, with the norm's factors and shifts."""
+    shift = (layer.weight * norm.bias).sum(dim=1)
+    return layer.weight * norm.weight, shift if layer.bias is None else layer.bias + shift
+
+
+def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b: [..., C] to [..., D], weight: [D, C], bias: [D].
+
+    torch's bf16 linear first writes its bias into every row of the output, and then adds the product to it; a 1 x 1
+    convolution is the same product with the bias added as rows are made, worth it where rows are many. Its own backward
+    pass takes twice the time of two products, so those are taken.
+    """
+    channels = x.shape[-1]
+    if x.device.type != "cpu" or not _in_bf16() or x.numel() < _ROWS_A_CHANNEL * channels**2:
         return F.linear(x, weight, bias)
-    rows = x.reshape(1, -1, 1, layer.in_features).permute(0, 3, 1, 2)  # [1, C, rows, 1], channels last in memory
-    out = F.conv2d(rows, weight[:, :, None, None], bias)
-    return out.permute(0, 2, 3, 1).view(*x.shape[:-1], layer.out_features)
+    rounded = None if bias is None else bias.bfloat16()
+    rows: Tensor = _ManyRows.apply(x.reshape(-1, channels).bfloat16(), weight.bfloat16(), rounded)
+    return rows.view(*x.shape[:-1], -1)
+
+
+class _ManyRows(torch.autograd.Function):
+    """x W^T + b by a convolution, differentiated by matrix products; all in bf16, x: [rows, C]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        image = x.view(1, -1, 1, x.shape[1]).permute(0, 3, 1, 2)  # [1, C, rows, 1], channels last in memory
+        out = F.conv2d(image, weight[:, :, None, None], bias)
+        return out.permute(0, 2, 3, 1).view(len(x), -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_bias = gradient.sum(dim=0) if ctx.needs_input_grad[2] else None
+        return gradient @ weight, gradient.t() @ x, of_bias
+
+
+def _pays_to_fold(x: Tensor, layer: nn.Linear) -> bool:
+    rows = x.numel() // layer.in_features
+    return torch.is_grad_enabled() and x.device.type == "cpu" and rows >= _ROWS_AN_OUTPUT * layer.out_features
 
 
 def _in_bf16() -> bool:
     return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-
-
-def _many_rows(layer: nn.Linear, x: Tensor) -> bool:
-    if torch.is_grad_enabled() and layer.in_features > _FEW_CHANNELS:
-        return False
-    return x.numel() >= _ROWS_A_CHANNEL * layer.in_features**2

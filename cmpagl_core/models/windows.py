@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmpagl_core.models.attention import attend, attend_packed
-from cmpagl_core.models.linear import linear
+from cmpagl_core.models.linear import linear, norm_linear
 
 _OUTSIDE = -100.0  # what timm adds for a pair of tokens that shifting brought into one window
 
@@ -78,6 +78,11 @@ class WindowGeometry(nn.Module):
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("inverse", None if order is None else order.argsort(), persistent=False)
 
+    @property
+    def pads(self) -> bool:
+        """Whether the map is no multiple of the window."""
+        return self.padded_size != self.map_size
+
     def cut(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B * windows, w * w, C]; what pads the map is zero, as in Swin."""
         if self.order is not None:
@@ -144,12 +149,14 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        """x: [B, H, W, C], normalised. scale: [C], of what comes out, or None. Returns [B, H, W, C]."""
+    def forward(self, x: Tensor, norm: nn.LayerNorm | None = None, scale: Tensor | None = None) -> Tensor:
+        """x: [B, H, W, C]. norm: of its tokens, or None. scale: [C], of what comes out, or None. Returns x's shape."""
+        if norm is not None and self.geometry.pads:
+            x, norm = norm(x), None  # what pads the map stays zero
         windows = self.geometry.cut(x)  # [B * windows, N, C]
         bias, mask = self.bias()[None], self.geometry.mask
         bias = bias if mask is None else bias + mask[:, None]  # [1 or windows, heads, N, N], for all pictures
-        attended = attend_packed(linear(self.qkv, windows), bias, self.num_heads)
+        attended = attend_packed(norm_linear(norm, self.qkv, windows), bias, self.num_heads)
         return self.geometry.uncut(self.proj_drop(linear(self.proj, attended, scale)))
 
     def bias(self) -> Tensor:

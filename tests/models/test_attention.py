@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmpagl_core.models.attention import attend, attend_packed, attend_shared
-from cmpagl_core.models.linear import linear
+from cmpagl_core.models.linear import linear, norm_linear
 from cmpagl_core.models.windows import WindowGeometry
 
 
@@ -102,3 +102,22 @@ def test_linear_layers_in_bf16_are_torchs_own(width: int, bias: bool, scaled: bo
         assert torch.allclose(found, expected, rtol=2e-2, atol=2e-2 * float(expected.detach().abs().max()))
     in_fp32 = layer(x) if scale is None else layer(x) * scale
     assert torch.allclose(linear(layer, x, scale), in_fp32, atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_norm_folded_into_the_layer_behind_it_changes_no_gradient(
+    bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    norm, layer, x = nn.LayerNorm(6).double(), nn.Linear(6, 4, bias=bias).double(), random_parts((3, 5, 6))[0]
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    seen = []
+    for rows_an_output in (1, 100):
+        monkeypatch.setattr("cmpagl_core.models.linear._ROWS_AN_OUTPUT", rows_an_output)
+        out = norm_linear(norm, layer, x)
+        wanted = [x, *norm.parameters(), *layer.parameters()]
+        seen.append([out, *torch.autograd.grad(out.square().sum(), wanted)])
+    for folded, plain in zip(*seen, strict=True):
+        assert torch.allclose(folded, plain, atol=1e-10)
+    assert torch.equal(norm_linear(None, layer, x), layer(x))

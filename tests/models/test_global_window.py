@@ -66,14 +66,14 @@ def test_glca_equals_a_loop_over_windows_and_heads(side: int) -> None:
 
 
 def test_folding_projections_into_the_global_window_changes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    attention = scrambled(LocalQueryAttention(8, 2, dropout=0.0))
+    attention, norm = scrambled(LocalQueryAttention(8, 2, dropout=0.0)), scrambled(nn.LayerNorm(8), seed=1)
     x, gate = (torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in ((2, 6, 6, 8), (8,)))
     global_window = torch.randn(2, 9, 8, dtype=torch.float64).requires_grad_()
     seen = []
     for tokens_a_channel in (1, 100):
         monkeypatch.setattr("cmpagl_core.models.global_window._TOKENS_A_CHANNEL", tokens_a_channel)
-        out = attention(x, global_window, gate)
-        wanted = [x, global_window, gate, *attention.parameters()]
+        out = attention(x, global_window, gate, norm)
+        wanted = [x, global_window, gate, *attention.parameters(), *norm.parameters()]
         seen.append([out, *torch.autograd.grad(out.square().sum(), wanted)])
     for folded, plain in zip(*seen, strict=True):
         assert torch.allclose(folded, plain, atol=1e-10)
@@ -87,6 +87,22 @@ def test_folded_attention_in_bf16_is_that_of_fp32_to_rounding() -> None:
         found = attention(x, global_window, gate)
     assert found.dtype == torch.bfloat16
     assert F.cosine_similarity(found.float().flatten(), exact.flatten(), dim=0) > 0.9999
+
+
+@pytest.mark.parametrize("image_size_px", [64, 72])  # a map of whole windows, and one that is padded
+@pytest.mark.parametrize("global_query", ["local", "global"])
+def test_folding_norms_for_training_changes_no_token(
+    image_size_px: int, global_query: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = ImageEncoderPart(
+        size="custom", width=8, depths=(2, 1, 1, 2), num_heads=(1, 2, 2, 2), window_size=4, global_query=global_query
+    )
+    encoder = scrambled(GswinEncoder(part, image_size_px))
+    pixel_values = torch.randn(2, 3, image_size_px, image_size_px, dtype=torch.float64)
+    monkeypatch.setattr("cmpagl_core.models.linear._ROWS_AN_OUTPUT", 0)
+    folded = encoder(pixel_values)
+    with torch.no_grad():
+        assert torch.allclose(encoder(pixel_values), folded, atol=1e-9)
 
 
 def windows_of(side: int, window: int, shift: int) -> list[list[tuple[int, int]]]:
@@ -144,7 +160,7 @@ def test_window_attention_and_the_global_query_equal_loops(shifted: bool) -> Non
                 expected[0, row, column] = token
     assert torch.allclose(own(x), expected_own, atol=1e-12)
     gate = torch.randn(width, dtype=torch.float64)
-    assert torch.allclose(own(x, gate), gate * expected_own, atol=1e-12)
+    assert torch.allclose(own(x, scale=gate), gate * expected_own, atol=1e-12)
     assert torch.allclose(asked(x, global_window, gate), gate * expected_asked, atol=1e-12)
 
 
