@@ -17,11 +17,11 @@ from cmpagl_core.models.windows import (
 )
 
 _SQUEEZE = 4  # channels are squeezed by this factor before they are excited
-_TOKENS_A_CHANNEL = 2
+_TOKENS_A_CHANNEL = 2  # from so many on projections are folded into the global window's keys
 
 
 def _many_tokens(x: Tensor) -> bool:
-    """Whether a map [B, H, W, C] has so many tokens that folding what follows into a picture's weights pays."""
+    """Whether a map [B, H, W, C] has so many tokens that it pays to make keys of its own width for each picture."""
     return x.shape[1] * x.shape[2] >= _TOKENS_A_CHANNEL * x.shape[3]
 
 

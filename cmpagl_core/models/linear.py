@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_ROWS_A_CHANNEL = 8
-_ROWS_AN_OUTPUT = 8
+_ROWS_A_CHANNEL = 8  # from so many on a convolution is the faster product
+_ROWS_AN_OUTPUT = 8  # from so many on it pays to fold a norm into the weights
 
 
 def linear(layer: nn.Linear, x: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -49,7 +49,7 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     torch's bf16 linear first writes its bias into every row of the output, and then adds the product to it; a 1 x 1
     convolution is the same product with the bias added as rows are made, worth it where rows are many. Its own backward
-    pass takes twice the time of two products, so those are taken.
+    pass takes up to twice the time of two products, so those are taken.
     """
     channels = x.shape[-1]
     if x.device.type != "cpu" or not _in_bf16() or x.numel() < _ROWS_A_CHANNEL * channels**2:
@@ -73,8 +73,12 @@ class _ManyRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        of_bias = gradient.sum(dim=0) if ctx.needs_input_grad[2] else None
-        return gradient @ weight, gradient.t() @ x, of_bias
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            gradient @ weight if of_x else None,
+            gradient.t() @ x if of_weight else None,
+            gradient.sum(dim=0) if of_bias else None,
+        )
 
 
 def _pays_to_fold(x: Tensor, layer: nn.Linear) -> bool:
