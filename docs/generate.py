@@ -86,7 +86,11 @@ turns.
   | all | 1,372 | 1,025 | 347 |
 
   The global window needs 27 % more operations than Swin-T (11.4 and 9.0 GFLOP a picture). To be level, it may cost what
-  the step without it saves on the peer, 0.2 s; its products alone take 0.13.
+  the step without it saves on the peer, 0.17 to 0.2 s. Its products alone take 0.13 at the rate that ours reach. What
+  else eager operators have to read and write for it, each once, is counted at 2.8 GB a step: 36 times a block's map
+  for each branch, 35 times a generator's map, 42 bytes for each of ten million weights; at 26 GB/s that is 0.11 s.
+  The sum, 0.24 s, is more than there is, so the bar is out of reach here while each operator passes over memory; where
+  the peer's pages cost more than in this run, it is nearly met.
 - What was gained, in turns with the code before it on one machine: attention scaled in its products, biases added
   there and the gate put into weights (13 %); many tokens meeting the global window's few keys with all projections
   folded into them, stochastic depth and residual in one pass (6 %); linear layers differentiated by products, since a
