@@ -69,7 +69,7 @@ def attend_shared(x: Tensor, keys: Tensor, bias: Tensor, values: Tensor, num_hea
     x: [B, N, C]. keys, values: [B, heads * M, C], each head's M rows in turn. bias: [B, heads * M, 1], of the scores.
     Returns the sum over heads of softmax(x keys^T + bias) values: [B, N, C].
     """
-    out: Tensor = _SharedAttention.apply(x, keys, bias, values, num_heads)
+    out: Tensor = _SharedAttention.apply(x.to(keys.dtype), keys, bias, values, num_heads)
     return out
 
 

@@ -81,12 +81,14 @@ def test_folding_projections_into_the_global_window_changes_no_gradient(monkeypa
 
 def test_folded_attention_in_bf16_is_that_of_fp32_to_rounding() -> None:
     attention = scrambled(LocalQueryAttention(32, 2, dropout=0.0)).float()
-    x, global_window, gate = torch.randn(2, 14, 14, 32), torch.randn(2, 49, 32), torch.randn(32)
+    x, global_window, gate = torch.randn(2, 14, 14, 32).requires_grad_(), torch.randn(2, 49, 32), torch.randn(32)
     exact = attention(x, global_window, gate)
     with torch.autocast("cpu", torch.bfloat16):
         found = attention(x, global_window, gate)
     assert found.dtype == torch.bfloat16
+    gradients = (torch.autograd.grad(out.float().square().sum(), x)[0] for out in (found, exact))
     assert F.cosine_similarity(found.float().flatten(), exact.flatten(), dim=0) > 0.9999
+    assert F.cosine_similarity(*(gradient.flatten() for gradient in gradients), dim=0) > 0.999
 
 
 @pytest.mark.parametrize("image_size_px", [64, 72])  # a map of whole windows, and one that is padded
