@@ -82,23 +82,33 @@ def _serve(maker: Callable[[], Work], pipe: Connection) -> None:
 
 def compare(name: str, value: float, unit: str, peer: str, peer_value: float) -> None:
     """Print a line of JSON with a peer and no bar."""
-    line = {"name": name, "value": value, "unit": unit, "peer": peer, "peer_value": peer_value}
-    print(json.dumps({**line, "ratio": peer_value / value, "bar": None, "ok": None}), flush=True)
+    _print(name, value, unit, peer, peer_value, ratio=peer_value / value)
 
 
 def report(name: str, value: float, unit: str, bar: float, peer: str = "", peer_value: float | None = None) -> bool:
     """Print one line of JSON. Less is better: ratio is peer_value / value, or bar / value without a peer."""
     ratio = (bar if peer_value is None else peer_value) / value
     ok = ratio >= (1.0 if peer_value is None else bar)
-    line = {"name": name, "value": value, "unit": unit, "peer": peer or None, "peer_value": peer_value}
-    print(json.dumps({**line, "ratio": ratio, "bar": bar, "ok": ok}), flush=True)
+    _print(name, value, unit, peer or None, peer_value, ratio, bar, ok)
     return ok
 
 
 def note(name: str, value: float, unit: str) -> None:
     """Print a line of JSON that has no bar: a rate of the machine, or a share of it."""
-    line = {"name": name, "value": value, "unit": unit, "peer": None, "peer_value": None}
-    print(json.dumps({**line, "ratio": None, "bar": None, "ok": None}), flush=True)
+    _print(name, value, unit)
+
+
+def _print(
+    name: str,
+    value: float,
+    unit: str,
+    peer: str | None = None,
+    peer_value: float | None = None,
+    ratio: float | None = None,
+    bar: float | None = None,
+    ok: bool | None = None,
+) -> None:
+    print(json.dumps(locals()), flush=True)
 
 
 def gemm_flops(size: int = 2048, device: torch.device | None = None) -> float:

@@ -7,24 +7,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from _measure import compare, gemm_flops, in_turns_s, note
-from bench_image_encoder import PEER, SIZE_PX, check, encoders, training_step
-from torch import Tensor, nn
+from bench_image_encoder import PEER, SIZE_PX, check, encode, encoders, training_step
 
 PICTURES = 256
 
 
-def encoding(model: nn.Module, pixel_values: Tensor) -> Callable[[], None]:
-    def encode() -> None:
-        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
-            model(pixel_values)
-
-    return encode
-
-
-def finished(work: Callable[[], None]) -> Callable[[], None]:
+def finished(work: Callable[[], object]) -> Callable[[], None]:
     """The work, and waiting for the device to have done it."""
 
     def run() -> None:
@@ -47,7 +39,7 @@ def main() -> None:
         check(*models, torch.randn(4, 3, SIZE_PX, SIZE_PX))
         models = [model.to(device) for model in models]
         name = "Gswin-T, " + ("with its global window" if global_window else "global window off")
-        ours_s, peer_s = in_turns_s(*(finished(encoding(model, pixel_values)) for model in models))
+        ours_s, peer_s = in_turns_s(*(finished(partial(encode, model, pixel_values)) for model in models))
         compare(f"encode {PICTURES} pictures on CUDA, {name}, bf16", ours_s, "s", PEER, peer_s)
         ours_s, peer_s = in_turns_s(*(finished(training_step(model.train(), pixel_values)) for model in models))
         compare(f"training step on CUDA, batch {PICTURES}, {name}, bf16", ours_s, "s", PEER, peer_s)

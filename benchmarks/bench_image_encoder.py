@@ -54,7 +54,7 @@ def encoders(global_window: bool) -> tuple[GswinEncoder, nn.Module]:
 
 
 def encode(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), torch.autocast(pixel_values.device.type, torch.bfloat16):
         out: Tensor = model(pixel_values)
     return out
 

@@ -71,7 +71,8 @@ turns.
   hour before, with slower code of ours, gave 0.97 (1.30 and 1.27 s), and 1.73, 2.25 and 1.81 for the other three rows:
   the peer spends 10 to 40 % of a step on pages that glibc gave back. With freed memory kept, as a user may ask of
   glibc, it takes 0.95 to 1.02 s.
-- Where the time goes (torch's profiler, ms a step, on a quiet machine, before the last gains in the list below):
+- Where the time goes (torch's profiler, ms a step, read by hand on a quiet machine before the last two gains in the
+  list below; `make bench` itself prints the first row alone):
 
   | | with the global window | without | difference |
   |---|---:|---:|---:|
@@ -89,8 +90,8 @@ turns.
   the step without it saves on the peer, 0.17 to 0.2 s. Its products alone take 0.13 at the rate that ours reach. What
   else eager operators have to read and write for it, each once, is counted at 2.8 GB a step: 36 times a block's map
   for each branch, 35 times a generator's map, 42 bytes for each of ten million weights; at 26 GB/s that is 0.11 s.
-  The sum, 0.24 s, is more than there is, so the bar is out of reach here while each operator passes over memory; where
-  the peer's pages cost more than in this run, it is nearly met.
+  The sum, 0.24 s, is more than there is: by this estimate the bar is out of reach here while each operator passes over
+  memory, and fused kernels might reach it. Where the peer's pages cost more than in this run, it is nearly met.
 - What was gained, in turns with the code before it on one machine: attention scaled in its products, biases added
   there and the gate put into weights (13 %); many tokens meeting the global window's few keys with all projections
   folded into them, stochastic depth and residual in one pass (6 %); linear layers differentiated by products, since a
