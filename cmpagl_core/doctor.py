@@ -114,7 +114,7 @@ def _processor(device: str, threads: int | None) -> Iterator[Check]:
     try:
         import torch
 
-        from cmpagl_core.device import choose_device, set_threads
+        from cmpagl_core.device import choose_device, set_threads, usable_precision
 
         set_threads(threads)
         chosen = choose_device(device)
@@ -126,6 +126,9 @@ def _processor(device: str, threads: int | None) -> Iterator[Check]:
     name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else platform.processor() or platform.machine()
     yield Check("device", f"{chosen} ({name})")
     yield Check("threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores")
+    if usable_precision(chosen, "bf16") == "fp32":
+        yield Check("precision", f"{chosen} has no bf16 instructions, so recipes are computed in fp32")
+        return
     gain = bf16_gain(chosen.type)
     found = f"bf16 matrix products run at {gain:.1f} x the speed of fp32"
     slow = "" if gain > 1.0 else "train with --set train.precision=fp32 here"

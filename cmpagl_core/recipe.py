@@ -289,7 +289,9 @@ class TrainPart(_Part):
         description="micro-batches per optimiser step: ITC, triplet and ITM see the negatives of their own micro-batch "
         "alone, MLM is as in one large batch",
     )
-    precision: Annotated[Literal["fp32", "bf16", "fp16"], Word] = Field("bf16", description="of autocast; fp32 is none")
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], Word] = Field(
+        "bf16", description="of autocast; fp32 is none, and is taken where the device has no instructions for the other"
+    )
     ema_decay: Fraction = Field(0.0, description="0 is none; the averaged weights are validated and kept")
     patience_epochs: int = Field(0, ge=0, description="stop after so many validations without a better mR; 0: never")
     validate_every_epochs: int = Field(1, ge=1, description="how often mR on the selection split is taken")

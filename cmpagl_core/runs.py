@@ -93,6 +93,7 @@ class RunInfo:
     started_at: str
     device: str
     threads: int
+    precision: str = ""  # that it was computed in: the recipe's, or fp32 where the device has none
     weights_sha256: str = ""
     format_version: int = RUN_FORMAT
     notes: tuple[str, ...] = field(default_factory=tuple)

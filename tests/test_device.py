@@ -1,12 +1,18 @@
-"""How the processor's memory is used."""
+"""How the processor's memory is used, and its instructions for half precision."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
+import torch
 
+from cmpagl_core import device
+from cmpagl_core.device import autocast, usable_precision
+
+CPU = torch.device("cpu")
 _PAGE_FAULTS = """
 import resource, sys, torch
 from cmpagl_core.device import keep_freed_memory
@@ -23,6 +29,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.fixture
+def asked_anew() -> Iterator[None]:
+    """What the processor can do is asked once a process."""
+    device._computes.cache_clear()
+    yield
+    device._computes.cache_clear()
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is Linux's")
 def test_kept_memory_is_not_cleared_anew_for_every_tensor() -> None:
     def page_faults(mode: str) -> int:
@@ -30,3 +44,27 @@ def test_kept_memory_is_not_cleared_anew_for_every_tensor() -> None:
         return int(done.stdout)
 
     assert page_faults("keep") * 10 < page_faults("plain")
+
+
+@pytest.mark.usefixtures("asked_anew")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("there", [True, False])
+def test_half_precision_is_taken_where_the_processor_has_instructions_for_it(
+    monkeypatch: pytest.MonkeyPatch, precision: str, there: bool
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{precision}_supported", lambda: there)
+    assert usable_precision(CPU, precision) == (precision if there else "fp32")
+    with autocast(CPU, precision):
+        assert torch.is_autocast_enabled("cpu") == there
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_a_torch_without_onednn_computes_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert usable_precision(CPU, "bf16") == "fp32"
+
+
+def test_fp32_is_taken_everywhere() -> None:
+    assert usable_precision(torch.device("meta"), "fp32") == "fp32"
+    with autocast(CPU, "fp32"):
+        assert not torch.is_autocast_enabled("cpu")

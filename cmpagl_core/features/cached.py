@@ -33,7 +33,8 @@ def cache_of_run(run: Run, loaded: LoadedModel, cache_root: Path) -> StemCache |
     stem, folder = loaded.model.image_encoder.patch_embed, stems_folder(cache_root)
     if not isinstance(stem, FeatureStem) or not folder.is_dir():
         return None
-    return open_stem_cache(folder, stem, read_tensors(run.weights_path), stem_settings(run.recipe), loaded.device)
+    settings = stem_settings(run.recipe, loaded.device)
+    return open_stem_cache(folder, stem, read_tensors(run.weights_path), settings, loaded.device)
 
 
 def cached_batches(loaded: LoadedModel, source: CachedMaps, views: int) -> Iterator[EncodedBatch]:

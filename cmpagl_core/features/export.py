@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from cmpagl_core.datasets.prepared import DataSplit
+from cmpagl_core.device import usable_precision
 from cmpagl_core.features.encode import encode_captions, encode_pictures, preprocessing
 from cmpagl_core.features.feature_set import FeatureInfo, FeatureSet, save_feature_set
 from cmpagl_core.progress import Progress
@@ -54,7 +55,7 @@ def run_features(
             split=split.name,
             split_sha256=split.sha256,
             preprocessing=f"{preprocessing(loaded.recipe)}, views {loaded.recipe.evaluate.views}",
-            precision=loaded.recipe.train.precision,
+            precision=usable_precision(loaded.device, loaded.recipe.train.precision),
         ),
     )
 

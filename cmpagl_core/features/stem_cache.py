@@ -24,7 +24,7 @@ from cmpagl_core.datasets.loading import Draw
 from cmpagl_core.datasets.pictures import IMAGE_MEAN, IMAGE_STD, open_picture, to_pixel_values
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.datasets.views import allowed_views, dihedral
-from cmpagl_core.device import autocast
+from cmpagl_core.device import autocast, usable_precision
 from cmpagl_core.errors import CmpaglError, DataError
 from cmpagl_core.features.decode import decoded_batches
 from cmpagl_core.features.tensor_file import open_tensor_file, write_tensor_file
@@ -110,10 +110,10 @@ def stems_folder(cache_root: Path) -> Path:
     return cache_root / "stems"
 
 
-def stem_settings(recipe: Recipe) -> StemSettings:
-    """Those of a recipe with a stem."""
-    stems, precision = recipe.image_encoder.stems, recipe.train.precision
-    return StemSettings(stems, recipe.data.image_size_px, views_needed(recipe), precision)
+def stem_settings(recipe: Recipe, device: torch.device) -> StemSettings:
+    """Those of a recipe with a stem, whose maps are computed on `device`."""
+    precision = usable_precision(device, recipe.train.precision)
+    return StemSettings(recipe.image_encoder.stems, recipe.data.image_size_px, views_needed(recipe), precision)
 
 
 def open_stem_cache(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cmpagl_core.datasets.pictures import list_pictures
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.datasets.views import VIEWS
+from cmpagl_core.device import usable_precision
 from cmpagl_core.errors import CmpaglError, DataError, InterruptedByUserError, UsageError
 from cmpagl_core.features.cached import cache_of_run, cached_batches
 from cmpagl_core.features.decode import Broken
@@ -135,7 +136,7 @@ class _Build:
             run=os.path.abspath(run.root),  # noqa: PTH100 - resolve() would follow links
             model_sha256=run.info.weights_sha256,
             preprocessing=f"{preprocessing(recipe)}, views {recipe.evaluate.views}",
-            precision=recipe.train.precision,
+            precision=usable_precision(device or torch.device("cpu"), recipe.train.precision),
         )
 
     def make(self) -> BuiltIndex:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cmpagl_core.device import usable_precision
 from cmpagl_core.features.cached import encode_flat_maps
 from cmpagl_core.features.stem_cache import StemCache
 from cmpagl_core.models.cmpagl import CmpaglModel, ImageEncoding
@@ -84,6 +85,7 @@ def make_learner(
     recipe: Recipe, tokenizer: CaptionTokenizer, device: torch.device, model: CmpaglModel, origins: Mapping[str, str]
 ) -> Learner:
     """A learner of a model that lies on `device`; origins say how fast each parameter learns."""
+    scaled = usable_precision(device, recipe.train.precision) == "fp16" and device.type != "mps"
     learner = Learner(
         recipe=recipe,
         device=device,
@@ -91,7 +93,7 @@ def make_learner(
         model=model,
         origins=origins,
         optimizer=make_optimizer(model, origins, recipe.optim),
-        scaler=torch.amp.GradScaler(device.type, enabled=recipe.train.precision == "fp16" and device.type != "mps"),
+        scaler=torch.amp.GradScaler(device.type, enabled=scaled),
         average=None,
     )
     learner.thaw(0)

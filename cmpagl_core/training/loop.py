@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from cmpagl_core.datasets.prepared import PreparedDataset
+from cmpagl_core.device import usable_precision
 from cmpagl_core.errors import InterruptedByUserError
 from cmpagl_core.progress import Advance, Progress
 from cmpagl_core.recipe import Recipe
@@ -94,6 +95,9 @@ def open_session(
     else:
         plan, learner, identity = begin(recipe, recipe_name, prepared, root, progress, device)
         position = Position(started_at=datetime.now(UTC).isoformat(timespec="seconds"))
+    wanted, usable = recipe.train.precision, usable_precision(device, recipe.train.precision)
+    if usable != wanted:
+        progress.say(f"{device} has no {wanted} instructions, so this training is computed in {usable}")
     journal = Journal(root / LOG_FILE, position.log_bytes)
     watch = Watch(**position.watch)
     session = Session(root, plan, learner, identity, position, journal, watch, progress, interruption)

@@ -12,6 +12,7 @@ import torch
 from cmpagl_core.datasets.loading import PairLoader, PictureFiles
 from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset
 from cmpagl_core.datasets.splits import selection_splits
+from cmpagl_core.device import usable_precision
 from cmpagl_core.errors import DataError
 from cmpagl_core.features.stem_cache import stem_cache, stem_settings, stems_folder, views_needed
 from cmpagl_core.files import write_text
@@ -134,7 +135,7 @@ def fill_cache(plan: Plan, learner: Learner, cache_root: Path, progress: Progres
     """Give the learner the cached maps of all pictures that it will train and be validated on."""
     if plan.cached_epochs == 0 or learner.stem is None:
         return
-    folder, settings = stems_folder(cache_root), stem_settings(plan.recipe)
+    folder, settings = stems_folder(cache_root), stem_settings(plan.recipe, learner.device)
     splits = (plan.train, plan.selection)
     learner.cache = stem_cache(folder, learner.stem, settings, splits, progress, learner.device)
 
@@ -165,5 +166,6 @@ def run_info(
         seconds_per_epoch=round(position.epochs_s / max(1, position.epoch), 3),
         started_at=position.started_at,
         device=str(learner.device),
+        precision=usable_precision(learner.device, plan.recipe.train.precision),
         threads=torch.get_num_threads(),
     )

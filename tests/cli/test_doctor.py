@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import Result
 
-from cmpagl_core import doctor
+from cmpagl_core import device, doctor
 from cmpagl_core.doctor import Check, examine, is_well, matching_torchvision
 from cmpagl_core.workspace import Workspace
 
@@ -19,6 +19,7 @@ from cmpagl_core.workspace import Workspace
 @pytest.fixture(autouse=True)
 def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "bf16_gain", lambda device: 2.0)
+    monkeypatch.setattr(device, "_computes", lambda *_: True)
 
 
 def named(checks: tuple[Check, ...], name: str) -> Check:
@@ -72,9 +73,9 @@ def test_a_missing_package_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_device_that_is_not_here_is_broken(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has what the test takes to be missing")
-    device = named(examine(Workspace(tmp_path), "cuda:7"), "device")
-    assert device.status == "broken"
-    assert "cuda:7" in device.found
+    check = named(examine(Workspace(tmp_path), "cuda:7"), "device")
+    assert check.status == "broken"
+    assert "cuda:7" in check.found
 
 
 def test_slow_bf16_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +83,15 @@ def test_slow_bf16_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     precision = named(examine(Workspace(tmp_path)), "precision")
     assert precision.status == "note"
     assert "precision=fp32" in precision.mend
+
+
+def test_a_processor_without_bf16_instructions_is_said_and_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "_computes", lambda *_: False)
+    monkeypatch.setattr(doctor, "bf16_gain", lambda device: pytest.fail("measured"))
+    expected = "cpu has no bf16 instructions, so recipes are computed in fp32"
+    assert named(examine(Workspace(tmp_path), "cpu"), "precision") == Check("precision", expected)
 
 
 def test_a_workspace_that_is_a_file_is_broken(tmp_path: Path) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
+from cmpagl_core import device
 from cmpagl_core.datasets.prepared import open_prepared
 from cmpagl_core.errors import CmpaglError, DataError, MismatchError
 from cmpagl_core.features.encode import encode_captions, encode_pictures
@@ -23,6 +26,8 @@ from cmpagl_core.features.feature_set import (
 )
 from cmpagl_core.features.tensor_file import open_tensor_file, write_tensor_file
 from cmpagl_core.progress import Silent
+from cmpagl_core.recipe_files import override_recipe
+from cmpagl_core.retrieval.indexing import build_index, dataset_source
 from cmpagl_core.runs import open_run
 
 INFO = FeatureInfo("run", "a" * 64, "ucm", "b" * 64, "test", "c" * 64, "as usual", "bf16")
@@ -130,9 +135,9 @@ def test_an_export_is_what_the_model_says_and_byte_identical_when_repeated(
 ) -> None:
     run, prepared = open_run(tiny_run), open_prepared(tiny_prepared)
     split = prepared.split("test")
-    device = run.load().device
-    made = export_features(run, split, tmp_path / "1", Silent(), device, prepared.manifest.sha256)
-    export_features(run, split, tmp_path / "2", Silent(), device, prepared.manifest.sha256)
+    cpu = run.load().device
+    made = export_features(run, split, tmp_path / "1", Silent(), cpu, prepared.manifest.sha256)
+    export_features(run, split, tmp_path / "2", Silent(), cpu, prepared.manifest.sha256)
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
 
     read, loaded = load_feature_set(tmp_path / "1"), run.load()
@@ -143,6 +148,17 @@ def test_an_export_is_what_the_model_says_and_byte_identical_when_repeated(
     assert (read.info.model_sha256, read.info.split) == (run.info.weights_sha256, "test")
     assert read.info.manifest_sha256 == prepared.manifest.sha256
     assert all(Path(path).is_absolute() and Path(path).is_file() for path in read.paths)
+
+
+def test_an_export_and_an_index_name_the_precision_that_they_were_computed_in(
+    tiny_run: Path, tiny_prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, prepared = open_run(tiny_run), open_prepared(tiny_prepared)
+    half = replace(run, recipe=override_recipe(run.recipe, ["train.precision=bf16"]))
+    monkeypatch.setattr(device, "_computes", lambda *_: False)
+    made = export_features(half, prepared.split("test"), tmp_path / "f", Silent(), torch.device("cpu"))
+    index = build_index(half, dataset_source(prepared), tmp_path / "index", Silent()).index
+    assert made.info.precision == index.info.precision == "fp32"
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from cmpagl_core import device
 from cmpagl_core.datasets.loading import Draw, PictureFiles
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.errors import CmpaglError, DataError, GuardError, MismatchError
@@ -214,10 +215,25 @@ def test_without_pre_alignment_itm_ranks(squares: PreparedDataset, tiny_recipe: 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains_to_finite_weights(
-    squares: PreparedDataset, tiny_recipe: MakeRecipe, tmp_path: Path, precision: str
+    squares: PreparedDataset, tiny_recipe: MakeRecipe, tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(device, "_computes", lambda *_: True)
     run = train(tiny_recipe(f"train.precision={precision}", "train.epochs=1"), squares, tmp_path / "run")
+    assert run.info.precision == precision
     assert all(bool(value.isfinite().all()) for value in read_tensors(run.weights_path).values())
+
+
+def test_without_instructions_for_half_precision_a_training_is_that_in_fp32_and_says_so(
+    squares: PreparedDataset, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "_computes", lambda *_: False)
+    told = Told()
+    asked = train(tiny_recipe("train.precision=bf16", "train.epochs=1"), squares, tmp_path / "a", progress=told)
+    exact = train(tiny_recipe("train.precision=fp32", "train.epochs=1"), squares, tmp_path / "b")
+    assert "cpu has no bf16 instructions, so this training is computed in fp32" in told.messages
+    assert asked.info.precision == exact.info.precision == "fp32"
+    found, expected = read_tensors(asked.weights_path), read_tensors(exact.weights_path)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_starving_loader_is_told_and_logged(
