@@ -13,6 +13,14 @@ from typing import Self
 
 import torch
 
+from cmpagl_core.device import usable_precision
+
+CPU = torch.device("cpu")
+PRECISION = usable_precision(CPU, "bf16")
+"""What a recipe's bf16 comes to on this CPU: fp32 where it has no instructions for it. Peers get the same."""
+PROFILED = "s profiled"
+"""Unit of a line that tells a part of some work's time: `docs/generate.py` puts them into a table of their own."""
+
 Work = Callable[[], object]
 
 
@@ -111,9 +119,10 @@ def _print(
     print(json.dumps(locals()), flush=True)
 
 
-def gemm_flops(size: int = 2048, device: torch.device | None = None) -> float:
-    """Floating-point operations a second of a square bf16 matrix product; on the CPU unless a device is given."""
-    left, right = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
+def gemm_flops(precision: str, size: int = 2048, device: torch.device = CPU) -> float:
+    """Floating-point operations a second of a square matrix product in bf16 or fp32."""
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
 
     def product() -> None:
         done = left @ right

@@ -1,4 +1,7 @@
-"""Attention as the model computes it on the CPU, against torch's fused attention: forward and backward, bf16."""
+"""Attention as the model computes it on the CPU, against torch's fused attention: forward and backward.
+
+In bf16 where the processor has instructions for it, in fp32 elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,13 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from _measure import median_s, report
+from _measure import CPU, PRECISION, median_s, report
 from torch import Tensor
 
+from cmpagl_core.device import autocast
 from cmpagl_core.models.attention import attend
+
+DTYPE = torch.bfloat16 if PRECISION == "bf16" else torch.float32
 
 SIZES = {  # batch, heads, queries, keys, depth
     "windows": (128, 12, 49, 49, 32),
@@ -20,7 +26,7 @@ SIZES = {  # batch, heads, queries, keys, depth
 
 def step(ours: bool, parts: list[Tensor], bias: Tensor) -> None:
     """One forward and backward pass."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(CPU, "bf16"):
         out = attend(*parts, bias) if ours else F.scaled_dot_product_attention(*parts, attn_mask=bias)
     out.sum().backward()
 
@@ -32,8 +38,8 @@ def main() -> int:
     met = []
     for name, (batch, heads, queries, keys, depth) in SIZES.items():
         shapes = [(batch, heads, count, depth) for count in (queries, keys, keys)]
-        parts = [torch.randn(shape, dtype=torch.bfloat16).requires_grad_() for shape in shapes]
-        bias = torch.zeros(batch, 1, 1, keys, dtype=torch.bfloat16)
+        parts = [torch.randn(shape, dtype=DTYPE).requires_grad_() for shape in shapes]
+        bias = torch.zeros(batch, 1, 1, keys, dtype=DTYPE)
         expected = F.scaled_dot_product_attention(*parts, attn_mask=bias)
         torch.testing.assert_close(attend(*parts, bias), expected, atol=2e-2, rtol=2e-2)
         ours = median_s(lambda parts=parts, bias=bias: step(True, parts, bias))

@@ -32,7 +32,7 @@ def main() -> None:
         print("no CUDA device is here: nothing to measure", file=sys.stderr)
         return
     device = torch.device("cuda")
-    note(f"bf16 matrix products of {torch.cuda.get_device_name()}", gemm_flops(8192, device) / 1e9, "GFLOP/s")
+    note(f"bf16 matrix products of {torch.cuda.get_device_name()}", gemm_flops("bf16", 8192, device) / 1e9, "GFLOP/s")
     pixel_values = torch.randn(PICTURES, 3, SIZE_PX, SIZE_PX, device=device)
     for global_window in (True, False):
         models = [model.eval() for model in encoders(global_window)]

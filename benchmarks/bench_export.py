@@ -1,6 +1,7 @@
-"""Export end to end from JPEG files against the image encoder alone on ready tensors: Gswin-T, 224 px, bf16.
+"""Export end to end from JPEG files against the image encoder alone on ready tensors: Gswin-T, 224 px.
 
-Pictures of UCM where they lie beside the repository, else drawn ones of the same size.
+Both in bf16 where the processor has instructions for it, in fp32 elsewhere. Pictures of UCM where they lie beside the
+repository, else drawn ones of the same size.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _measure import in_turns_s, report
+from _measure import PRECISION, in_turns_s, report
 from PIL import Image
 
 from cmpagl_core.datasets.pictures import open_picture, to_pixel_values
@@ -68,7 +69,7 @@ def main() -> int:
         cosines = (encode_pictures(loaded, paths, Silent()) * torch.cat(encoder_alone()).float().numpy()).sum(axis=1)
         assert cosines.min() > 0.999, "not the features of the encoder"
         ours, alone = in_turns_s(lambda: encode_pictures(loaded, paths, Silent()), encoder_alone)
-    title = f"export from {PICTURES} JPEG files, Gswin-T, bf16"
+    title = f"export from {PICTURES} JPEG files, Gswin-T, {PRECISION}"
     return 0 if report(title, ours, "s", 0.9, "the encoder alone on ready tensors", alone) else 1
 
 

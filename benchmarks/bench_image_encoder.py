@@ -1,9 +1,10 @@
-"""Gswin-T against timm's Swin-T, eager, bf16 autocast, 224 px: encoding 32 pictures, and a training step of 16.
+"""Gswin-T against timm's Swin-T, eager, 224 px: encoding 32 pictures, and a training step of 16.
 
+Under bf16 autocast, both, where the processor has instructions for it; in fp32 elsewhere.
 Each in a process of its own, under the settings that its users get: ours keeps freed memory, which the peer's users
-may also ask of glibc, and a line beside says what that gives them. Before them what the machine can do: its bf16
-matrix products, its memory; and after them the encoder's share of the first, and what of a training step its matrix
-products alone take, which is what no rewriting of the rest can save.
+may also ask of glibc, and a line beside says what that gives them. Before them what the machine can do: its
+matrix products, its memory; and after them the encoder's share of the first, and where the time of a training step
+goes, as torch's profiler sees it: what its matrix products take no rewriting of the rest can save.
 """
 
 from __future__ import annotations
@@ -16,19 +17,28 @@ from typing import Literal, NamedTuple, get_args
 import timm
 import torch
 import torch.nn.functional as F
-from _measure import apart_in_turns_s, gemm_flops, memory_bytes_s, note, report
+from _measure import PRECISION, PROFILED, apart_in_turns_s, gemm_flops, memory_bytes_s, note, report
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmpagl_core.device import keep_freed_memory
+from cmpagl_core.device import autocast, keep_freed_memory
 from cmpagl_core.models.gswin import GswinEncoder
 from cmpagl_core.recipe import ImageEncoderPart
 
 PEER = "timm swin_tiny_patch4_window7_224, eager"
 ENCODED, TRAINED, SIZE_PX = 32, 16, 224
 Which = Literal["ours", "peer", "peer, freed memory kept"]
-PRODUCTS = {f"aten::{name}" for name in ("mm", "addmm", "bmm", "mkldnn_convolution", "convolution_backward")}
+KINDS = {  # of torch's operators; on a CPU a linear layer in bf16 is a convolution
+    "matrix products": ("mm", "addmm", "bmm", "baddbmm", "mkldnn_convolution"),
+    "convolutions' backward": ("convolution_backward",),
+    "copies and casts": ("copy_", "index_select", "cat"),
+    "GELU": ("gelu", "gelu_backward"),
+    "layer norms": ("native_layer_norm", "native_layer_norm_backward"),
+    "softmax": ("_softmax", "_softmax_backward_data"),
+    "optimiser": ("_fused_adamw_",),
+}
+REST = "sums, products by element and the rest"
 WARM_UP_STEPS = 4
 BARS = {True: (1.25, 1.0), False: (1.5, 1.2)}  # with the global window and without: encoding, training
 
@@ -54,7 +64,7 @@ def encoders(global_window: bool) -> tuple[GswinEncoder, nn.Module]:
 
 
 def encode(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    with torch.inference_mode(), torch.autocast(pixel_values.device.type, torch.bfloat16):
+    with torch.inference_mode(), autocast(pixel_values.device, "bf16"):
         out: Tensor = model(pixel_values)
     return out
 
@@ -66,7 +76,7 @@ def check(ours: GswinEncoder, peer: nn.Module, pixel_values: Tensor) -> None:
     if float((exact - expected).abs().max()) > 1e-4:
         raise SystemExit("not the peer's features in fp32")
     if float(F.cosine_similarity(encode(ours, pixel_values)[:, 0].float(), exact).min()) < 0.999:
-        raise SystemExit("bf16 is further from fp32 than its rounding")
+        raise SystemExit("half precision is further from fp32 than its rounding")
 
 
 def training_step(model: nn.Module, pixel_values: Tensor) -> Callable[[], None]:
@@ -75,7 +85,7 @@ def training_step(model: nn.Module, pixel_values: Tensor) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(pixel_values.device.type, torch.bfloat16):
+        with autocast(pixel_values.device, "bf16"):
             loss = model(pixel_values).float().square().mean()
         loss.backward()
         optimizer.step()
@@ -119,28 +129,30 @@ def measure(title: str, make: Callable[[bool, Which], Callable[[], object]], glo
     return Taken(times["ours"], met)
 
 
-def products_s(step: Callable[[], None]) -> float:
-    """Seconds of a training step that matrix products take, as torch's profiler sees them."""
+def kinds_s(step: Callable[[], object]) -> dict[str, float]:
+    """Seconds that each kind of operator takes of a training step, as torch's profiler sees them."""
     for _ in range(WARM_UP_STEPS):
         step()
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         step()
-    found = (event.self_cpu_time_total for event in profiled.key_averages() if event.key in PRODUCTS)
-    return sum(found) / 1e6
+    kind_of = {f"aten::{name}": kind for kind, names in KINDS.items() for name in names}
+    taken = dict.fromkeys((*KINDS, REST), 0.0)
+    for event in profiled.key_averages():
+        taken[kind_of.get(event.key, REST)] += event.self_cpu_time_total / 1e6
+    return taken
 
 
-def note_products(title: str, global_window: bool) -> None:
-    """Print what of a training step no rewriting saves: the time of the matrix products alone, ours and the peer's."""
-    for which in ("ours", "peer, freed memory kept"):
-        step = make_training(global_window, which)
-        note(f"{title}: matrix products alone, {which.split(',')[0]}", products_s(step), "s")
+def note_kinds(title: str, global_window: bool, which: Which) -> None:
+    """Print where the time of a training step goes."""
+    for kind, seconds in kinds_s(make_training(global_window, which)).items():
+        note(f"{title}: {kind}", seconds, PROFILED)
 
 
 def main() -> int:
     """Print the machine's rates, then what each encoder reaches."""
     torch.set_num_threads(2)
-    rate = gemm_flops()
-    note("bf16 matrix products of this machine", rate / 1e9, "GFLOP/s")
+    rate = gemm_flops(PRECISION)
+    note(f"{PRECISION} matrix products of this machine", rate / 1e9, "GFLOP/s")
     note("memory of this machine, read and written by a copy", memory_bytes_s() / 1e9, "GB/s")
     pixel_values = torch.randn(4, 3, SIZE_PX, SIZE_PX)
     done = []
@@ -149,13 +161,16 @@ def main() -> int:
         check(ours, peer, pixel_values)
         name = "Gswin-T, " + ("with its global window" if global_window else "global window off")
         encoding_bar, training_bar = BARS[global_window]
-        encoding = measure(f"encode {ENCODED} pictures, {name}, bf16", make_encoding, global_window, encoding_bar)
+        encoding = measure(
+            f"encode {ENCODED} pictures, {name}, {PRECISION}", make_encoding, global_window, encoding_bar
+        )
         share = flops(ours, pixel_values) * ENCODED / len(pixel_values) / encoding.seconds / rate
-        note(f"{name}: share of the bf16 matrix rate", share, "of 1")
-        title = f"training step, batch {TRAINED}, {name}, bf16"
+        note(f"{name}: share of the {PRECISION} matrix rate", share, "of 1")
+        title = f"training step, batch {TRAINED}, {name}, {PRECISION}"
         training = measure(title, make_training, global_window, training_bar)
-        note_products(title, global_window)
+        note_kinds(title, global_window, "ours")
         done += [encoding.met, training.met]
+    note_kinds(f"training step, batch {TRAINED}, the peer, {PRECISION}", False, "peer, freed memory kept")
     return 0 if all(done) else 1
 
 

@@ -1,7 +1,7 @@
 """ITM re-ranking with k = 32, both directions, against the same pairs through the fusion half one query at a time.
 
 MiniLM's shape split 3 + 3 with random weights, image tokens of a Swin-T at 224 px, captions of RSICD where they are
-beside the repository (else drawn), bf16 on both sides.
+beside the repository (else drawn), the same precision on both sides.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _measure import median_s, report
+from _measure import PRECISION, median_s, report
 from numpy.typing import NDArray
 
 from cmpagl_core.device import autocast
@@ -120,7 +120,7 @@ def main() -> int:
     if worst > 0.02:
         print(f"the two disagree by {worst}", file=sys.stderr)
         return 1
-    name = f"itm, k = {K}, both directions, {IMAGES} images, {len(captions)} captions, bf16"
+    name = f"itm, k = {K}, both directions, {IMAGES} images, {len(captions)} captions, {PRECISION}"
     peer_value = median_s(lambda: one_query_at_a_time(loaded, image_tokens, captions, scores))
     return 0 if report(name, median_s(ours), "s", 4.0, "one query at a time, in file order", peer_value) else 1
 
