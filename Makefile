@@ -52,7 +52,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Results alone on stdout: `make bench > docs/results/bench.jsonl`. All are run, then the first miss fails the target.
+# Results alone on stdout: `make bench > docs/results/bench-MACHINE.jsonl`. All are run, then the first miss fails the target.
 bench: $(VENV)/.dev
 	@$(BIN)/python -c 'import faiss' 2>/dev/null || $(BIN)/pip install -q -e '.[bench]' -c constraints.txt >&2 || true
 	@missed=; for file in benchmarks/[!_]*.py; do echo "$$file" >&2; $(BIN)/python $$file || missed="$$missed $$file"; done; \

@@ -1,37 +1,24 @@
 """The app: every command by name, the options they share, and errors as one sentence and an exit code.
 
 Command modules import only Typer and the standard library at their top and take the core inside their
-bodies, so that `--help` needs no torch. A command's docstring is its help; lines after "Examples:" come last.
+bodies, so that `--help` needs no torch. A command's docstring is its help; lines after "Examples:" come last. What
+commands there are stands in `registry`.
 """
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from cmpagl_cli.commands.ablate import ablate
-from cmpagl_cli.commands.compare import compare
-from cmpagl_cli.commands.doctor import doctor
-from cmpagl_cli.commands.evaluate import evaluate
-from cmpagl_cli.commands.explain import explain
-from cmpagl_cli.commands.export import export
-from cmpagl_cli.commands.index import index
 from cmpagl_cli.commands.options import Settings
-from cmpagl_cli.commands.prepare import prepare
-from cmpagl_cli.commands.recipe import recipe_list, recipe_schema, recipe_show, recipe_validate
-from cmpagl_cli.commands.report import report
-from cmpagl_cli.commands.retrieve import retrieve
-from cmpagl_cli.commands.runs import runs_list
-from cmpagl_cli.commands.train import train
-from cmpagl_cli.commands.tune import tune_sensitivity, tune_smr
+from cmpagl_cli.registry import COMMANDS, Commands, as_it_is
 from cmpagl_cli.views import clean, make_progress
 from cmpagl_core import __version__
 from cmpagl_core.errors import CmpaglError, ExitCode
@@ -40,7 +27,6 @@ from cmpagl_core.workspace import Workspace
 _SHARED_WITH_VALUE = ("--workspace", "--device", "--threads")
 _SHARED_FLAGS = ("--quiet", "-q", "--debug")
 _NO_MEMORY = "there is not enough memory; lower train.batch_size or evaluate.batch_size"
-_SHARED_HELP = "Also before or after any command: --workspace, --device, --threads, --quiet, --debug."
 
 _EXAMPLES = """Examples:
   cmpagl prepare ucm --images UCM/images --annotations dataset_ucm.json
@@ -54,6 +40,17 @@ class CmpaglGroup(TyperGroup):
 
     Translating in `invoke` makes the shell and Typer's CliRunner see the same exit code.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands: Any = Commands(self.commands)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         args = shared_options_first(args)
@@ -150,25 +147,6 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
-def _command(parent: typer.Typer, name: str, function: Callable[..., None]) -> None:
-    text, _, examples = inspect.cleandoc(function.__doc__ or "").partition("\nExamples:\n")
-    epilog = _SHARED_HELP + ("\n\n" + _as_it_is(f"Examples:\n{examples}") if examples else "")
-    parent.command(name, help=text, epilog=epilog)(function)
-
-
-def _group(name: str, text: str, *functions: Callable[..., None]) -> None:
-    """A command with commands of its own; `recipe_list` becomes `recipe list`."""
-    group = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
-    for function in functions:
-        _command(group, function.__name__.removeprefix(f"{name}_"), function)
-    app.add_typer(group, name=name)
-
-
-def _as_it_is(text: str) -> str:
-    """Help text whose lines are not to be wrapped."""
-    return "\b\n" + text
-
-
 app = typer.Typer(
     name="cmpagl",
     cls=CmpaglGroup,
@@ -177,7 +155,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: drawing boxes would double the time that --help takes
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=_as_it_is(_EXAMPLES),
+    epilog=as_it_is(_EXAMPLES),
 )
 
 
@@ -203,22 +181,6 @@ def shared_options(
 ) -> None:
     """Find remote-sensing images by text and text by image: CMPAGL (TGRS 2024), tested and reproducible."""
     ctx.obj = Settings(Workspace.locate(workspace), device, threads, quiet, debug, make_progress(quiet))
-
-
-_command(app, "prepare", prepare)
-_command(app, "train", train)
-_command(app, "evaluate", evaluate)
-_command(app, "compare", compare)
-_command(app, "export", export)
-_command(app, "index", index)
-_command(app, "retrieve", retrieve)
-_command(app, "explain", explain)
-_command(app, "ablate", ablate)
-_command(app, "report", report)
-_command(app, "doctor", doctor)
-_group("tune", "Choose what re-rankings need, never on the test split.", tune_smr, tune_sensitivity)
-_group("recipe", "List, show and validate recipes.", recipe_list, recipe_show, recipe_validate, recipe_schema)
-_group("runs", "See what has been trained.", runs_list)
 
 
 def main() -> None:

@@ -21,6 +21,15 @@ def test_every_benchmark_loads(name: str) -> None:
     assert importlib.import_module(name).__doc__
 
 
+def test_a_profile_names_every_second_of_a_step() -> None:
+    bench = importlib.import_module("bench_image_encoder")
+    left, right = torch.randn(2, 300, 300)
+    taken = bench.kinds_s(lambda: torch.nn.functional.gelu(left @ right).clone())
+    assert set(taken) == {*bench.KINDS, bench.REST}
+    assert min(taken["matrix products"], taken["GELU"], taken["copies and casts"]) > 0
+    assert taken["layer norms"] == taken["optimiser"] == 0
+
+
 def test_the_global_window_adds_a_quarter_of_operations_to_swins() -> None:
     bench = importlib.import_module("bench_image_encoder")
     pixel_values = torch.zeros(2, 3, bench.SIZE_PX, bench.SIZE_PX)

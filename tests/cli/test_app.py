@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from cmpagl_cli.app import CmpaglGroup, app, shared_options_first
 from cmpagl_cli.commands.options import settings
+from cmpagl_cli.registry import COMMANDS
 from cmpagl_core import __version__
 from cmpagl_core.errors import (
     CmpaglError,
@@ -186,3 +187,28 @@ def test_a_reader_that_stops_early_is_no_error() -> None:
         ["bash", "-c", f"({command}) | true"], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.stderr == "code 0\n"
+
+
+def test_the_roots_help_and_a_commands_help_build_no_other_command() -> None:
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from cmpagl_cli.app import app\n"
+        "from cmpagl_cli.registry import COMMANDS\n"
+        "for arguments in (['--help'], ['doctor', '--help']):\n"
+        "    CliRunner().invoke(app, arguments)\n"
+        "    print([name for name in COMMANDS if f'cmpagl_cli.commands.{name}' in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "[]\n['doctor']\n"
+
+
+def test_every_line_of_the_roots_help_fits_a_terminal() -> None:
+    help_text = CliRunner().invoke(app, ["--help"], terminal_width=80).stdout
+    assert all(f"\n  {name:8}  {summary}\n" in help_text for name, summary in COMMANDS.items())
+
+
+def test_a_misspelt_command_is_answered_with_the_nearest() -> None:
+    result = CliRunner().invoke(app, ["retreive", "sea"])
+    assert result.exit_code == 2
+    assert "Did you mean 'retrieve'?" in result.stderr
