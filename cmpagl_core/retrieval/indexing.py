@@ -141,6 +141,8 @@ class _Build:
 
     def make(self) -> BuiltIndex:
         known = KnownPictures.read(self._root, self._info)
+        if known.why_anew:
+            self._progress.say(f"index {self._root.name} is made anew: {known.why_anew}")
         pictures, skipped = self._look(known)
         encoded, broken = self._encode_new(known, [picture for picture in pictures if picture.known_row is None])
         skipped += broken

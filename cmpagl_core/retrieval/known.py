@@ -61,6 +61,7 @@ class KnownPictures:
         self._sizes: set[int] = set()
         self._captions: dict[str, NDArray[np.float32]] = {}
         self.kept_now = 0
+        self.why_anew = ""
 
     @classmethod
     def read(cls, root: Path, info: IndexInfo) -> KnownPictures:
@@ -142,8 +143,8 @@ class KnownPictures:
                 f"{self._root} holds the index of {before.source}, not of {now.source}",
                 hint="give another name with --name",
             )
-        same = (before.model_sha256, before.preprocessing, before.precision)
-        if same != (now.model_sha256, now.preprocessing, now.precision) or index.fingerprints is None:
+        self.why_anew = _why_anew(before, now)
+        if self.why_anew or index.fingerprints is None:
             return
         self._take(index.image_features, _pictures(index.paths, index.fingerprints))
         self._captions = dict(zip(index.captions, index.text_features, strict=True))
@@ -177,6 +178,17 @@ def with_content(picture: Picture) -> Picture:
     if picture.sha256:
         return picture
     return Picture(picture.path, picture.size, picture.mtime_ns, sha256_file(picture.path), picture.known_row)
+
+
+def _why_anew(before: IndexInfo, now: IndexInfo) -> str:
+    """Why features of an index cannot stand beside new ones; empty when they can."""
+    if before.model_sha256 != now.model_sha256:
+        return "it holds features of another model"
+    if before.preprocessing != now.preprocessing:
+        return "its pictures were prepared otherwise"
+    if before.precision != now.precision:
+        return f"it was computed in {before.precision}, and here it is {now.precision}"
+    return ""
 
 
 def _stored(pictures: list[Picture]) -> dict[str, Array]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from cmpagl_core import device
 from cmpagl_core.datasets.prepared import open_prepared
 from cmpagl_core.errors import DataError, InterruptedByUserError, MismatchError, UsageError
 from cmpagl_core.features.encode import encode_captions, encode_pictures
@@ -21,6 +23,7 @@ from cmpagl_core.features.feature_set import load_feature_set
 from cmpagl_core.features.tensor_file import open_tensor_file, write_tensor_file
 from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.progress import Silent
+from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.retrieval import indexing, known
 from cmpagl_core.retrieval.index import index_of_features, open_index
 from cmpagl_core.retrieval.indexing import BuiltIndex, build_index, dataset_source, folder_source
@@ -88,6 +91,19 @@ def test_a_second_run_encodes_nothing_and_writes_the_same_bytes(run: Run, pictur
     assert again.encoded == 0
     assert told.lines == ["12 of 12 pictures are unchanged and keep their features"]
     assert (tmp_path / "index" / "features.safetensors").read_bytes() == before
+
+
+def test_an_index_of_another_precision_is_made_anew_and_says_why(
+    run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = replace(run, recipe=override_recipe(run.recipe, ["train.precision=bf16"]))
+    monkeypatch.setattr(device, "_computes", lambda *_: True)
+    make(half, pictures, tmp_path / "index")
+    monkeypatch.setattr(device, "_computes", lambda *_: False)
+    told = Told()
+    built = build_index(half, folder_source(pictures), tmp_path / "index", told)
+    assert (built.encoded, built.index.info.precision) == (12, "fp32")
+    assert told.lines == ["index index is made anew: it was computed in bf16, and here it is fp32"]
 
 
 def test_only_new_and_changed_pictures_are_encoded_again(run: Run, pictures: Path, tmp_path: Path) -> None:
