@@ -16,6 +16,7 @@ import torch
 from cmpagl_core.device import usable_precision
 
 CPU = torch.device("cpu")
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 PRECISION = usable_precision(CPU, "bf16")
 """What a recipe's bf16 comes to on this CPU: fp32 where it has no instructions for it. Peers get the same."""
 PROFILED = "s profiled"
@@ -121,8 +122,7 @@ def _print(
 
 def gemm_flops(precision: str, size: int = 2048, device: torch.device = CPU) -> float:
     """Floating-point operations a second of a square matrix product in bf16 or fp32."""
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    left, right = (torch.randn(size, size, device=device).to(DTYPES[precision]) for _ in range(2))
 
     def product() -> None:
         done = left @ right

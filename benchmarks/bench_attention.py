@@ -9,13 +9,13 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from _measure import CPU, PRECISION, median_s, report
+from _measure import CPU, DTYPES, PRECISION, median_s, report
 from torch import Tensor
 
 from cmpagl_core.device import autocast
 from cmpagl_core.models.attention import attend
 
-DTYPE = torch.bfloat16 if PRECISION == "bf16" else torch.float32
+DTYPE = DTYPES[PRECISION]
 
 SIZES = {  # batch, heads, queries, keys, depth
     "windows": (128, 12, 49, 49, 32),

@@ -6,7 +6,7 @@ Building all of them takes Typer as long as importing Typer does, and most calls
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -36,10 +36,10 @@ GROUPS = {"tune": ("smr", "sensitivity"), "recipe": ("list", "show", "validate",
 _SHARED_HELP = "Also before or after any command: --workspace, --device, --threads, --quiet, --debug."
 
 
-class Commands(MutableMapping[str, Any]):
+class Commands(Mapping[str, Any]):
     """Those of `COMMANDS`, each built when it is first asked for, behind those that Typer has built already."""
 
-    def __init__(self, built: MutableMapping[str, Any]) -> None:
+    def __init__(self, built: Mapping[str, Any]) -> None:
         self._built = dict(built)
         self._names = list(dict.fromkeys([*built, *COMMANDS]))
 
@@ -47,14 +47,6 @@ class Commands(MutableMapping[str, Any]):
         if name not in self._built and name in self._names:
             self._built[name] = _build(name)
         return self._built[name]
-
-    def __setitem__(self, name: str, command: Any) -> None:
-        self._built[name] = command
-        self._names = list(dict.fromkeys([*self._names, name]))
-
-    def __delitem__(self, name: str) -> None:
-        self._names.remove(name)
-        self._built.pop(name, None)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

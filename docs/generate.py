@@ -109,7 +109,7 @@ Each table is one `make bench` on a machine that other guests of its host slow d
   (missed) and 1.65 for encoding with and without the global window, 0.92 (missed) and 1.19 (missed by 0.01) for a
   training step. Matrix products ran at nine tenths of the machine's rate there.
 - **Without bf16** (the second table; the bars were set for bf16): matrix products take three quarters of a training
-  step, ours and the peer's alike, so that the global window's 27 % more operations cannot be won back elsewhere. Its
+  step, ours and the peer's alike, so that the global window's 27 % more operations are hardly won back elsewhere. Its
   row is missed by 0.01, and was 0.73 and 0.89 in two other runs; without the window they gave 1.30, 1.19 and 1.09 (the
   bar is 1.2). Attention written out takes 1.5 times as long as torch's fused one for `captions to image`, with its
   backward pass; with the fused one a whole training of `quickstart` gained less than runs differ (22.7 pictures a
