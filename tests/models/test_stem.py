@@ -86,6 +86,13 @@ def test_a_frozen_stem_gives_the_same_map_in_any_batch_and_mode_and_no_gradient(
     assert all(parameter.grad is None for parameter in encoder.patch_embed.parameters())
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_cpu_a_pixels_channels_lie_beside_each_other(precision: str) -> None:
+    with torch.autocast("cpu", enabled=precision == "bf16"):
+        (computed,) = FeatureStem(part()).parts(torch.randn(2, 3, 32, 32))
+    assert computed.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_a_freed_stem_learns_while_its_batch_statistics_stay() -> None:
     encoder = GswinEncoder(part(stem_trainable=True), 64).train()
     before = {name: buffer.clone() for name, buffer in encoder.patch_embed.named_buffers()}
