@@ -3,8 +3,9 @@
 Under bf16 autocast, both, where the processor has instructions for it; in fp32 elsewhere.
 Each in a process of its own, under the settings that its users get: ours keeps freed memory, which the peer's users
 may also ask of glibc, and a line beside says what that gives them. Before them what the machine can do: its
-matrix products, its memory; and after them the encoder's share of the first, and where the time of a training step
-goes, as torch's profiler sees it: what its matrix products take no rewriting of the rest can save.
+matrix products, its memory; and after them the encoder's share of the first, where the time of a training step goes,
+as torch's profiler sees it, and how much its other operators than matrix products read and write: what either takes at
+the machine's rates, no rewriting of single operators can save.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from _measure import PRECISION, PROFILED, apart_in_turns_s, gemm_flops, memory_bytes_s, note, report
+from _traffic import Traffic
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -40,6 +42,7 @@ KINDS = {  # of torch's operators; on a CPU a linear layer in bf16 is a convolut
     "softmax": ("_softmax", "_softmax_backward_data"),
     "optimiser": ("_fused_adamw_",),
 }
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution")  # as they are called, before one is chosen for the CPU
 REST = "sums, products by element and the rest"
 WARM_UP_STEPS, PROFILED_STEPS = 2, 3
 BARS = {True: (1.25, 1.0), False: (1.5, 1.2)}  # with the global window and without: encoding, training
@@ -163,6 +166,14 @@ def note_kinds(title: str, global_window: bool, which: Which) -> None:
         note(f"{title}: {kind}", seconds, PROFILED)
 
 
+def note_traffic(title: str, global_window: bool, which: Which) -> None:
+    """Print what the operators of a training step read and write beside its matrix products."""
+    step = make_training(global_window, which)
+    with Traffic(but=PRODUCTS) as traffic:
+        step()
+    note(f"{title}: read and written beside matrix products", traffic.bytes / 1e9, "GB")
+
+
 def main() -> int:
     """Print the machine's rates, then what each encoder reaches."""
     torch.set_num_threads(2)
@@ -184,8 +195,11 @@ def main() -> int:
         title = f"training step, batch {TRAINED}, {name}, {PRECISION}"
         training = measure(title, make_training, global_window, training_bar)
         note_kinds(title, global_window, "ours")
+        note_traffic(title, global_window, "ours")
         done += [encoding.met, training.met]
-    note_kinds(f"training step, batch {TRAINED}, the peer, {PRECISION}", False, "peer, freed memory kept")
+    title = f"training step, batch {TRAINED}, the peer, {PRECISION}"
+    note_kinds(title, False, "peer, freed memory kept")
+    note_traffic(title, False, "peer")
     return 0 if all(done) else 1
 
 

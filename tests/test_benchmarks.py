@@ -38,3 +38,20 @@ def test_the_global_window_adds_a_quarter_of_operations_to_swins() -> None:
     )
     assert without == pytest.approx(2 * 2 * 4.5e9, rel=0.01)  # Swin-T's 4.5 G multiply-adds, for two pictures
     assert 1.2 < with_it / without < 1.35
+
+
+def test_traffic_is_what_operators_read_and_write() -> None:
+    traffic = importlib.import_module("_traffic")
+    row, column, square = torch.zeros(1, 10), torch.zeros(10, 1), torch.zeros(10, 10)
+    expected = {
+        "reads two and writes one": (lambda: row + row * 2, 4 * (10 + 10) + 4 * (10 + 10 + 10)),
+        "an expanded one is read as it is stored": (lambda: square + column.expand(10, 10), 4 * (100 + 10 + 100)),
+        "a view moves nothing": (lambda: square.t().unsqueeze(0).expand(3, 10, 10), 0),
+        "in place": (lambda: square.add_(row), 4 * (100 + 10)),
+        "written into": (lambda: torch.empty(10, 10).copy_(square), 4 * (100 + 100)),
+        "left out": (lambda: square @ square, 0),
+    }
+    for what, (work, moved) in expected.items():
+        with traffic.Traffic(but=("mm",)) as counted:
+            work()
+        assert counted.bytes == moved, what
