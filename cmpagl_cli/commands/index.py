@@ -6,7 +6,7 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,6 +15,8 @@ from cmpagl_cli.views import Column, duration, emit
 
 if TYPE_CHECKING:
     from cmpagl_core.retrieval.indexing import BuiltIndex
+
+Views = Literal["one", "dihedral"]
 
 
 def index(
@@ -25,6 +27,14 @@ def index(
     data: DataOption = None,
     run: RunOption = None,
     name: NameOption = None,
+    views: Annotated[
+        Views | None,
+        typer.Option(
+            "--views",
+            help="one: each picture as it is; dihedral: averaged over its eight flips and right angles, slower and "
+            "better. As the index was made, else as the run's recipe says, if left out.",
+        ),
+    ] = None,
     format: FormatOption = "table",
 ) -> None:
     """Encode a folder of pictures with a run, so that `cmpagl retrieve` finds them; no captions are needed.
@@ -34,7 +44,7 @@ def index(
 
     Examples:
       cmpagl index ~/aerial-archive
-      cmpagl index ~/aerial-archive --name archive --run ucm-cpu
+      cmpagl index ~/aerial-archive --name archive --run ucm-cpu --views one
       cmpagl index --data ucm
     """
     from cmpagl_core.errors import UsageError
@@ -43,26 +53,35 @@ def index(
     if folder is not None and data is not None:
         raise UsageError("DIR and --data both name pictures", hint="give one of them")
     started_at = time.monotonic()
-    built = index_folder(given, folder, run, name) if folder is not None else index_dataset(given, data, run, name)
+    built = (
+        index_folder(given, folder, run, name, views)
+        if folder is not None
+        else index_dataset(given, data, run, name, views)
+    )
     _show(built, time.monotonic() - started_at, format)
     given.progress.say(f'now ask it: cmpagl retrieve "..." --index {built.index.info.name}')
 
 
-def index_folder(given: Settings, folder: Path, run: str | None, name: str | None) -> BuiltIndex:
+def index_folder(
+    given: Settings, folder: Path, run: str | None, name: str | None, views: Views | None = None
+) -> BuiltIndex:
     """Index a plain folder under its own name or another."""
-    from cmpagl_core.retrieval.indexing import build_index, folder_source
+    from cmpagl_core.retrieval.indexing import build_index, folder_source, seen_in
     from cmpagl_core.runs import open_run
 
     found = open_run(given.workspace.find("runs", run))
     source = folder_source(folder)
     root = given.workspace.folder("indexes", name or _as_name(os.path.basename(source.source)))  # noqa: PTH119
-    return build_index(found, source, root, given.progress, given.compute_device(), given.workspace.cache)
+    seen = seen_in(found, root, views)
+    return build_index(seen, source, root, given.progress, given.compute_device(), given.workspace.cache)
 
 
-def index_dataset(given: Settings, data: str | None, run: str | None, name: str | None) -> BuiltIndex:
+def index_dataset(
+    given: Settings, data: str | None, run: str | None, name: str | None, views: Views | None = None
+) -> BuiltIndex:
     """Index all pictures of a data set, the run's own if none is named, under the run's name or another."""
     from cmpagl_core.datasets.prepared import open_prepared
-    from cmpagl_core.retrieval.indexing import build_index, dataset_source
+    from cmpagl_core.retrieval.indexing import build_index, dataset_source, seen_in
     from cmpagl_core.runs import open_run
 
     found = open_run(given.workspace.find("runs", run))
@@ -72,7 +91,8 @@ def index_dataset(given: Settings, data: str | None, run: str | None, name: str 
     usual = found.root.name if prepared.name == found.info.dataset else f"{found.root.name}-{prepared.name}"
     root = given.workspace.folder("indexes", name or _as_name(usual))
     source = dataset_source(prepared)
-    return build_index(found, source, root, given.progress, given.compute_device(), given.workspace.cache)
+    seen = seen_in(found, root, views)
+    return build_index(seen, source, root, given.progress, given.compute_device(), given.workspace.cache)
 
 
 def _show(built: BuiltIndex, elapsed_s: float, format: str) -> None:

@@ -181,7 +181,8 @@ def decoder(recipe: Recipe) -> Decode:
 
 def preprocessing(recipe: Recipe) -> str:
     """What happens to a picture before the encoder, in words that artefacts keep."""
-    return f"RGB, bicubic to {recipe.data.image_size_px} x {recipe.data.image_size_px}, ImageNet mean and std"
+    side_px, views = recipe.data.image_size_px, recipe.evaluate.views
+    return f"RGB, bicubic to {side_px} x {side_px}, ImageNet mean and std, views {views}"
 
 
 def length_groups(lengths: NDArray[np.int64], tokens_per_group: int) -> list[NDArray[np.int64]]:

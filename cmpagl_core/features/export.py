@@ -54,7 +54,7 @@ def run_features(
             manifest_sha256=manifest_sha256,
             split=split.name,
             split_sha256=split.sha256,
-            preprocessing=f"{preprocessing(loaded.recipe)}, views {loaded.recipe.evaluate.views}",
+            preprocessing=preprocessing(loaded.recipe),
             precision=usable_precision(loaded.device, loaded.recipe.train.precision),
         ),
     )

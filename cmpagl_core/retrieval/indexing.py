@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -21,13 +21,21 @@ from cmpagl_core.device import usable_precision
 from cmpagl_core.errors import CmpaglError, DataError, InterruptedByUserError, UsageError
 from cmpagl_core.features.cached import cache_of_run, cached_batches
 from cmpagl_core.features.decode import Broken
-from cmpagl_core.features.encode import EncodedBatch, encode_captions, encoded_batches, forward_pass, preprocessing
+from cmpagl_core.features.encode import (
+    EncodedBatch,
+    Views,
+    encode_captions,
+    encoded_batches,
+    forward_pass,
+    preprocessing,
+)
 from cmpagl_core.features.feature_set import unique_texts
 from cmpagl_core.features.stem_cache import CachedMaps, StemCache
 from cmpagl_core.features.tensor_file import TextTable
 from cmpagl_core.features.text_tower import TowerInfo, open_text_tower, save_text_tower
 from cmpagl_core.progress import Progress
-from cmpagl_core.retrieval.index import INFO_FILE, TOWER_FILE, GalleryIndex, IndexInfo, save_index
+from cmpagl_core.recipe_files import override_recipe
+from cmpagl_core.retrieval.index import INFO_FILE, TOWER_FILE, GalleryIndex, IndexInfo, open_index, save_index
 from cmpagl_core.retrieval.known import KnownPictures, Picture, PicturePart, with_content
 from cmpagl_core.runs import LoadedModel, Run
 
@@ -86,6 +94,24 @@ def dataset_source(prepared: PreparedDataset) -> GallerySource:
     return GallerySource("dataset", root, prepared.name, prepared.manifest.sha256, ordered)
 
 
+def seen_in(run: Run, root: Path, views: Views | None) -> Run:
+    """The run, to see pictures in these views; None: as the index under `root` did, or else as the recipe says (ours).
+
+    So an index that was made from one view of each picture is brought up to date from one view.
+    """
+    choices = {
+        choice: replace(run, recipe=override_recipe(run.recipe, [f"evaluate.views={choice}"]))
+        for choice in get_args(Views)
+    }
+    if views is not None:
+        return choices[views]
+    try:
+        before = open_index(root).info.preprocessing
+    except CmpaglError:
+        return run  # there is none yet, or none that can be read
+    return next((seen for seen in choices.values() if preprocessing(seen.recipe) == before), run)
+
+
 def build_index(
     run: Run,
     source: GallerySource,
@@ -135,7 +161,7 @@ class _Build:
             model=run.root.name,
             run=os.path.abspath(run.root),  # noqa: PTH100 - resolve() would follow links
             model_sha256=run.info.weights_sha256,
-            preprocessing=f"{preprocessing(recipe)}, views {recipe.evaluate.views}",
+            preprocessing=preprocessing(recipe),
             precision=usable_precision(device or torch.device("cpu"), recipe.train.precision),
         )
 

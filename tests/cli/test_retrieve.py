@@ -194,8 +194,9 @@ def test_a_gallery_page_is_written_and_opened(
 def test_a_folder_is_indexed_and_becomes_the_newest_gallery(ask: Ask, tiny_pictures: Path) -> None:
     made = answer(ask("index", tiny_pictures, "--name", "archive", "--format", "json"))[0]
     assert (made["name"], made["pictures"], made["encoded"], made["left_out"]) == ("archive", 12, 12, 0)
-    again = answer(ask("index", tiny_pictures, "--name", "archive", "--format", "json"))[0]
-    assert again["encoded"] == 0
+    for more, encoded in (((), 0), (("--views", "dihedral"), 12), ((), 0)):
+        again = answer(ask("index", tiny_pictures, "--name", "archive", *more, "--format", "json"))[0]
+        assert again["encoded"] == encoded, more
     hits = answer(ask("retrieve", "square", "--format", "json"))
     assert {hit["image_id"] for hit in hits} <= {
         f"{path.parent.name}/{path.name}" for path in tiny_pictures.glob("*/*")

@@ -26,7 +26,7 @@ from cmpagl_core.progress import Silent
 from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.retrieval import indexing, known
 from cmpagl_core.retrieval.index import index_of_features, open_index
-from cmpagl_core.retrieval.indexing import BuiltIndex, build_index, dataset_source, folder_source
+from cmpagl_core.retrieval.indexing import BuiltIndex, build_index, dataset_source, folder_source, seen_in
 from cmpagl_core.retrieval.search import search
 from cmpagl_core.runs import Run, open_run, save_run
 
@@ -104,6 +104,17 @@ def test_an_index_of_another_precision_is_made_anew_and_says_why(
     built = build_index(half, folder_source(pictures), tmp_path / "index", told)
     assert (built.encoded, built.index.info.precision) == (12, "fp32")
     assert told.lines == ["index index is made anew: it was computed in bf16, and here it is fp32"]
+
+
+def test_an_index_sees_pictures_as_asked_and_then_as_it_did(run: Run, pictures: Path, tmp_path: Path) -> None:
+    root, paths = tmp_path / "index", sorted(pictures.rglob("*.jpg"))
+    for views in ("one", "dihedral"):
+        built = make(seen_in(run, root, views), pictures, root)
+        expected = encode_pictures(run.load(), paths, Silent(), views=views)
+        np.testing.assert_allclose(built.index.image_features, expected, atol=2e-6)
+        assert built.encoded == 12
+        assert make(seen_in(run, root, None), pictures, root).encoded == 0
+    assert seen_in(run, tmp_path / "none yet", None) is run
 
 
 def test_only_new_and_changed_pictures_are_encoded_again(run: Run, pictures: Path, tmp_path: Path) -> None:
