@@ -73,7 +73,8 @@ BENCHMARKS_FOOT = """
 ## What is missed, and why
 
 Each table is one `make bench` on a machine that other guests of its host slow down by turns. The first is of commit
-61b6fe7; `--help` has become faster since. In the second, `--help`, cold retrieval and the profile were made again.
+61b6fe7; `--help` has become faster since. In the second, `--help`, cold retrieval and the profile were made again, and
+what is read and written was added.
 
 - **A training step with the global window, bf16,** takes 1.36 s where the peer takes 1.12: 0.82 in place of 1.0. A run
   half an hour before, with slower code of ours, gave 0.97 (1.30 and 1.27 s), and 1.73, 2.25 and 1.81 for the other
@@ -95,11 +96,13 @@ Each table is one `make bench` on a machine that other guests of its host slow d
   | all | 1,372 | 1,025 | 347 |
 
   The global window needs 27 % more operations than Swin-T (11.4 and 9.0 GFLOP a picture). To be level, it may cost what
-  the step without it saves on the peer, 0.17 to 0.2 s. Its products alone take 0.13 at the rate that ours reach. What
-  else eager operators have to read and write for it, each once, is counted at 2.8 GB a step: 36 times a block's map
-  for each branch, 35 times a generator's map, 42 bytes for each of ten million weights; at 26 GB/s that is 0.11 s.
-  The sum, 0.24 s, is more than there is: by this estimate the bar is out of reach here while each operator passes over
-  memory, and fused kernels might reach it. Where the peer's pages cost more than in this run, it is nearly met.
+  the step without it saves on the peer, 0.17 s in this run. Its matrix products alone took 0.16; its other operators
+  read and write 2.9 GB a step, counted call by call (`benchmarks/_traffic.py`; 4.7 GB in fp32, where the second table
+  has them), which is 0.11 s at the rate of a copy. With both and nothing else it would reach 0.92. The whole step
+  counted so has a floor of 0.92 s, 0.65 without the window: torch's operators take half as much again, where they
+  compute (GELU, softmax, norms) or rows are short. So the bar is out of reach while each operator passes over memory by
+  itself, unless the rest of the step, too, comes close to its floor; fused kernels might reach it. Where the peer's
+  pages cost more than in this run, it is nearly met.
 - What was gained, in turns with the code before it on one machine: attention scaled in its products, biases added
   there and the gate put into weights (13 %); many tokens meeting the global window's few keys with all projections
   folded into them, stochastic depth and residual in one pass (6 %); linear layers differentiated by products, since a
@@ -110,10 +113,11 @@ Each table is one `make bench` on a machine that other guests of its host slow d
   training step. Matrix products ran at nine tenths of the machine's rate there.
 - **Without bf16** (the second table; the bars were set for bf16): matrix products take three quarters of a training
   step, ours and the peer's alike, so that the global window's 27 % more operations are hardly won back elsewhere. Its
-  row is missed by 0.01, and was 0.73 and 0.89 in two other runs; without the window they gave 1.30, 1.19 and 1.09 (the
-  bar is 1.2). Attention written out takes 1.5 times as long as torch's fused one for `captions to image`, with its
-  backward pass; with the fused one a whole training of `quickstart` gained less than runs differ (22.7 pictures a
-  second, 22.3 without, three runs each, in turns), so there is one way for both precisions.
+  row is missed by 0.01, and was 0.73, 0.89 and 0.86 in three other runs; without the window they gave 1.30, 1.09 and
+  1.10 (the bar is 1.2). The last of them, with the machine's memory at 13 GB/s in place of 19, gave 1.19 and 1.63 for
+  encoding (1.25 and 1.5). Attention written out takes 1.5 times as long as torch's fused one for `captions to image`,
+  with its backward pass; with the fused one a whole training of `quickstart` gained less than runs differ (22.7
+  pictures a second, 22.3 without, three runs each, in turns), so there is one way for both precisions.
 - Tried without gain: `torch.compile` of the training step (2.3 to 2.6 s a step after 289 s of compiling, where eager
   took 2.2), computing branches only for pictures that stochastic depth keeps (1 to 3 %), folding projections where
   tokens are few (stages 3 and 4 take 1.5 and 3 times as long), exponentials without a shift in place of softmax, other
