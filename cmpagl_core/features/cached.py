@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,9 +12,11 @@ from torch import Tensor
 from cmpagl_core.datasets.loading import WHOLE, Draw
 from cmpagl_core.features.encode import EncodedBatch, forward_pass, unit_rows
 from cmpagl_core.features.stem_cache import CachedMaps, StemCache, open_stem_cache, stem_settings, stems_folder
-from cmpagl_core.models.cmpagl import CmpaglModel, ImageEncoding
 from cmpagl_core.models.stem import FeatureStem
 from cmpagl_core.runs import LoadedModel, Run, read_tensors
+
+if TYPE_CHECKING:
+    from cmpagl_core.models.cmpagl import CmpaglModel, ImageEncoding
 
 
 def encode_flat_maps(model: CmpaglModel, cache: StemCache, maps: Tensor) -> ImageEncoding:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,10 +21,12 @@ from cmpagl_core.errors import DataError
 from cmpagl_core.features.decode import Broken, Decode, decoded_batches
 from cmpagl_core.features.feature_set import unique_texts
 from cmpagl_core.files import atomic_path
-from cmpagl_core.models.cmpagl import TextEncoding
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.runs import LoadedModel
+
+if TYPE_CHECKING:  # an index with nothing new costs no transformers; loading a model does
+    from cmpagl_core.models.cmpagl import TextEncoding
 
 Views = Literal["one", "dihedral"]
 Features = NDArray[np.float32]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -157,6 +156,8 @@ class StemProjection(nn.Module):
 
 def _extractor(name: str, strides: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...], list[int]]:
     """The extractor that ends at the coarsest wanted stride, its strides and channels, finest first."""
+    import timm  # here, so that what only asks for a stem's type does not wait for it
+
     try:
         with torch.device("meta"):
             known = timm.create_model(name, pretrained=False, features_only=True).feature_info.reduction()
@@ -219,6 +220,8 @@ def _same_maps(stem: FeatureStem, other: FeatureStem) -> bool:
 
 def _last_convolution(name: str, widest_stride: int) -> nn.Sequential:
     """The 1x1 convolution and norm that EfficientNets and MobileNets end with."""
+    import timm
+
     full = timm.create_model(name, pretrained=False, num_classes=0)
     convolution, norm = getattr(full, "conv_head", None), getattr(full, "bn2", None)
     if not isinstance(convolution, nn.Conv2d) or not isinstance(norm, nn.Module):
