@@ -14,6 +14,7 @@ from torch import Tensor
 
 VIEWS = 8
 Augment = Literal["none", "flips", "dihedral"]
+Views = Literal["one", "dihedral"]
 
 _COMPASS = r"(?:north|south|east|west)(?:[- ]?(?:north|south|east|west))*(?:ern|erly|wards?)?"
 _SIDES = r"(?:left|right|top|bottom|upper|lower|above|below|beneath|underneath|upwards?|downwards?)(?:most|wards?)?"
@@ -33,6 +34,11 @@ def dihedral(pictures: Tensor, view: int) -> Tensor:
         raise ValueError(f"view must be 0 to {VIEWS - 1}, not {view}")
     flipped = pictures.flip(-1) if view >= VIEWS // 2 else pictures
     return torch.rot90(flipped, view % 4, (-2, -1))
+
+
+def view_count(views: Views) -> int:
+    """How many views of a picture are averaged: the first so many of `dihedral`."""
+    return VIEWS if views == "dihedral" else 1
 
 
 def names_direction(caption: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmpagl_core.datasets.pictures import open_picture, to_pixel_values
-from cmpagl_core.datasets.views import VIEWS, dihedral
+from cmpagl_core.datasets.views import Views, dihedral, view_count
 from cmpagl_core.device import autocast
 from cmpagl_core.errors import DataError
 from cmpagl_core.features.decode import Broken, Decode, decoded_batches
@@ -28,7 +28,6 @@ from cmpagl_core.runs import LoadedModel
 if TYPE_CHECKING:  # an index with nothing new costs no transformers; loading a model does
     from cmpagl_core.models.cmpagl import TextEncoding
 
-Views = Literal["one", "dihedral"]
 Features = NDArray[np.float32]
 
 _TOKENS_PER_BATCH = 2048
@@ -202,7 +201,7 @@ def length_groups(lengths: NDArray[np.int64], tokens_per_group: int) -> list[NDA
 def _image_features(loaded: LoadedModel, pixel_values: Tensor, views: Views) -> Tensor:
     on_device = pixel_values.to(loaded.device)
     with forward_pass(loaded):
-        seen = range(1 if views == "one" else VIEWS)
+        seen = range(view_count(views))
         each = [loaded.model.encode_images(dihedral(on_device, view)).features.float() for view in seen]
     return torch.stack(each).mean(dim=0)
 

@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 
 from cmpagl_core.datasets.pictures import list_pictures
 from cmpagl_core.datasets.prepared import PreparedDataset
-from cmpagl_core.datasets.views import VIEWS
+from cmpagl_core.datasets.views import Views, view_count
 from cmpagl_core.device import usable_precision
 from cmpagl_core.errors import CmpaglError, DataError, InterruptedByUserError, UsageError
 from cmpagl_core.features.cached import cache_of_run, cached_batches
 from cmpagl_core.features.decode import Broken
 from cmpagl_core.features.encode import (
     EncodedBatch,
-    Views,
     encode_captions,
     encoded_batches,
     forward_pass,
@@ -228,7 +227,7 @@ class _Build:
         if cached:
             self._progress.say(f"{len(cached):,} of {len(new):,} pictures have maps that a training cached")
         source = CachedMaps(cache, tuple(picture.sha256 for picture in cached))
-        views = VIEWS if self._run.recipe.evaluate.views == "dihedral" else 1
+        views = view_count(self._run.recipe.evaluate.views)
         encoded = encoded_batches(self._model(), [picture.path for picture in others])
         later = (replace(batch, rows=[len(cached) + row for row in batch.rows]) for batch in encoded)
         return [*cached, *others], chain(cached_batches(self._model(), source, views), later)

@@ -7,11 +7,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from cmpagl_core.datasets.prepared import DataSplit
-from cmpagl_core.datasets.views import VIEWS
+from cmpagl_core.datasets.views import VIEWS, Views, view_count
 from cmpagl_core.evaluation.recall import Matches, Recalls, recall
 from cmpagl_core.evaluation.tune import choose_smr
 from cmpagl_core.features.cached import cached_batches
-from cmpagl_core.features.encode import Views, collect, encode_captions, encode_pictures
+from cmpagl_core.features.encode import collect, encode_captions, encode_pictures
 from cmpagl_core.progress import Silent
 from cmpagl_core.retrieval.itm import ALL_PAIRS, itm_scores
 from cmpagl_core.retrieval.scores import ScoreMatrix
@@ -55,7 +55,7 @@ def choose_gammas(learner: Learner, plan: Plan, cached: bool) -> SmrChoice | Non
 
 
 def _views(plan: Plan) -> int:
-    return VIEWS if plan.recipe.evaluate.views == "dihedral" else 1
+    return view_count(plan.recipe.evaluate.views)
 
 
 @contextmanager

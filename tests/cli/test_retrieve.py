@@ -306,25 +306,28 @@ def test_a_picture_that_was_deleted_is_still_found_and_marked(ask: Ask, tiny_pic
     assert (tmp_path / "g.html").read_text().count(">missing<") == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "heavy"),
-    [
-        (["retrieve", "a square"], ("torch", "transformers", "timm", "pandas", "yaml", "PIL", "jinja2", "rich")),
-        (["index"], ("transformers", "timm")),
-    ],
-)
-def test_a_question_and_an_index_with_nothing_new_wait_for_no_model(
-    indexed_workspace: Path, arguments: list[str], heavy: tuple[str, ...]
-) -> None:
+def test_a_question_to_an_index_starts_neither_torch_nor_pandas(indexed_workspace: Path) -> None:
+    heavy = ("torch", "transformers", "timm", "pandas", "yaml", "PIL", "jinja2", "rich")
+    done = asked_apart(indexed_workspace, "retrieve", "a square", loaded_of=heavy)
+    assert len(json.loads(done.stdout)) == 10
+    assert done.stderr.strip() == "[]"
+
+
+def test_an_index_with_nothing_new_waits_for_no_model(indexed_workspace: Path) -> None:
+    done = asked_apart(indexed_workspace, "index", loaded_of=("transformers", "timm"))
+    assert json.loads(done.stdout)[0]["encoded"] == 0
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def asked_apart(workspace: Path, *arguments: str, loaded_of: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own, whose last line on stderr lists those of some modules that it has loaded."""
     code = f"""
 import sys
 from cmpagl_cli.app import app
 try:
-    app(["--workspace", {str(indexed_workspace)!r}, *{arguments!r}, "--format", "json"])
+    app(["--workspace", {str(workspace)!r}, *{arguments!r}, "--format", "json"])
 except SystemExit as end:
     assert not end.code, end.code
-print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr)
+print([name for name in {loaded_of!r} if name in sys.modules], file=sys.stderr)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)
-    assert done.stderr.splitlines()[-1] == "[]", done.stderr
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
