@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from _measure import in_turns_s, report
 
-from cmpagl_core.features.tensor_file import TextTable
-from cmpagl_core.features.text_tower import open_text_tower
+from cmpagl_core.encoders.tensor_file import TextTable
+from cmpagl_core.encoders.text_tower import open_text_tower
 from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.recipe_files import parse_recipe
-from cmpagl_core.retrieval.index import TOWER_FILE, Fingerprints, GalleryIndex, IndexInfo, save_index
-from cmpagl_core.retrieval.indexing import write_text_tower
 from cmpagl_core.runs import LoadedModel
+from cmpagl_core.search.index import TOWER_FILE, Fingerprints, GalleryIndex, IndexInfo, save_index
+from cmpagl_core.search.indexing import write_text_tower
 
 PICTURES, DIM = 10_000, 256
 QUERY = "two baseball fields next to a road"

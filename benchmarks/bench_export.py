@@ -17,9 +17,9 @@ import torch
 from _measure import PRECISION, in_turns_s, report
 from PIL import Image
 
-from cmpagl_core.datasets.pictures import open_picture, to_pixel_values
 from cmpagl_core.device import autocast, keep_freed_memory
-from cmpagl_core.features.encode import encode_pictures
+from cmpagl_core.encoders.encode import encode_pictures
+from cmpagl_core.imagery.pictures import open_picture, to_pixel_values
 from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.progress import Silent

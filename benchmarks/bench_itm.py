@@ -16,15 +16,15 @@ from _measure import PRECISION, median_s, report
 from numpy.typing import NDArray
 
 from cmpagl_core.device import autocast
-from cmpagl_core.features.feature_set import unique_texts
+from cmpagl_core.encoders.feature_set import unique_texts
 from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.progress import Silent
+from cmpagl_core.ranking.galr import candidates
+from cmpagl_core.ranking.itm import Candidates, choose_candidates, match_probabilities
+from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import parse_recipe
-from cmpagl_core.retrieval.itm import Candidates, choose_candidates, match_probabilities
-from cmpagl_core.retrieval.rerank.galr import candidates
-from cmpagl_core.retrieval.scores import ScoreMatrix
 from cmpagl_core.runs import LoadedModel
 
 IMAGES, CAPTIONS, K = 48, 5, 32

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from _measure import report
 
+from cmpagl_core.encoders.feature_set import FeatureInfo, FeatureSet
 from cmpagl_core.evaluation.evaluate import evaluate_features
 from cmpagl_core.evaluation.scored import EvaluateOptions
-from cmpagl_core.features.feature_set import FeatureInfo, FeatureSet
-from cmpagl_core.retrieval.rerank.chain import Gammas, Tuned
+from cmpagl_core.ranking.chain import Gammas, Tuned
 
 IMAGES, CAPTIONS, WIDTH = 5_000, 5, 256
 GIB = 2**30

@@ -18,15 +18,15 @@ from _measure import median_s, report
 from numpy.typing import NDArray
 from PIL import Image
 
-from cmpagl_core.features.encode import encode_pictures
+from cmpagl_core.encoders.encode import encode_pictures
 from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.progress import Silent
+from cmpagl_core.ranking.chain import Directions, Gammas, Tuned, rerank
+from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.recipe_files import parse_recipe
-from cmpagl_core.retrieval.rerank.chain import Directions, Gammas, Tuned, rerank
-from cmpagl_core.retrieval.scores import ScoreMatrix
-from cmpagl_core.retrieval.search import top_k
 from cmpagl_core.runs import LoadedModel
+from cmpagl_core.search.search import top_k
 
 FACTORS = (2, 4, 8)
 ALLOWED = 1.1

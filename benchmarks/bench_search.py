@@ -9,8 +9,8 @@ import torch
 from _measure import in_turns_s, median_s, report
 from numpy.typing import NDArray
 
-from cmpagl_core.retrieval.scan import GalleryScanner
-from cmpagl_core.retrieval.search import top_k
+from cmpagl_core.search.scan import GalleryScanner
+from cmpagl_core.search.search import top_k
 
 PICTURES, DIM, K, THREADS = 1_000_000, 256, 10, 2
 

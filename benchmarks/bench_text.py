@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transformers import BertConfig, BertModel
 
 from cmpagl_core.device import autocast
-from cmpagl_core.features.encode import encode_captions
+from cmpagl_core.encoders.encode import encode_captions
 from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.progress import Silent

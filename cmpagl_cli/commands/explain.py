@@ -37,10 +37,10 @@ def explain(
       cmpagl explain airport_12.jpg "many planes" --html planes.html --run ucm-cpu
       cmpagl explain airport_12.jpg "many planes" --format json
     """
-    from cmpagl_core.datasets.pictures import open_picture
     from cmpagl_core.explain.overlay import sheet, write_png
     from cmpagl_core.explain.page import write_page
     from cmpagl_core.explain.relevance import explain as look
+    from cmpagl_core.imagery.pictures import open_picture
     from cmpagl_core.runs import open_run
 
     given = settings(ctx)

@@ -12,7 +12,7 @@ from cmpagl_cli.views import Column, emit
 
 if TYPE_CHECKING:
     from cmpagl_core.datasets.prepared import PreparedDataset
-    from cmpagl_core.features.feature_set import FeatureSet
+    from cmpagl_core.encoders.feature_set import FeatureSet
 
 
 def export(
@@ -66,9 +66,9 @@ def export(
 def _of_run(
     given: Settings, run: str | None, data: str | None, split: str, out: Path | None
 ) -> tuple[FeatureSet, Path]:
+    from cmpagl_core.encoders.export import export_features
     from cmpagl_core.evaluation.protocol import written_overlap
     from cmpagl_core.evaluation.selection import shared_with_training
-    from cmpagl_core.features.export import export_features
     from cmpagl_core.runs import open_run
 
     found = open_run(given.workspace.find("runs", run))
@@ -83,8 +83,8 @@ def _of_run(
 
 
 def _of_foreign(given: Settings, model: str, data: str | None, split: str, out: Path | None) -> tuple[FeatureSet, Path]:
-    from cmpagl_core.features.feature_set import save_feature_set
-    from cmpagl_core.features.foreign import foreign_features, load_foreign
+    from cmpagl_core.encoders.feature_set import save_feature_set
+    from cmpagl_core.encoders.foreign import foreign_features, load_foreign
 
     prepared = _data(given, data, "", None)
     chosen = prepared.split(split)

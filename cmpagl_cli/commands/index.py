@@ -14,7 +14,7 @@ from cmpagl_cli.commands.options import DataOption, FormatOption, NameOption, Ru
 from cmpagl_cli.views import Column, duration, emit
 
 if TYPE_CHECKING:
-    from cmpagl_core.retrieval.indexing import BuiltIndex
+    from cmpagl_core.search.indexing import BuiltIndex
 
 Views = Literal["one", "dihedral"]
 
@@ -66,8 +66,8 @@ def index_folder(
     given: Settings, folder: Path, run: str | None, name: str | None, views: Views | None = None
 ) -> BuiltIndex:
     """Index a plain folder under its own name or another."""
-    from cmpagl_core.retrieval.indexing import build_index, folder_source, seen_in
     from cmpagl_core.runs import open_run
+    from cmpagl_core.search.indexing import build_index, folder_source, seen_in
 
     found = open_run(given.workspace.find("runs", run))
     source = folder_source(folder)
@@ -81,8 +81,8 @@ def index_dataset(
 ) -> BuiltIndex:
     """Index all pictures of a data set, the run's own if none is named, under the run's name or another."""
     from cmpagl_core.datasets.prepared import open_prepared
-    from cmpagl_core.retrieval.indexing import build_index, dataset_source, seen_in
     from cmpagl_core.runs import open_run
+    from cmpagl_core.search.indexing import build_index, dataset_source, seen_in
 
     found = open_run(given.workspace.find("runs", run))
     own = Path(found.info.dataset_root)

@@ -12,8 +12,8 @@ from cmpagl_cli.commands.options import FormatOption, IndexOption, OutputFormat,
 from cmpagl_cli.views import Column, emit
 
 if TYPE_CHECKING:
-    from cmpagl_core.retrieval.index import GalleryIndex
-    from cmpagl_core.retrieval.search import Hit
+    from cmpagl_core.search.index import GalleryIndex
+    from cmpagl_core.search.search import Hit
 
 
 def retrieve(
@@ -84,7 +84,7 @@ def retrieve(
 
 def _gallery(given: Settings, index: str | None, features: Path | None, run: str | None) -> GalleryIndex:
     """The gallery that is meant; made on the way when there is none yet."""
-    from cmpagl_core.retrieval.query import find_gallery, newer_run
+    from cmpagl_core.search.query import find_gallery, newer_run
 
     found = find_gallery(given.workspace, index, features)
     if found is None:
@@ -102,7 +102,7 @@ def _gallery(given: Settings, index: str | None, features: Path | None, run: str
 
 
 def _query(given: Settings, found: GalleryIndex, text: str | None, image: Path | None, run: str | None) -> Any:
-    from cmpagl_core.retrieval.query import picture_features, text_features
+    from cmpagl_core.search.query import picture_features, text_features
 
     if image is not None:
         return picture_features(image, found, given.workspace, run, given.progress, given.compute_device)
@@ -110,15 +110,15 @@ def _query(given: Settings, found: GalleryIndex, text: str | None, image: Path |
 
 
 def _hits(found: GalleryIndex, query: Any, k: int) -> list[Hit]:
-    from cmpagl_core.retrieval.search import search
+    from cmpagl_core.search.search import search
 
     return search(found, query, k)
 
 
 def _rematched(given: Settings, found: GalleryIndex, query: Any, text: str, k: int, run: str | None) -> list[Hit]:
     """The k best after the fusion half has looked at the best 32, or at k if that is more."""
-    from cmpagl_core.retrieval.query import run_of
-    from cmpagl_core.retrieval.rematch import CANDIDATES, rematch
+    from cmpagl_core.search.query import run_of
+    from cmpagl_core.search.rematch import CANDIDATES, rematch
 
     loaded = run_of(found, given.workspace, run).load(given.compute_device())
     return rematch(loaded, text, _hits(found, query, max(k, CANDIDATES)), k, given.progress)
@@ -139,7 +139,7 @@ def _show_hits(hits: Sequence[Hit], format: OutputFormat) -> None:
 
 
 def _show_captions(found: GalleryIndex, query: Any, k: int, format: OutputFormat) -> None:
-    from cmpagl_core.retrieval.query import search_captions
+    from cmpagl_core.search.query import search_captions
 
     keys = ("rank", "score", "caption", "image_ids")
     rows = [{key: getattr(hit, key) for key in keys} for hit in search_captions(found, query, k)]
@@ -159,7 +159,7 @@ def _in_short(texts: Sequence[str]) -> str:
 def _write_page(
     given: Settings, page: Path, found: GalleryIndex, hits: Sequence[Hit], text: str, image: Path | None, scores: str
 ) -> None:
-    from cmpagl_core.retrieval.gallery import GalleryQuery, write_gallery
+    from cmpagl_core.search.gallery import GalleryQuery, write_gallery
 
     query = GalleryQuery(text, image, found.info.name, len(found), found.info.model, scores)
     write_gallery(page, query, hits, given.progress)

@@ -21,9 +21,9 @@ from cmpagl_core.evaluation.scored import EvaluateOptions
 from cmpagl_core.evaluation.selection import choose_for_run
 from cmpagl_core.files import canonical_json, read_json, sha256_text, write_json
 from cmpagl_core.progress import Progress
+from cmpagl_core.ranking.chain import TEMPERED, Tuned
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import override_recipe
-from cmpagl_core.retrieval.rerank.chain import TEMPERED, Tuned
 from cmpagl_core.runs import TRAINING_VERSION, Run, list_runs
 from cmpagl_core.training.loop import fit
 from cmpagl_core.training.resume import has_state

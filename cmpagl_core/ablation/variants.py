@@ -9,9 +9,9 @@ from itertools import product
 from cmpagl_core.errors import RecipeError, UsageError
 from cmpagl_core.evaluation.evaluate import is_pre_aligned
 from cmpagl_core.evaluation.stages import Base
+from cmpagl_core.ranking.chain import Reranking
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import override_recipe
-from cmpagl_core.retrieval.rerank.chain import Reranking
 
 BASELINE = "baseline"
 MAX_VARIANTS = 128

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from cmpagl_core.datasets.pictures import PICTURE_SUFFIXES
 from cmpagl_core.errors import DataError
+from cmpagl_core.imagery.pictures import PICTURE_SUFFIXES
 from cmpagl_core.progress import Advance, Progress
 
 _DECOMPRESSORS: dict[str, Callable[[IO[bytes]], Any]] = {

@@ -12,11 +12,11 @@ from pathlib import Path
 from cmpagl_core.datasets.annotations import AnnotatedImage, Annotations
 from cmpagl_core.datasets.manifest import Dropped
 from cmpagl_core.datasets.matching import image_ids
-from cmpagl_core.datasets.pictures import open_picture
 from cmpagl_core.datasets.problems import Problem
 from cmpagl_core.datasets.published import CAPTIONS_EACH, PublishedSet, recognise
 from cmpagl_core.errors import DataError
 from cmpagl_core.files import sha256_file
+from cmpagl_core.imagery.pictures import open_picture
 from cmpagl_core.progress import Progress
 
 _MOST_THREADS = 8

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from PIL.Image import Resampling
 from torch import Tensor
 
-from cmpagl_core.datasets.pictures import open_picture, to_pixel_values
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.datasets.views import allowed_views, dihedral
 from cmpagl_core.errors import DataError
+from cmpagl_core.imagery.pictures import open_picture, to_pixel_values
 from cmpagl_core.recipe import DataPart
 
 _BATCHES_AHEAD = 2

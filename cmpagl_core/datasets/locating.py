@@ -10,12 +10,12 @@ from pathlib import Path
 import cmpagl_core.datasets.synthetic
 from cmpagl_core.datasets.annotations import Annotations
 from cmpagl_core.datasets.archives import is_archive, unpack
-from cmpagl_core.datasets.pictures import PICTURE_SUFFIXES, list_pictures
 from cmpagl_core.datasets.published import PublishedSet
 from cmpagl_core.datasets.sources import find_annotations, load_annotations
 from cmpagl_core.datasets.sources_text import read_class_folders
 from cmpagl_core.datasets.staging import stage_folder
 from cmpagl_core.errors import DataError
+from cmpagl_core.imagery.pictures import PICTURE_SUFFIXES, list_pictures
 from cmpagl_core.progress import Progress
 
 SOURCE_FOLDER = "source"  # in the data set's own folder: what was unpacked or drawn

@@ -11,18 +11,18 @@ import torch
 from numpy.typing import NDArray
 
 from cmpagl_core.datasets.prepared import DataSplit
+from cmpagl_core.encoders.export import run_features
+from cmpagl_core.encoders.feature_set import FeatureSet
 from cmpagl_core.errors import DataError, MismatchError
 from cmpagl_core.evaluation.protocol import Overlap, read_overlap
 from cmpagl_core.evaluation.result import RetrievalReport
 from cmpagl_core.evaluation.scored import EvaluateOptions, Scored, ScoredModel, Tested
 from cmpagl_core.evaluation.stages import Available, Base
-from cmpagl_core.features.export import run_features
-from cmpagl_core.features.feature_set import FeatureSet
 from cmpagl_core.progress import Progress
+from cmpagl_core.ranking.chain import Gammas, Tuned
+from cmpagl_core.ranking.itm import ALL_PAIRS, itm_scores
+from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.recipe import Recipe
-from cmpagl_core.retrieval.itm import ALL_PAIRS, itm_scores
-from cmpagl_core.retrieval.rerank.chain import Gammas, Tuned
-from cmpagl_core.retrieval.scores import ScoreMatrix
 from cmpagl_core.runs import LoadedModel, Run
 
 _ARCHIVE = b"PK"

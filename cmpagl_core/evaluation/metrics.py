@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmpagl_core.evaluation.recall import Counts, Matches, Probabilities, Ranking
-from cmpagl_core.retrieval.scores import ScoreMatrix
+from cmpagl_core.ranking.scores import ScoreMatrix
 
 NDCG_AT = 10
 

@@ -15,7 +15,7 @@ from cmpagl_core.datasets.prepared import DataSplit, normalise_whitespace
 from cmpagl_core.errors import DataError, GuardError
 from cmpagl_core.evaluation.recall import Matches, caption_classes
 from cmpagl_core.files import canonical_json
-from cmpagl_core.retrieval.rerank.chain import Gammas
+from cmpagl_core.ranking.chain import Gammas
 
 Protocol = Literal["rsitr", "duplicate-aware"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cmpagl_core.errors import DataError
-from cmpagl_core.retrieval.scores import ScoreMatrix
+from cmpagl_core.ranking.scores import ScoreMatrix
 
 KS = (1, 5, 10)
 

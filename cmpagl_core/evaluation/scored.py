@@ -14,7 +14,7 @@ from cmpagl_core.errors import UsageError
 from cmpagl_core.evaluation.protocol import Overlap, Protocol, Stamp, matches_of
 from cmpagl_core.evaluation.result import Queries, RetrievalReport
 from cmpagl_core.evaluation.stages import Available, Base, Stage, plan_stages, score_stages
-from cmpagl_core.retrieval.scores import ScoreMatrix
+from cmpagl_core.ranking.scores import ScoreMatrix
 
 
 @dataclass(frozen=True)

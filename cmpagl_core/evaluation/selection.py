@@ -10,18 +10,18 @@ import torch
 
 from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset, open_prepared
 from cmpagl_core.datasets.splits import selection_splits
+from cmpagl_core.encoders.export import run_features
 from cmpagl_core.errors import DataError, MismatchError
 from cmpagl_core.evaluation.evaluate import is_pre_aligned
 from cmpagl_core.evaluation.protocol import Overlap, find_overlap, require_not_test
 from cmpagl_core.evaluation.scored import Tested
 from cmpagl_core.evaluation.sensitivity import Sensitivity, smr_sensitivity
 from cmpagl_core.evaluation.tune import SmrChoice, choose_smr, choose_temperatures
-from cmpagl_core.features.export import run_features
 from cmpagl_core.progress import Progress
-from cmpagl_core.retrieval.itm import ALL_PAIRS, itm_scores
-from cmpagl_core.retrieval.rerank.chain import Tuned
-from cmpagl_core.retrieval.rerank.smr import SmrForm
-from cmpagl_core.retrieval.scores import ScoreMatrix
+from cmpagl_core.ranking.chain import Tuned
+from cmpagl_core.ranking.itm import ALL_PAIRS, itm_scores
+from cmpagl_core.ranking.scores import ScoreMatrix
+from cmpagl_core.ranking.smr import SmrForm
 from cmpagl_core.runs import LoadedModel, Run, open_run, write_info
 from cmpagl_core.runs import SmrChoice as KeptChoice
 from cmpagl_core.workspace import Workspace

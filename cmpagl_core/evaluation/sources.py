@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset, open_prepared
+from cmpagl_core.encoders.feature_set import load_feature_set
 from cmpagl_core.errors import GuardError, MismatchError
 from cmpagl_core.evaluation.evaluate import (
     feature_scores,
@@ -25,11 +26,10 @@ from cmpagl_core.evaluation.result import RetrievalReport, report_path, save_rep
 from cmpagl_core.evaluation.scored import EvaluateOptions, Scored
 from cmpagl_core.evaluation.selection import open_tested, with_temperatures
 from cmpagl_core.evaluation.tune import choose_all
-from cmpagl_core.features.feature_set import load_feature_set
 from cmpagl_core.files import sha256_file
 from cmpagl_core.progress import Progress
-from cmpagl_core.retrieval.rerank.chain import TEMPERED, Tuned
-from cmpagl_core.retrieval.scores import ScoreMatrix
+from cmpagl_core.ranking.chain import TEMPERED, Tuned
+from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.runs import open_run
 from cmpagl_core.workspace import Workspace
 

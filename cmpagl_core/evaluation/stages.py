@@ -13,8 +13,8 @@ from cmpagl_core.evaluation.intervals import METRICS, PerImage, bootstrap
 from cmpagl_core.evaluation.metrics import first_rank, rank_metrics
 from cmpagl_core.evaluation.recall import KS, Matches, Probabilities, Ranking, rank_queries, summarise
 from cmpagl_core.evaluation.result import Queries, ReportRow, Spans, StageHits
-from cmpagl_core.retrieval.rerank.chain import Directions, Reranking, Tuned, parse_chain, rerank
-from cmpagl_core.retrieval.scores import ScoreMatrix
+from cmpagl_core.ranking.chain import Directions, Reranking, Tuned, parse_chain, rerank
+from cmpagl_core.ranking.scores import ScoreMatrix
 
 Base = Literal["cosine", "itm"]
 

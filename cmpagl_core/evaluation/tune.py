@@ -10,11 +10,11 @@ from numpy.typing import ArrayLike
 from cmpagl_core.errors import UsageError
 from cmpagl_core.evaluation.recall import Matches, recall
 from cmpagl_core.progress import Progress, Silent
-from cmpagl_core.retrieval.rerank.chain import TEMPERED, Gammas, Tempered, Tuned
-from cmpagl_core.retrieval.rerank.offsets import TEMPERATURES
-from cmpagl_core.retrieval.rerank.smr import SmrForm, smr
-from cmpagl_core.retrieval.rerank.standing import Standing
-from cmpagl_core.retrieval.scores import ScoreMatrix
+from cmpagl_core.ranking.chain import TEMPERED, Gammas, Tempered, Tuned
+from cmpagl_core.ranking.offsets import TEMPERATURES
+from cmpagl_core.ranking.scores import ScoreMatrix
+from cmpagl_core.ranking.smr import SmrForm, smr
+from cmpagl_core.ranking.standing import Standing
 
 GAMMAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 

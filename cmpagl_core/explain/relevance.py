@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cmpagl_core.datasets.pictures import open_picture, to_pixel_values
 from cmpagl_core.errors import UsageError
+from cmpagl_core.imagery.pictures import open_picture, to_pixel_values
 from cmpagl_core.models.bert import FusionEncoder, attention_bias
 from cmpagl_core.models.cmpagl import CmpaglModel
 from cmpagl_core.models.gswin import GswinBranch, GswinEncoder

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from cmpagl_core.datasets.prepared import DataSplit
+from cmpagl_core.encoders.export import run_features
+from cmpagl_core.encoders.feature_set import FeatureSet
 from cmpagl_core.errors import DataError
 from cmpagl_core.evaluation.evaluate import evaluate_model, is_pre_aligned, tuned_of
 from cmpagl_core.evaluation.groups import GroupRow, by_scene
@@ -19,8 +21,6 @@ from cmpagl_core.evaluation.protocol import Protocol
 from cmpagl_core.evaluation.result import RetrievalReport, load_report, report_path, save_report
 from cmpagl_core.evaluation.scored import EvaluateOptions
 from cmpagl_core.evaluation.selection import open_tested
-from cmpagl_core.features.export import run_features
-from cmpagl_core.features.feature_set import FeatureSet
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.runs import Run

@@ -11,8 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from cmpagl_core import __version__
-from cmpagl_core.datasets.pictures import open_picture
 from cmpagl_core.errors import DataError
+from cmpagl_core.imagery.pictures import open_picture
 
 _JPEG_QUALITY = 80
 _THUMBNAIL_PX = 160

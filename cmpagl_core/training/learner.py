@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from cmpagl_core.device import usable_precision
-from cmpagl_core.features.cached import encode_flat_maps
-from cmpagl_core.features.stem_cache import StemCache
+from cmpagl_core.encoders.cached import encode_flat_maps
+from cmpagl_core.encoders.stem_cache import StemCache
 from cmpagl_core.models.cmpagl import CmpaglModel, ImageEncoding
 from cmpagl_core.models.stem import FeatureStem
 from cmpagl_core.models.tokenizer import CaptionTokenizer

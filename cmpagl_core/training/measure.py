@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from cmpagl_core.datasets.loading import PairBatch
-from cmpagl_core.datasets.pictures import open_picture, to_pixel_values
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.device import autocast
-from cmpagl_core.features.stem_cache import StemCache, views_needed
+from cmpagl_core.encoders.stem_cache import StemCache, views_needed
+from cmpagl_core.imagery.pictures import open_picture, to_pixel_values
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.training.learner import Learner, caches_until
 from cmpagl_core.training.step import accumulate, update

@@ -13,8 +13,8 @@ from cmpagl_core.datasets.loading import PairLoader, PictureFiles
 from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset
 from cmpagl_core.datasets.splits import selection_splits
 from cmpagl_core.device import usable_precision
+from cmpagl_core.encoders.stem_cache import stem_cache, stem_settings, stems_folder, views_needed
 from cmpagl_core.errors import DataError
-from cmpagl_core.features.stem_cache import stem_cache, stem_settings, stems_folder, views_needed
 from cmpagl_core.files import write_text
 from cmpagl_core.models.bert import BertShape
 from cmpagl_core.models.cmpagl import build_model

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.datasets.views import VIEWS, Views, view_count
+from cmpagl_core.encoders.cached import cached_batches
+from cmpagl_core.encoders.encode import collect, encode_captions, encode_pictures
 from cmpagl_core.evaluation.recall import Matches, Recalls, recall
 from cmpagl_core.evaluation.tune import choose_smr
-from cmpagl_core.features.cached import cached_batches
-from cmpagl_core.features.encode import collect, encode_captions, encode_pictures
 from cmpagl_core.progress import Silent
-from cmpagl_core.retrieval.itm import ALL_PAIRS, itm_scores
-from cmpagl_core.retrieval.scores import ScoreMatrix
+from cmpagl_core.ranking.itm import ALL_PAIRS, itm_scores
+from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.runs import LoadedModel, SmrChoice
 from cmpagl_core.training.learner import Learner
 from cmpagl_core.training.setup import Plan

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from cmpagl_core.datasets.prepared import open_prepared
+from cmpagl_core.encoders.export import export_features
 from cmpagl_core.errors import ExitCode
-from cmpagl_core.features.export import export_features
 from cmpagl_core.files import sha256_file
 from cmpagl_core.progress import Silent
 from cmpagl_core.runs import open_run, write_info

@@ -17,8 +17,8 @@ import pytest
 import torch
 from typer.testing import Result
 
-from cmpagl_core.datasets.pictures import open_picture, to_pixel_values
-from cmpagl_core.features.feature_set import load_feature_set
+from cmpagl_core.encoders.feature_set import load_feature_set
+from cmpagl_core.imagery.pictures import open_picture, to_pixel_values
 from cmpagl_core.runs import open_run, save_run
 
 Ask = Callable[..., Result]

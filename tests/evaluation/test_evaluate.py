@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from cmpagl_core.datasets.prepared import DataSplit, open_prepared
+from cmpagl_core.encoders.export import run_features
 from cmpagl_core.errors import DataError, GuardError, MismatchError, UsageError
 from cmpagl_core.evaluation.evaluate import (
     evaluate_features,
@@ -28,10 +29,9 @@ from cmpagl_core.evaluation.result import ReportRow, Spans, load_report, report_
 from cmpagl_core.evaluation.scored import EvaluateOptions
 from cmpagl_core.evaluation.selection import choose_for_run, keep_choice, open_tested, with_temperatures
 from cmpagl_core.evaluation.stages import Available, Stage, plan_stages
-from cmpagl_core.features.export import run_features
 from cmpagl_core.progress import Silent
+from cmpagl_core.ranking.chain import Gammas, Tuned
 from cmpagl_core.recipe_files import override_recipe
-from cmpagl_core.retrieval.rerank.chain import Gammas, Tuned
 from cmpagl_core.runs import Run, open_run
 from cmpagl_core.workspace import Workspace
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cmpagl_core.evaluation.metrics import RankMetrics, first_rank, rank_metrics
 from cmpagl_core.evaluation.recall import Matches, rank_queries
-from cmpagl_core.retrieval.scores import ScoreMatrix
+from cmpagl_core.ranking.scores import ScoreMatrix
 
 MEASURES = [RR, nDCG @ 10, AP]
 

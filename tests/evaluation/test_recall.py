@@ -20,7 +20,7 @@ from cmpagl_core.evaluation.recall import (
     recalls,
     validation_mr,
 )
-from cmpagl_core.retrieval.scores import ScoreMatrix
+from cmpagl_core.ranking.scores import ScoreMatrix
 
 
 def own_rows(images: int, captions: int) -> NDArray[np.int64]:

@@ -14,11 +14,11 @@ from cmpagl_core.evaluation.intervals import PerImage, compare
 from cmpagl_core.evaluation.recall import Matches, rank_queries, recall
 from cmpagl_core.evaluation.sensitivity import FORMS, Sensitivity, smr_sensitivity
 from cmpagl_core.evaluation.tune import choose_smr
-from cmpagl_core.retrieval.rerank.chain import TEMPERED
-from cmpagl_core.retrieval.rerank.galr import galr
-from cmpagl_core.retrieval.rerank.offsets import TEMPERATURES, csls
-from cmpagl_core.retrieval.rerank.smr import smr
-from cmpagl_core.retrieval.scores import ScoreMatrix
+from cmpagl_core.ranking.chain import TEMPERED
+from cmpagl_core.ranking.galr import galr
+from cmpagl_core.ranking.offsets import TEMPERATURES, csls
+from cmpagl_core.ranking.scores import ScoreMatrix
+from cmpagl_core.ranking.smr import smr
 
 OWNER = np.repeat(np.arange(40), 5)
 IDS = [f"picture {row:02d}" for row in range(40)]

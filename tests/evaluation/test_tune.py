@@ -12,9 +12,9 @@ from cmpagl_core.errors import CmpaglError, UsageError
 from cmpagl_core.evaluation.heatmap import save_heatmap
 from cmpagl_core.evaluation.recall import Matches, recall
 from cmpagl_core.evaluation.tune import choose_all, choose_smr, choose_temperature
-from cmpagl_core.retrieval.rerank.chain import TEMPERED, Gammas, Tempered
-from cmpagl_core.retrieval.rerank.smr import SmrForm, smr
-from cmpagl_core.retrieval.scores import ScoreMatrix
+from cmpagl_core.ranking.chain import TEMPERED, Gammas, Tempered
+from cmpagl_core.ranking.scores import ScoreMatrix
+from cmpagl_core.ranking.smr import SmrForm, smr
 
 OWNER = np.repeat(np.arange(40), 5)
 

@@ -70,7 +70,7 @@ def test_thirty_two_random_pairs_are_learnt_by_heart() -> None:
 
 @pytest.mark.real
 def test_thirty_two_real_pairs_are_learnt_by_heart(real_data: Path) -> None:
-    from cmpagl_core.datasets.pictures import open_picture, to_pixel_values
+    from cmpagl_core.imagery.pictures import open_picture, to_pixel_values
 
     entries = json.loads((real_data / "annotations" / "dataset_ucm.json").read_text())["images"]
     captions: dict[str, Path] = {}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cmpagl_core.evaluation.recall import Matches, caption_classes, recall
-from cmpagl_core.retrieval.scores import ScoreMatrix
+from cmpagl_core.ranking.scores import ScoreMatrix
 
 pytestmark = pytest.mark.real
 

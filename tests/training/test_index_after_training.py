@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from cmpagl_core.datasets.prepared import PreparedDataset
-from cmpagl_core.features.decode import decoded_batches
+from cmpagl_core.encoders.decode import decoded_batches
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe import Recipe
-from cmpagl_core.retrieval.index import GalleryIndex
-from cmpagl_core.retrieval.indexing import build_index, dataset_source, folder_source
 from cmpagl_core.runs import Run
+from cmpagl_core.search.index import GalleryIndex
+from cmpagl_core.search.indexing import build_index, dataset_source, folder_source
 from cmpagl_core.training import loop
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def decoded_files(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         found.extend(paths)
         return decoded_batches(paths, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("cmpagl_core.features.encode.decoded_batches", noted)
+    monkeypatch.setattr("cmpagl_core.encoders.encode.decoded_batches", noted)
     return found
 
 

@@ -111,8 +111,8 @@ def test_the_best_validation_is_kept_and_gammas_are_chosen_on_it(tiny_run: Run) 
 
 
 def test_kept_weights_give_the_mr_that_was_validated(tiny_run: Run, squares: PreparedDataset) -> None:
+    from cmpagl_core.encoders.encode import encode_captions, encode_pictures
     from cmpagl_core.evaluation.recall import validation_mr
-    from cmpagl_core.features.encode import encode_captions, encode_pictures
 
     loaded, selection = tiny_run.load(), squares.split("val")
     images = encode_pictures(loaded, selection.paths, Silent())

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from cmpagl_core.datasets.loading import PairBatch
+from cmpagl_core.encoders.stem_cache import views_needed
 from cmpagl_core.errors import CmpaglError
-from cmpagl_core.features.stem_cache import views_needed
 from cmpagl_core.losses import ItmPairs, MaskedTokens, match_logits, sort_by_length
 from cmpagl_core.models.cmpagl import TextEncoding, build_model
 from cmpagl_core.models.tokenizer import load_tokenizer

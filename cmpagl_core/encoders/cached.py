@@ -1,0 +1,53 @@
+"""Features from a frozen stem's cached maps, where its pictures need not be decoded and encoded again (ours)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cmpagl_core.datasets.loading import WHOLE, Draw
+from cmpagl_core.encoders.encode import EncodedBatch, forward_pass, unit_rows
+from cmpagl_core.encoders.stem_cache import CachedMaps, StemCache, open_stem_cache, stem_settings, stems_folder
+from cmpagl_core.models.stem import FeatureStem
+from cmpagl_core.runs import LoadedModel, Run, read_tensors
+
+if TYPE_CHECKING:
+    from cmpagl_core.models.cmpagl import CmpaglModel, ImageEncoding
+
+
+def encode_flat_maps(model: CmpaglModel, cache: StemCache, maps: Tensor) -> ImageEncoding:
+    """maps: [B, values] of the cache. Raises ValueError for a model without a stem."""
+    stem = model.image_encoder.patch_embed
+    if not isinstance(stem, FeatureStem):
+        raise ValueError("a model that embeds patches has no maps to cache")
+    return model.encode_stem_maps(stem.join(cache.unflatten(maps)))
+
+
+def cache_of_run(run: Run, loaded: LoadedModel, cache_root: Path) -> StemCache | None:
+    """The maps that trainings of this stem have left in a workspace's cache; None where there are none.
+
+    A stem that was tuned has other weights than the cached one, so its maps are never taken for those.
+    Raises DataError for a broken shard.
+    """
+    stem, folder = loaded.model.image_encoder.patch_embed, stems_folder(cache_root)
+    if not isinstance(stem, FeatureStem) or not folder.is_dir():
+        return None
+    settings = stem_settings(run.recipe, loaded.device)
+    return open_stem_cache(folder, stem, read_tensors(run.weights_path), settings, loaded.device)
+
+
+def cached_batches(loaded: LoadedModel, source: CachedMaps, views: int) -> Iterator[EncodedBatch]:
+    """As `encoded_batches`, of the source's pictures; the first `views` views of each are averaged."""
+    size, count = loaded.recipe.evaluate.batch_size, len(source.picture_sha256)
+    for start in range(0, count, size):
+        rows = list(range(start, min(start + size, count)))
+        seen = []
+        for view in range(views):
+            maps = source.gather([Draw(row, 0, view, WHOLE) for row in rows]).to(loaded.device)
+            with forward_pass(loaded):
+                seen.append(encode_flat_maps(loaded.model, source.cache, maps).features.float())
+        yield EncodedBatch(unit_rows(torch.stack(seen).mean(dim=0)), rows, [])

@@ -1,0 +1,219 @@
+"""Pictures and captions to features with a run's model, as fast as its encoders go and in bounded memory (ours)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from cmpagl_core.datasets.views import Views, dihedral, view_count
+from cmpagl_core.device import autocast
+from cmpagl_core.encoders.decode import Broken, Decode, decoded_batches
+from cmpagl_core.encoders.feature_set import unique_texts
+from cmpagl_core.errors import DataError
+from cmpagl_core.files import atomic_path
+from cmpagl_core.imagery.pictures import open_picture, to_pixel_values
+from cmpagl_core.progress import Progress
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.runs import LoadedModel
+
+if TYPE_CHECKING:  # an index with nothing new costs no transformers; loading a model does
+    from cmpagl_core.models.cmpagl import TextEncoding
+
+Features = NDArray[np.float32]
+
+_TOKENS_PER_BATCH = 2048
+_TEXTS_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Unit features [B, D] of the readable pictures of a batch, their rows, and the broken ones."""
+
+    features: Features
+    rows: list[int]
+    broken: list[Broken]
+
+
+@dataclass(frozen=True)
+class TextGroup:
+    """Texts of similar length, encoded together: which they are, and what the text encoder made of them."""
+
+    rows: NDArray[np.int64]
+    encoding: TextEncoding
+
+
+def encode_pictures(
+    loaded: LoadedModel,
+    paths: Sequence[Path],
+    progress: Progress,
+    batch_size: int | None = None,
+    views: Views | None = None,
+) -> Features:
+    """image_features, float32 [N, D] of unit length, in the order of `paths`.
+
+    batch_size and views: the recipe's `evaluate` part when None; views "dihedral" averages over the eight flips and
+    right angles [ours]. Raises DataError for the first picture that cannot be read.
+    """
+    with forward_pass(loaded):
+        return collect(encoded_batches(loaded, paths, batch_size, views), len(paths), progress)
+
+
+def encoded_batches(
+    loaded: LoadedModel, paths: Sequence[Path], batch_size: int | None = None, views: Views | None = None
+) -> Iterator[EncodedBatch]:
+    """As `encode_pictures`, batch by batch, with the broken pictures named instead of raised."""
+    chosen = loaded.recipe.evaluate.views if views is None else views
+    size = loaded.recipe.evaluate.batch_size if batch_size is None else batch_size
+    return encode_with(lambda batch: _image_features(loaded, batch, chosen), decoder(loaded.recipe), paths, size)
+
+
+def encode_with(
+    encode: Callable[[Tensor], Tensor], decode: Decode, paths: Sequence[Path], batch_size: int
+) -> Iterator[EncodedBatch]:
+    """Run any image encoder ([B, 3, S, S] to [B, D]) over picture files, decoding in the background."""
+    for batch in decoded_batches(paths, decode, batch_size):
+        features = unit_rows(encode(batch.pixel_values)) if batch.rows else np.empty((0, 0), dtype=np.float32)
+        yield EncodedBatch(features, batch.rows, batch.broken)
+
+
+def collect(batches: Iterable[EncodedBatch], count: int, progress: Progress) -> Features:
+    """All batches as one array [N, D], with a progress bar. Raises DataError for the first broken picture."""
+    features: Features | None = None
+    with progress.task("encode pictures", count, "img") as advance:
+        for batch in batches:
+            if batch.broken:
+                raise DataError(batch.broken[0].why, hint=f"mend or remove {batch.broken[0].path.name}")
+            if features is None:
+                features = np.empty((count, batch.features.shape[1]), dtype=np.float32)
+            features[batch.rows] = batch.features
+            advance(len(batch.rows))
+    if features is None:
+        raise DataError("there is no picture to encode", hint="choose a split with pictures")
+    return features
+
+
+def encode_captions(loaded: LoadedModel, texts: Sequence[str], progress: Progress) -> Features:
+    """text_features, float32 [M, D] of unit length, in the order of `texts`; equal texts have equal features.
+
+    Each different text is encoded once, with others of its length, so that little is spent on padding.
+    """
+    unique, row_of = unique_texts(texts)
+    features: Features | None = None
+    with forward_pass(loaded), progress.task("encode captions", len(unique), "captions") as advance:
+        for group in encode_text_groups(loaded, unique):
+            block = unit_rows(group.encoding.features)
+            if features is None:
+                features = np.empty((len(unique), block.shape[1]), dtype=np.float32)
+            features[group.rows] = block
+            advance(len(group.rows))
+    if features is None:
+        return np.empty((0, loaded.recipe.losses.embed_dim), dtype=np.float32)
+    return features[row_of]
+
+
+def encode_text_groups(loaded: LoadedModel, texts: Sequence[str]) -> Iterator[TextGroup]:
+    """Encode texts in groups of similar length, the longest first (what does not fit memory fails at once)."""
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        tokens = loaded.tokenizer(texts[start : start + _TEXTS_AT_ONCE])
+        lengths = tokens.attention_mask.sum(dim=1).numpy()
+        for rows in length_groups(lengths, _TOKENS_PER_BATCH):
+            longest = int(lengths[rows].max())
+            chosen = torch.from_numpy(rows)
+            input_ids = tokens.input_ids[chosen, :longest].to(loaded.device)
+            attention_mask = tokens.attention_mask[chosen, :longest].to(loaded.device)
+            with forward_pass(loaded):
+                encoding = loaded.model.encode_texts(input_ids, attention_mask)
+            yield TextGroup(rows + start, encoding)
+
+
+def encode_image_tokens(
+    loaded: LoadedModel, paths: Sequence[Path], out: Path, progress: Progress
+) -> NDArray[np.float16]:
+    """image_tokens of every picture, float16 [N, 1 + T, C], in a memory-mapped `.npy` file at `out`.
+
+    What the fusion half attends to; kept on disk because 1,093 pictures of Swin-T are 84 MB.
+    Raises DataError for the first picture that cannot be read.
+    """
+    tokens: np.memmap[Any, np.dtype[np.float16]] | None = None
+    bar = progress.task("encode image tokens", len(paths), "img")
+    with atomic_path(out) as partial, forward_pass(loaded), bar as advance:
+        for batch in decoded_batches(paths, decoder(loaded.recipe), loaded.recipe.evaluate.batch_size):
+            if batch.broken:
+                raise DataError(batch.broken[0].why, hint=f"mend or remove {batch.broken[0].path.name}")
+            block = _image_tokens(loaded, batch.pixel_values)
+            if tokens is None:
+                tokens = np.lib.format.open_memmap(
+                    partial, mode="w+", dtype=np.float16, shape=(len(paths), *block.shape[1:])
+                )
+            tokens[batch.rows] = block
+            advance(len(batch.rows))
+        if tokens is None:
+            raise DataError("there is no picture to encode", hint="choose a split with pictures")
+        tokens.flush()
+    mapped: NDArray[np.float16] = np.load(out, mmap_mode="r")
+    return mapped
+
+
+@contextmanager
+def forward_pass(loaded: LoadedModel) -> Iterator[None]:
+    """No gradients, in the run's precision. Held over many batches, so that autocast rounds the weights once."""
+    with torch.inference_mode(), autocast(loaded.device, loaded.recipe.train.precision):
+        yield
+
+
+def decoder(recipe: Recipe) -> Decode:
+    """From a path to the pixel_values that the recipe's image encoder takes."""
+    size = recipe.data.image_size_px
+
+    def decode(path: Path) -> Tensor:
+        return to_pixel_values(open_picture(path, at_least_px=2 * size), size)
+
+    return decode
+
+
+def preprocessing(recipe: Recipe) -> str:
+    """What happens to a picture before the encoder, in words that artefacts keep."""
+    side_px, views = recipe.data.image_size_px, recipe.evaluate.views
+    return f"RGB, bicubic to {side_px} x {side_px}, ImageNet mean and std, views {views}"
+
+
+def length_groups(lengths: NDArray[np.int64], tokens_per_group: int) -> list[NDArray[np.int64]]:
+    """Rows sorted from long to short, cut so that a group's padded size stays within the token budget."""
+    order = np.argsort(-lengths, kind="stable")
+    groups: list[NDArray[np.int64]] = []
+    start = 0
+    while start < len(order):
+        count = max(1, tokens_per_group // max(1, int(lengths[order[start]])))
+        groups.append(order[start : start + count])
+        start += count
+    return groups
+
+
+def _image_features(loaded: LoadedModel, pixel_values: Tensor, views: Views) -> Tensor:
+    on_device = pixel_values.to(loaded.device)
+    with forward_pass(loaded):
+        seen = range(view_count(views))
+        each = [loaded.model.encode_images(dihedral(on_device, view)).features.float() for view in seen]
+    return torch.stack(each).mean(dim=0)
+
+
+def unit_rows(features: Tensor) -> Features:
+    """float32 on the CPU, of unit length to fp32 also when the model computed in bf16."""
+    rows: Features = F.normalize(features.float(), dim=-1).cpu().numpy()
+    return rows
+
+
+def _image_tokens(loaded: LoadedModel, pixel_values: Tensor) -> NDArray[np.float16]:
+    with forward_pass(loaded):
+        tokens = loaded.model.encode_images(pixel_values.to(loaded.device)).tokens
+    half: NDArray[np.float16] = tokens.half().cpu().numpy()
+    return half

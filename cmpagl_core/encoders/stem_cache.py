@@ -1,0 +1,265 @@
+"""Maps of a frozen stem kept on disk for flips and right angles, so that small machines train in minutes (ours).
+
+A cache is a folder of shards under `cache/stems/<key>/`. The key covers all that decides the maps but the picture;
+a shard names its pictures by the sha256 of their files. Shards are written whole and never changed, so a kill loses
+one at most, and two trainings may fill one cache at the same time.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmpagl_core.datasets.loading import Draw
+from cmpagl_core.datasets.prepared import DataSplit
+from cmpagl_core.datasets.views import allowed_views, dihedral
+from cmpagl_core.device import autocast, usable_precision
+from cmpagl_core.encoders.decode import decoded_batches
+from cmpagl_core.encoders.tensor_file import open_tensor_file, write_tensor_file
+from cmpagl_core.errors import CmpaglError, DataError
+from cmpagl_core.files import canonical_json, sha256_file, sha256_text
+from cmpagl_core.imagery.pictures import IMAGE_MEAN, IMAGE_STD, open_picture, to_pixel_values
+from cmpagl_core.models.stem import FeatureStem
+from cmpagl_core.progress import Progress
+from cmpagl_core.recipe import Recipe
+
+CACHE_FORMAT = 2
+
+_STEM = "image_encoder.patch_embed."  # of its weights' names in a model
+_SHARD_BYTES = 64 << 20
+_VIEWS_AT_ONCE = 128  # through the stem together, of one picture or of several
+_LARGEST_HALF = 65504.0
+
+Half = NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class StemCache:
+    """Maps of pictures that were cached; `rows` finds them by the sha256 of the picture's file."""
+
+    shapes: tuple[tuple[int, int, int], ...]  # (C, h, w) of each of the stem's own maps
+    views: tuple[int, ...]  # views kept, in the order of the shards' second axis
+    shards: tuple[Half, ...]  # each [pictures, views, values], memory-mapped
+    rows: dict[str, tuple[int, int]]  # sha256 -> shard, row in it
+
+    def source(self, split: DataSplit) -> CachedMaps:
+        """These maps by the rows of a split, for a loader."""
+        return CachedMaps(self, split.picture_sha256)
+
+    def unflatten(self, flat: Tensor) -> list[Tensor]:
+        """flat: [B, values]. Returns the stem's own maps [B, C, h, w], finest first."""
+        sizes = [int(np.prod(shape)) for shape in self.shapes]
+        return [
+            part.reshape(-1, *shape) for part, shape in zip(torch.split(flat, sizes, dim=1), self.shapes, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class CachedMaps:
+    """An image source that reads a batch's maps from a cache, in the order in which they lie on disk."""
+
+    cache: StemCache
+    picture_sha256: tuple[str, ...]
+
+    def gather(self, draws: Sequence[Draw]) -> Tensor:
+        """The maps of these draws, flattened: float32 [B, values]."""
+        cache = self.cache
+        view_place = {view: place for place, view in enumerate(cache.views)}
+        places = [(*cache.rows[self.picture_sha256[draw.row]], view_place[draw.view]) for draw in draws]
+        flat = np.empty((len(draws), cache.shards[0].shape[2]), dtype=np.float32)
+        for number in sorted(range(len(draws)), key=places.__getitem__):
+            shard, row, view = places[number]
+            flat[number] = cache.shards[shard][row, view]
+        return torch.from_numpy(flat)
+
+
+@dataclass(frozen=True)
+class StemSettings:
+    """All that decides a cached map but the stem's weights and the picture."""
+
+    stem: str
+    image_size_px: int
+    views: tuple[int, ...]
+    precision: str
+
+    def key(self, weights_sha256: str) -> str:
+        """The name of the cache's folder."""
+        preprocessing = {"resize": "bicubic", "mean": IMAGE_MEAN, "std": IMAGE_STD}
+        about = {"format": CACHE_FORMAT, "weights": weights_sha256, "preprocessing": preprocessing, **vars(self)}
+        return sha256_text(canonical_json(about))[:24]
+
+
+def views_needed(recipe: Recipe) -> tuple[int, ...]:
+    """The views that a cache has to keep: what augmentation draws, and what is averaged in the end."""
+    augment = "dihedral" if recipe.evaluate.views == "dihedral" else recipe.data.augment
+    return allowed_views(augment, "")
+
+
+def stems_folder(cache_root: Path) -> Path:
+    """Where caches of stems lie in a workspace's cache."""
+    return cache_root / "stems"
+
+
+def stem_settings(recipe: Recipe, device: torch.device) -> StemSettings:
+    """Those of a recipe with a stem, whose maps are computed on `device`."""
+    precision = usable_precision(device, recipe.train.precision)
+    return StemSettings(recipe.image_encoder.stems, recipe.data.image_size_px, views_needed(recipe), precision)
+
+
+def open_stem_cache(
+    folder: Path, stem: FeatureStem, weights: Mapping[str, Tensor], settings: StemSettings, device: torch.device
+) -> StemCache | None:
+    """What a training cached under `folder` of this stem, or None.
+
+    weights: of a whole model, by the names that they have before norms are folded. Raises DataError for a broken shard.
+    """
+    own = (name.removeprefix(_STEM) for name in weights if name.startswith((f"{_STEM}body.", f"{_STEM}also.")))
+    tensors = {name.partition(".")[2]: weights[_STEM + name] for name in own}
+    home = folder / settings.key(_tensors_sha256(tensors))
+    if not home.is_dir():
+        return None
+    shapes = _shapes(stem, settings, device)
+    values = sum(int(np.prod(shape)) for shape in shapes)
+    shards, rows = _open_shards(home, len(settings.views), values)
+    return StemCache(shapes, settings.views, tuple(shards), rows)
+
+
+def stem_cache(
+    folder: Path,
+    stem: FeatureStem,
+    settings: StemSettings,
+    splits: Sequence[DataSplit],
+    progress: Progress,
+    device: torch.device,
+) -> StemCache:
+    """The cache under `folder` with every picture of these splits in it, after adding those that are missing.
+
+    Says beforehand how much it will write. Raises DataError for a picture that cannot be read or was changed since
+    it was prepared, CmpaglError when the disk has no room.
+    """
+    pictures = _pictures(splits, progress)
+    home = folder / settings.key(weights_sha256(stem))
+    shapes = _shapes(stem, settings, device)
+    values = sum(int(np.prod(shape)) for shape in shapes)
+    shards, rows = _open_shards(home, len(settings.views), values)
+    missing = [picture for picture in pictures if picture not in rows]
+    if missing:
+        each = 2 * len(settings.views) * values
+        _announce(home, len(missing), len(pictures), len(settings.views), each, progress)
+        size = max(1, _SHARD_BYTES // each)
+        folded = copy.deepcopy(stem)
+        folded.set_trainable(False)  # one that is tuned later is frozen while its maps are cached
+        folded.fold_norms()
+        with progress.task("cache stem maps", len(missing), "img") as advance:
+            for start in range(0, len(missing), size):
+                part = missing[start : start + size]
+                maps = np.empty((len(part), len(settings.views), values), dtype=np.float16)
+                for done in _fill(maps, [pictures[sha] for sha in part], folded, settings, device):
+                    advance(done)
+                _write_shard(home, part, maps)
+        shards, rows = _open_shards(home, len(settings.views), values)
+    return StemCache(shapes, settings.views, tuple(shards), rows)
+
+
+def weights_sha256(stem: FeatureStem) -> str:
+    """Hash of the tensors that make what is kept, by name (the head works after the cache and is left out)."""
+    return _tensors_sha256({**stem.body.state_dict(), **stem.also.state_dict()})
+
+
+def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        digest.update(plain.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _pictures(splits: Sequence[DataSplit], progress: Progress) -> dict[str, Path]:
+    """File of each different picture by its sha256, which is checked: a changed picture is never served stale."""
+    pairs = [pair for split in splits for pair in zip(split.picture_sha256, split.paths, strict=True)]
+    with progress.task("check pictures", len(pairs), "img") as advance:
+        for expected, path in pairs:
+            try:
+                found = sha256_file(path)
+            except OSError as error:
+                raise DataError(f"picture {path} cannot be read ({error.strerror})") from error
+            if found != expected:
+                raise DataError(
+                    f"{path} was changed after the data set was prepared", hint="run `cmpagl prepare` again"
+                )
+            advance(1)
+    return dict(pairs)
+
+
+def _announce(home: Path, missing: int, all_pictures: int, views: int, bytes_each: int, progress: Progress) -> None:
+    needed = missing * bytes_each
+    progress.say(
+        f"caching the frozen stem's maps of {missing:,} pictures in {views} views: {needed / 1e6:,.0f} MB in {home} "
+        f"({all_pictures - missing:,} pictures are there already)"
+    )
+    existing = next(folder for folder in (home, *home.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise CmpaglError(
+            f"{home} needs {needed / 1e6:,.0f} MB for the stem's maps, and {free / 1e6:,.0f} MB are free",
+            hint="free the disk, or choose another place with --workspace",
+        )
+
+
+def _shapes(stem: FeatureStem, settings: StemSettings, device: torch.device) -> tuple[tuple[int, int, int], ...]:
+    blank = torch.zeros(1, 3, settings.image_size_px, settings.image_size_px, device=device)
+    with torch.inference_mode():
+        return tuple((part.shape[1], part.shape[2], part.shape[3]) for part in stem.parts(blank))
+
+
+def _fill(
+    maps: Half, paths: Sequence[Path], stem: FeatureStem, settings: StemSettings, device: torch.device
+) -> Iterator[int]:
+    """Compute the maps of some pictures into `maps` [pictures, views, values]; yields how many were just done."""
+
+    def decode(path: Path) -> Tensor:
+        return to_pixel_values(open_picture(path), settings.image_size_px)
+
+    done = 0
+    for batch in decoded_batches(paths, decode, max(1, _VIEWS_AT_ONCE // len(settings.views))):
+        if batch.broken:
+            raise DataError(batch.broken[0].why, hint=f"mend or remove {batch.broken[0].path.name}")
+        pixel_values = batch.pixel_values.to(device)
+        count = len(pixel_values)
+        turned = torch.stack([dihedral(pixel_values, view) for view in settings.views], dim=1)  # [B, V, 3, S, S]
+        with torch.inference_mode(), autocast(device, settings.precision):
+            parts = stem.parts(turned.flatten(0, 1))
+        flat = torch.cat([part.float().flatten(1) for part in parts], dim=1).clamp(-_LARGEST_HALF, _LARGEST_HALF)
+        maps[done : done + count] = flat.half().cpu().numpy().reshape(count, len(settings.views), -1)
+        done += count
+        yield count
+
+
+def _write_shard(home: Path, pictures: Sequence[str], maps: Half) -> None:
+    name = sha256_text("\n".join(pictures))[:24]
+    write_tensor_file(home / f"{name}.safetensors", {"maps": maps}, {"pictures": list(pictures)})
+
+
+def _open_shards(home: Path, views: int, values: int) -> tuple[list[Half], dict[str, tuple[int, int]]]:
+    shards: list[Half] = []
+    rows: dict[str, tuple[int, int]] = {}
+    for path in sorted(home.glob("*.safetensors")):
+        file = open_tensor_file(path)
+        names: Any = file.about.get("pictures")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise DataError(f"{path} names no pictures", hint="delete it; it is made again")
+        maps: Half = file.array("maps", "<f2", (len(names), views, values))
+        rows.update((name, (len(shards), row)) for row, name in enumerate(names))
+        shards.append(maps)
+    return shards, rows

@@ -1,0 +1,38 @@
+"""The best pictures for a text, looked at again by the fusion half (section 4): cosine plus match probability."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from cmpagl_core.encoders.encode import encode_image_tokens
+from cmpagl_core.errors import UsageError
+from cmpagl_core.progress import Progress
+from cmpagl_core.ranking.itm import Candidates, match_probabilities
+from cmpagl_core.runs import LoadedModel
+from cmpagl_core.search.search import Hit
+
+CANDIDATES = 32
+
+
+def rematch(loaded: LoadedModel, text: str, hits: Sequence[Hit], k: int, progress: Progress) -> list[Hit]:
+    """The k best of `hits` by cosine + ITM match probability; a picture that is gone keeps its cosine alone.
+
+    Raises UsageError when the run has no ITM head, DataError for a picture that is broken by now.
+    """
+    if loaded.model.itm_head is None:
+        raise UsageError("this run has no ITM head", hint="leave --rerank out, or train with losses.itm above 0")
+    there = [row for row, hit in enumerate(hits) if Path(hit.path).is_file()]
+    scores = np.array([hit.score for hit in hits])
+    if there:
+        paths = [Path(hits[row].path) for row in there]
+        pairs = Candidates(np.arange(len(there)), np.zeros(len(there), dtype=np.int64))
+        with tempfile.TemporaryDirectory(prefix="cmpagl-itm-") as folder:
+            image_tokens = encode_image_tokens(loaded, paths, Path(folder) / "tokens.npy", progress)
+            scores[there] += match_probabilities(loaded, image_tokens, [text], pairs, progress)
+    order = sorted(range(len(hits)), key=lambda row: (-scores[row], hits[row].image_id))[:k]
+    return [replace(hits[row], rank=rank, score=float(scores[row])) for rank, row in enumerate(order, start=1)]

@@ -1,0 +1,189 @@
+"""Exact search many times over: an int8 copy of the gallery is scanned, the best are decided in float64 (ours).
+
+The copy is a quarter of the features, so scanning it takes a quarter of the memory traffic. How far a scanned score
+can be from the exact one is known from the rounding of each row and of the query (Cauchy-Schwarz), and every row that
+could still belong to the best k is scored exactly: the result is that of `search.top_k`, bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmpagl_core.search.search import Best, Merger, blocks, check_search, scan_error, top_k
+
+_ROWS_FOR_ONE = 131_072  # rows scanned at once for few queries: the scores of a block stay in the cache
+_ROWS_FOR_MANY = 16_384
+_FEW_QUERIES = 2
+_MANY_QUERIES = 32  # for the trial
+_CHECKED_ROWS = 4096
+_TIMED_ROWS = 131_072  # more than caches hold; a smaller gallery is searched in milliseconds anyway
+_BF16_ROUNDING = 2.0**-8
+_LEVELS = 127
+
+
+class GalleryScanner:
+    """A gallery made ready for many searches. Costs a quarter of the features' memory, and one pass over them.
+
+    features: float32 [N, D], rows of unit length (a memory map stays one). tie_order: as in `search.top_k`.
+    """
+
+    def __init__(self, features: NDArray[np.float32], tie_order: NDArray[np.int64] | None = None) -> None:
+        self._features, self._tie_order = features, tie_order
+        count, dim = features.shape
+        self._codes = torch.empty((count, dim), dtype=torch.int8)
+        self._scales = torch.empty(count, dtype=torch.bfloat16)
+        self._errors = np.zeros(-(-count // _ROWS_FOR_MANY))  # of the rows of a block, the largest
+        for number, start in enumerate(range(0, count, _ROWS_FOR_MANY)):
+            part = slice(start, start + _ROWS_FOR_MANY)
+            self._codes[part], self._scales[part], self._errors[number] = _quantise(features[part])
+        self._scans = _faster_than_float32(self._codes, self._scales, features)
+
+    def top_k(self, queries: NDArray[np.float32], k: int) -> Best:
+        """The exact k best of each query [Q, D]; see `search.top_k` for what is raised."""
+        check_search(self._features, queries, k)
+        few = len(queries) <= _FEW_QUERIES
+        if not self._scans[few]:
+            return top_k(self._features, queries, k, self._tie_order)
+        merger = Merger(self._features, queries, min(k, len(self._features)), self._tie_order)
+        query = _query(few, queries)
+        parts = blocks(len(self._features), k, _ROWS_FOR_ONE if few else _ROWS_FOR_MANY)
+        start, stop = next(parts)  # exact, so that there is a floor
+        merger.add_block(start, queries @ self._features[start:stop].T, scan_error(queries.shape[1], queries))
+        found: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+        merge_at = 2 * stop  # a floor is worth raising when as many rows again have been seen
+        for start, stop in parts:
+            error = self._errors[start // _ROWS_FOR_MANY : -(-stop // _ROWS_FOR_MANY)].max()
+            rows, columns = query.scan(self._codes[start:stop], self._scales[start:stop], merger.floors, float(error))
+            found.append((columns, rows + start))
+            if stop >= merge_at:
+                _merge(merger, found)
+                merge_at = 2 * stop
+        _merge(merger, found)
+        return merger.best()
+
+
+class _FewQueries:
+    """Queries in bfloat16 against int8 rows: memory-bound, so the kernel for quantised weights is used as it is."""
+
+    def __init__(self, queries: NDArray[np.float32]) -> None:
+        exact = torch.from_numpy(np.ascontiguousarray(queries))
+        self._rounded = exact.bfloat16()
+        self._lengths = exact.double().norm(dim=1).numpy()
+        self._own_errors = (exact - self._rounded.float()).double().norm(dim=1).numpy()
+
+    def scan(
+        self, codes: Tensor, scales: Tensor, floors: NDArray[np.float64], row_error: float
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and queries whose exact product may reach the floors [Q]."""
+        scores = torch._weight_int8pack_mm(self._rounded, codes, scales).float()  # [Q, block]
+        lowest = floors - row_error * self._lengths - (1 + row_error) * self._own_errors
+        lowest = lowest - _BF16_ROUNDING * np.abs(lowest) - scan_error(codes.shape[1], self._rounded.float().numpy())
+        rows = [np.flatnonzero((row >= least).numpy()) for row, least in zip(scores, lowest.tolist(), strict=True)]
+        return np.concatenate(rows), np.repeat(np.arange(len(rows)), [len(found) for found in rows])
+
+
+class _ManyQueries:
+    """Queries in int8 too: integer products are exact, and a matrix product of them is the fastest there is."""
+
+    def __init__(self, queries: NDArray[np.float32]) -> None:
+        codes, scales, _ = _quantise(queries)
+        exact = queries.astype(np.float64)
+        self._scales = scales.float()
+        self._codes = codes.T.contiguous()  # [D, Q]
+        self._lengths = np.linalg.norm(exact, axis=1)
+        rounded = codes.double().numpy() * scales.double().numpy()[:, None]
+        self._own_errors = np.linalg.norm(exact - rounded, axis=1)
+
+    def scan(
+        self, codes: Tensor, scales: Tensor, floors: NDArray[np.float64], row_error: float
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and queries whose exact product may reach the floors [Q]."""
+        products = torch._int_mm(codes, self._codes)  # [block, Q] int32
+        lowest = floors - row_error * self._lengths - (1 + row_error) * self._own_errors
+        lowest = lowest - 2.0**-20 * np.abs(lowest)  # float32 rounding of what follows
+        scores = products.float().mul_(scales.float()[:, None])
+        over = scores >= (torch.from_numpy(lowest).float() / self._scales)
+        rows, columns = np.divmod(np.flatnonzero(over.numpy()), over.shape[1])
+        return rows, columns
+
+
+def _merge(merger: Merger, found: list[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> None:
+    if found:
+        merger.add_pairs(np.concatenate([columns for columns, _ in found]), np.concatenate([rows for _, rows in found]))
+        found.clear()
+
+
+def _quantise(rows: NDArray[np.float32]) -> tuple[Tensor, Tensor, float]:
+    """int8 codes [B, D], bfloat16 scales [B], and how far the worst row is from its codes times its scale."""
+    exact = torch.from_numpy(np.ascontiguousarray(rows))
+    scales = (exact.abs().amax(dim=1) / _LEVELS).clamp_min(1e-30).bfloat16()
+    codes = (exact / scales.float()[:, None]).round_().clamp_(-_LEVELS, _LEVELS)
+    error = (exact - codes * scales.float()[:, None]).double().norm(dim=1).max()
+    return codes.to(torch.int8), scales, float(error)
+
+
+def _faster_than_float32(codes: Tensor, scales: Tensor, features: NDArray[np.float32]) -> dict[bool, bool]:
+    """For few and for many queries: whether this machine has the int8 kernel, right, and faster than float32.
+
+    The kernels are torch's own but not its public ones, and slow on processors without int8 instructions. Which way
+    is taken changes only the time: the result is exact either way.
+    """
+    if len(features) < _TIMED_ROWS:
+        return {True: False, False: False}
+    some = np.ascontiguousarray(features[:_CHECKED_ROWS])
+    return {
+        few: _is_right(few, codes, scales, some) and _is_faster(few, codes, scales, features) for few in (True, False)
+    }
+
+
+def _query(few: bool, queries: NDArray[np.float32]) -> _FewQueries | _ManyQueries:
+    return _FewQueries(queries) if few else _ManyQueries(queries)
+
+
+def _is_right(few: bool, codes: Tensor, scales: Tensor, some: NDArray[np.float32]) -> bool:
+    """Every row whose exact score reaches a floor is found, and not simply every row."""
+    queries = some[: _FEW_QUERIES if few else _MANY_QUERIES]
+    scores = queries.astype(np.float64) @ some.astype(np.float64).T
+    floors = np.sort(scores, axis=1)[:, -len(some) // 100]
+    codes, scales = codes[: len(some)], scales[: len(some)]
+    error = (torch.from_numpy(some) - codes * scales.float()[:, None]).double().norm(dim=1).max()
+    try:
+        rows, columns = _query(few, queries).scan(codes, scales, floors, float(error))
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    found = np.zeros(scores.shape, dtype=bool)
+    found[columns, rows] = True
+    return bool(found[scores >= floors[:, None]].all()) and bool(found.mean() < 0.5)
+
+
+def _is_faster(few: bool, codes: Tensor, scales: Tensor, features: NDArray[np.float32]) -> bool:
+    queries = np.ascontiguousarray(features[: 1 if few else _MANY_QUERIES])
+    query, none = _query(few, queries), np.full(len(queries), 2.0)
+    block = _ROWS_FOR_ONE if few else _ROWS_FOR_MANY
+    starts = range(0, _TIMED_ROWS, block)
+
+    def in_int8() -> None:
+        for start in starts:
+            query.scan(codes[start : start + block], scales[start : start + block], none, 0.0)
+
+    def in_float32() -> None:
+        for start in starts:
+            np.flatnonzero(queries @ features[start : start + block].T >= 2.0)
+
+    return _elapsed_s(in_int8) < _elapsed_s(in_float32)
+
+
+def _elapsed_s(work: Callable[[], object]) -> float:
+    """The best of a few tries."""
+    times = []
+    for _ in range(5):
+        started_at = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started_at)
+    return min(times)

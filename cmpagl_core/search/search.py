@@ -1,0 +1,161 @@
+"""Exact top-k search: a fast scan finds the candidates, float64 products decide among them (ours).
+
+The scan's rounding is bounded, so no picture that belongs in the top k can be lost by it. The products that decide
+are computed row by row, so equal features score equally wherever they stand, and equal scores are ordered by image
+id: the order of files never changes a result. Needs NumPy alone: a query starts in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmpagl_core.errors import DataError, MismatchError, UsageError
+from cmpagl_core.search.index import GalleryIndex
+
+BUDGET_BYTES = 32 << 20  # larger blocks of scores leave the caches, and cost more than they save
+
+_UNIT_ROUNDING = 2.0**-24  # of float32, relative
+_FIRST_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One retrieved picture. rank counts from 1; score is the cosine with the query."""
+
+    rank: int
+    image_id: str
+    path: str
+    score: float
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Best:
+    """The best k rows of each query: scores float64 [Q, k], falling, and rows int64 [Q, k]."""
+
+    scores: NDArray[np.float64]
+    rows: NDArray[np.int64]
+
+
+def search(index: GalleryIndex, query: NDArray[np.float32], k: int) -> list[Hit]:
+    """The k pictures of the gallery nearest to one query [D], the best first."""
+    best = top_k(index.image_features, query[None], k, index.tie_order)
+    return [
+        Hit(rank, index.image_ids[row], index.paths[row], score, tuple(index.captions_of(row)))
+        for rank, (score, row) in enumerate(zip(best.scores[0].tolist(), best.rows[0].tolist(), strict=True), start=1)
+    ]
+
+
+def top_k(
+    features: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    k: int,
+    tie_order: NDArray[np.int64] | None = None,
+    budget_bytes: int = BUDGET_BYTES,
+) -> Best:
+    """The exact k largest products of each query [Q, D] with features [N, D] (a memory map is read in blocks).
+
+    tie_order: [N], which of two equal scores comes first; None: the lower row. k is clamped to N.
+    Raises UsageError for k < 1, MismatchError for another width, DataError for features that are not finite.
+    """
+    check_search(features, queries, k)
+    merger = Merger(features, queries, min(k, len(features)), tie_order, budget_bytes)
+    error = scan_error(features.shape[1], queries)
+    for start, stop in blocks(len(features), k, block_rows(len(queries), features.shape[1], budget_bytes)):
+        merger.add_block(start, queries @ features[start:stop].T, error)  # [Q, block]
+    return merger.best()
+
+
+class Merger:
+    """Keeps the exact best k of each query while scanned rows come by."""
+
+    def __init__(
+        self,
+        features: NDArray[np.float32],
+        queries: NDArray[np.float32],
+        k: int,
+        tie_order: NDArray[np.int64] | None,
+        budget_bytes: int = BUDGET_BYTES,
+    ) -> None:
+        self._features, self._tie_order = features, tie_order
+        self._queries = queries.astype(np.float64)
+        self._scores = np.full((len(queries), k), -np.inf)
+        self._rows = np.full((len(queries), k), -1, dtype=np.int64)
+        self._pairs_at_once = max(256, budget_bytes // (32 * features.shape[1]))
+
+    @property
+    def floors(self) -> NDArray[np.float64]:
+        """The exact score [Q] that a row must reach to enter the best k of a query; -inf until k rows are there."""
+        return np.array(self._scores[:, -1])
+
+    def add_block(self, start: int, scores: NDArray[np.float32], error: NDArray[np.float64]) -> None:
+        """Merge scanned scores [Q, block] of the rows from `start` on, each within `error` [Q] of exact."""
+        if not bool(np.isfinite(scores).all()):
+            raise DataError("the gallery or the query holds features that are not finite", hint="make the index again")
+        k = self._scores.shape[1]
+        floors = self.floors - error
+        if scores.shape[1] > k and not bool(np.isfinite(floors).all()):
+            floors = np.maximum(floors, np.partition(scores, -k, axis=1)[:, -k] - 2 * error)
+        query, column = np.nonzero(scores >= floors.astype(np.float32)[:, None])
+        self.add_pairs(query, start + column)
+
+    def add_pairs(self, query: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+        """Merge rows, each for one query, by their exact scores."""
+        for first in range(0, len(rows), self._pairs_at_once):
+            part = slice(first, first + self._pairs_at_once)
+            # Row by row, not as a matrix product, whose rounding depends on where a row stands.
+            exact = (self._features[rows[part]].astype(np.float64) * self._queries[query[part]]).sum(axis=1)
+            self._keep(query[part], rows[part], exact)
+
+    def best(self) -> Best:
+        """What has been found."""
+        return Best(self._scores.copy(), self._rows.copy())
+
+    def _keep(self, query: NDArray[np.int64], rows: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
+        queries, k = self._scores.shape
+        query = np.concatenate([np.repeat(np.arange(queries), k), query])
+        rows = np.concatenate([self._rows.ravel(), rows])
+        scores = np.concatenate([self._scores.ravel(), scores])
+        ties = rows if self._tie_order is None else np.where(rows < 0, -1, self._tie_order[rows])
+        order = np.lexsort((ties, -scores, query))
+        starts = np.searchsorted(query[order], np.arange(queries))
+        kept = order[starts[:, None] + np.arange(k)]  # [Q, k]; each query has its k old rows at least
+        self._scores, self._rows = scores[kept], rows[kept]
+
+
+def blocks(count: int, k: int, rows: int) -> Iterator[tuple[int, int]]:
+    """Cut `count` rows into blocks: a short one first, so that the others are compared with a floor."""
+    start = 0
+    stop = min(count, rows, max(4 * k, _FIRST_BLOCK))
+    while start < count:
+        yield start, stop
+        start, stop = stop, min(count, stop + rows)
+
+
+def scan_error(dim: int, queries: NDArray[np.float32]) -> NDArray[np.float64]:
+    """How far a float32 product of a unit row with each query can be from exact, [Q]: D roundings of its length."""
+    lengths = np.sqrt((queries.astype(np.float64) ** 2).sum(axis=1))
+    return np.asarray(2 * dim * _UNIT_ROUNDING * np.maximum(lengths, 1e-30), dtype=np.float64)
+
+
+def check_search(features: NDArray[Any], queries: NDArray[np.float32], k: int) -> None:
+    """Refuse a search that cannot be. Raises UsageError, MismatchError or DataError."""
+    if k < 1:
+        raise UsageError(f"k is {k}", hint="ask for at least 1 picture")
+    if len(features) == 0:
+        raise DataError("the gallery holds no picture", hint="make one with `cmpagl index DIR`")
+    if features.shape[1] != queries.shape[1]:
+        raise MismatchError(
+            f"the query has {queries.shape[1]} numbers and each picture of the gallery {features.shape[1]}",
+            hint="index with the run that encodes the query",
+        )
+
+
+def block_rows(queries: int, dim: int, budget_bytes: int) -> int:
+    """How many rows to scan at once, so that their features and scores stay within the budget."""
+    return max(1024, budget_bytes // (4 * (dim + 2 * queries)))

@@ -1,0 +1,178 @@
+"""Encoding gives every picture and caption its own features, whatever the batches, in bounded memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cmpagl_core.datasets.views import dihedral
+from cmpagl_core.encoders.decode import decoded_batches
+from cmpagl_core.encoders.encode import (
+    decoder,
+    encode_captions,
+    encode_image_tokens,
+    encode_pictures,
+    encoded_batches,
+    length_groups,
+)
+from cmpagl_core.encoders.feature_set import unique_texts
+from cmpagl_core.errors import DataError
+from cmpagl_core.imagery.pictures import open_picture, to_pixel_values
+from cmpagl_core.progress import Silent
+from cmpagl_core.runs import LoadedModel, open_run
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_run: Path) -> LoadedModel:
+    return open_run(tiny_run).load()
+
+
+@pytest.fixture(scope="module")
+def pictures(tiny_pictures: Path) -> list[Path]:
+    return sorted(tiny_pictures.rglob("*.jpg"))
+
+
+def one_by_one(loaded: LoadedModel, paths: list[Path]) -> np.ndarray:
+    size = loaded.recipe.data.image_size_px
+    with torch.inference_mode():
+        rows = [loaded.model.encode_images(to_pixel_values(open_picture(path), size)[None]).features for path in paths]
+    return torch.cat(rows).numpy()
+
+
+def test_pictures_encoded_in_batches_equal_those_encoded_alone(loaded: LoadedModel, pictures: list[Path]) -> None:
+    expected = one_by_one(loaded, pictures)
+    for batch_size in (1, 5, 64):
+        found = encode_pictures(loaded, pictures, Silent(), batch_size=batch_size)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_the_average_over_views_is_that_of_the_eight_encoded_apart(loaded: LoadedModel, pictures: list[Path]) -> None:
+    values = to_pixel_values(open_picture(pictures[0]), loaded.recipe.data.image_size_px)[None]
+    with torch.inference_mode():
+        apart = [loaded.model.encode_images(dihedral(values, view)).features[0] for view in range(8)]
+    mean = torch.stack(apart).mean(dim=0)
+    found = encode_pictures(loaded, pictures[:1], Silent(), views="dihedral")[0]
+    np.testing.assert_allclose(found, (mean / mean.norm()).numpy(), atol=2e-6)
+
+
+def test_the_recipe_chooses_the_views(loaded: LoadedModel, pictures: list[Path]) -> None:
+    part = loaded.recipe.evaluate.model_copy(update={"views": "dihedral"})
+    recipe = loaded.recipe.model_copy(update={"evaluate": part})
+    found = encode_pictures(replace(loaded, recipe=recipe), pictures[:2], Silent())
+    np.testing.assert_array_equal(found, encode_pictures(loaded, pictures[:2], Silent(), views="dihedral"))
+
+
+def test_a_broken_picture_is_named_and_stops_an_export(
+    loaded: LoadedModel, pictures: list[Path], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(pictures[0].read_bytes()[:300])
+    with pytest.raises(DataError, match=r"broken\.jpg.*mend or remove"):
+        encode_pictures(loaded, [*pictures[:3], broken], Silent())
+
+
+def test_broken_pictures_can_be_left_out_and_the_others_keep_their_rows(
+    loaded: LoadedModel, pictures: list[Path], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    batches = list(encoded_batches(loaded, [broken, *pictures[:2], broken, pictures[2]], batch_size=2))
+    assert [row for batch in batches for row in batch.rows] == [1, 2, 4]
+    assert [item.path for batch in batches for item in batch.broken] == [broken, broken]
+    found = np.concatenate([batch.features for batch in batches if batch.rows])
+    np.testing.assert_allclose(found, one_by_one(loaded, pictures[:3]), atol=2e-6)
+
+
+def test_decoding_stays_a_few_batches_ahead_and_no_more() -> None:
+    decoded = threading.Semaphore(0)
+    count = [0]
+    lock = threading.Lock()
+
+    def decode(path: Path) -> Tensor:
+        with lock:
+            count[0] += 1
+        decoded.release()
+        return torch.zeros(3, 2, 2)
+
+    batches = decoded_batches([Path(str(row)) for row in range(1000)], decode, batch_size=10, workers=2)
+    next(batches)
+    time.sleep(0.1)
+    assert 20 <= count[0] <= 40
+    batches.close()
+    assert count[0] <= 40
+
+
+def test_an_error_that_is_not_the_pictures_fault_is_raised() -> None:
+    def decode(path: Path) -> Tensor:
+        raise RuntimeError("out of order")
+
+    with pytest.raises(RuntimeError, match="out of order"):
+        list(decoded_batches([Path("a")], decode, batch_size=2))
+
+
+def test_captions_encoded_in_groups_equal_those_encoded_alone(loaded: LoadedModel) -> None:
+    texts = ["a square", "field 3 with a bright square in it", "", "a square", "square " * 40, "\N{AIRPLANE} plane"]
+    with torch.inference_mode():
+        alone = []
+        for text in texts:
+            tokens = loaded.tokenizer([text])
+            alone.append(loaded.model.encode_texts(tokens.input_ids, tokens.attention_mask).features)
+    found = encode_captions(loaded, texts, Silent())
+    np.testing.assert_allclose(found, torch.cat(alone).numpy(), atol=2e-6)
+    np.testing.assert_array_equal(found[0], found[3])
+
+
+def test_no_captions_give_no_features(loaded: LoadedModel) -> None:
+    assert encode_captions(loaded, [], Silent()).shape == (0, 32)
+
+
+def test_length_groups_hold_every_row_once_within_the_token_budget() -> None:
+    lengths = np.random.default_rng(0).integers(2, 65, 500)
+    groups = length_groups(lengths, tokens_per_group=256)
+    assert sorted(row for group in groups for row in group.tolist()) == list(range(500))
+    assert all(len(group) * lengths[group].max() <= 256 for group in groups)
+    padding = sum(len(group) * lengths[group].max() for group in groups) - lengths.sum()
+    assert padding < 0.05 * lengths.sum()
+
+
+def test_unique_texts_lead_back_to_every_text() -> None:
+    texts = ["b", "a", "b", "", "a"]
+    unique, row_of = unique_texts(texts)
+    assert unique == ["b", "a", ""]
+    assert [unique[row] for row in row_of] == texts
+
+
+def test_image_tokens_are_kept_on_disk_in_half_precision(
+    loaded: LoadedModel, pictures: list[Path], tmp_path: Path
+) -> None:
+    found = encode_image_tokens(loaded, pictures, tmp_path / "tokens.npy", Silent())
+    size = loaded.recipe.data.image_size_px
+    values = torch.stack([to_pixel_values(open_picture(path), size) for path in pictures])
+    with torch.inference_mode():
+        expected = loaded.model.encode_images(values).tokens
+    assert isinstance(found, np.memmap)
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found, expected.numpy(), atol=2e-3, rtol=2e-3)
+
+
+def test_a_large_photo_is_decoded_at_a_reduced_size_without_changing_what_is_seen(
+    loaded: LoadedModel, tmp_path: Path
+) -> None:
+    generator = np.random.default_rng(1)
+    small = Image.fromarray(generator.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+    small.resize((1200, 1200), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg", quality=92)
+    decoded = decoder(loaded.recipe)(tmp_path / "large.jpg")
+    whole = to_pixel_values(open_picture(tmp_path / "large.jpg"), loaded.recipe.data.image_size_px)
+    assert 0 < float((decoded - whole).abs().max()) < 0.2  # one grey level of 256 is about 0.017
+    found = encode_pictures(loaded, [tmp_path / "large.jpg"], Silent())
+    cosine = float((found * one_by_one(loaded, [tmp_path / "large.jpg"])).sum())
+    assert cosine > 0.999

@@ -1,0 +1,190 @@
+"""Cached maps are those of the stem, for every view; nothing stale is served; a kill loses one shard at most."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cmpagl_core.datasets.loading import WHOLE, Draw, PictureFiles
+from cmpagl_core.datasets.prepared import DataSplit
+from cmpagl_core.encoders import stem_cache as module
+from cmpagl_core.encoders.stem_cache import StemSettings, stem_cache
+from cmpagl_core.errors import CmpaglError, DataError
+from cmpagl_core.files import sha256_file
+from cmpagl_core.models.stem import FeatureStem
+from cmpagl_core.progress import Silent
+from cmpagl_core.recipe import ImageEncoderPart
+
+CPU = torch.device("cpu")
+SETTINGS = StemSettings("mobilenetv3_small_050", 64, (0, 2, 4, 6), "fp32")
+
+
+class Told(Silent):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.messages.append(message)
+
+
+@pytest.fixture(scope="module")
+def stem() -> FeatureStem:
+    torch.manual_seed(0)
+    part = ImageEncoderPart(
+        size="custom",
+        width=8,
+        depths=(0, 0, 1, 1),
+        num_heads=(1, 1, 1, 1),
+        stem="mobilenetv3_small_050",
+        stem_strides=(16, 32),
+    )
+    return FeatureStem(part).eval()
+
+
+def pictures(folder: Path, count: int, seed: int = 0) -> DataSplit:
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(seed)
+    paths = tuple(folder / f"{row}.png" for row in range(count))
+    for path in paths:
+        Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    names = tuple(path.stem for path in paths)
+    return DataSplit(
+        dataset="small",
+        name="train",
+        image_ids=names,
+        paths=paths,
+        picture_sha256=tuple(sha256_file(path) for path in paths),
+        scenes=("",) * count,
+        captions=names,
+        caption_ids=names,
+        caption_image=np.arange(count),
+    )
+
+
+def test_cached_maps_are_those_that_the_stem_makes_of_the_turned_picture(tmp_path: Path, stem: FeatureStem) -> None:
+    split = pictures(tmp_path / "p", 5)
+    cache = stem_cache(tmp_path / "c", stem, SETTINGS, [split], Silent(), CPU)
+    draws = [Draw(row, row, view, WHOLE) for row, view in ((3, 4), (0, 0), (4, 6), (0, 2))]
+    found = cache.unflatten(cache.source(split).gather(draws))
+    with torch.inference_mode():
+        expected = stem.parts(PictureFiles(split, 64).gather(draws))
+        joined = stem.join(found)
+    assert [part.shape for part in found] == [part.shape for part in expected]
+    for part, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(part, right, rtol=2e-3, atol=2e-3)  # half precision on disk
+    assert joined.shape == (4, stem.channels, 4, 4)
+
+
+def test_the_size_is_said_before_and_a_full_cache_is_not_written_again(tmp_path: Path, stem: FeatureStem) -> None:
+    split = pictures(tmp_path / "p", 3)
+    told = Told()
+    cache = stem_cache(tmp_path / "c", stem, SETTINGS, [split, split.subset([1])], told, CPU)
+    on_disk = sum(path.stat().st_size for path in (tmp_path / "c").rglob("*.safetensors"))
+    values = cache.shards[0].shape[2]
+    assert 0 <= on_disk - 3 * 4 * values * 2 < 1000
+    assert len(told.messages) == 1
+    assert told.messages[0].startswith("caching the frozen stem's maps of 3 pictures in 4 views: 0 MB in ")
+    again = Told()
+    stem_cache(tmp_path / "c", stem, SETTINGS, [split], again, CPU)
+    assert again.messages == []
+
+
+def test_new_pictures_are_added_and_old_ones_stay_as_they_are(tmp_path: Path, stem: FeatureStem) -> None:
+    split = pictures(tmp_path / "p", 6)
+    stem_cache(tmp_path / "c", stem, SETTINGS, [split.subset([0, 1])], Silent(), CPU)
+    (old,) = (tmp_path / "c").rglob("*.safetensors")
+    before = old.stat().st_mtime_ns
+    told = Told()
+    cache = stem_cache(tmp_path / "c", stem, SETTINGS, [split], told, CPU)
+    assert "of 4 pictures" in told.messages[0]
+    assert "(2 pictures are there already)" in told.messages[0]
+    assert old.stat().st_mtime_ns == before
+    assert len(cache.rows) == 6
+
+
+def test_a_changed_picture_is_refused(tmp_path: Path, stem: FeatureStem) -> None:
+    split = pictures(tmp_path / "p", 3)
+    stem_cache(tmp_path / "c", stem, SETTINGS, [split], Silent(), CPU)
+    Image.new("RGB", (64, 64)).save(split.paths[1])
+    with pytest.raises(DataError, match=r"1\.png was changed after the data set was prepared; run `cmpagl prepare`"):
+        stem_cache(tmp_path / "c", stem, SETTINGS, [split], Silent(), CPU)
+
+
+def test_other_weights_sizes_views_and_precisions_have_other_caches(stem: FeatureStem) -> None:
+    sha = module.weights_sha256(stem)
+    keys = {
+        SETTINGS.key(sha),
+        SETTINGS.key("0" * 64),
+        StemSettings("mobilenetv3_small_050", 96, (0, 2, 4, 6), "fp32").key(sha),
+        StemSettings("mobilenetv3_small_050", 64, (0,), "fp32").key(sha),
+        StemSettings("mobilenetv3_small_050", 64, (0, 2, 4, 6), "bf16").key(sha),
+    }
+    assert len(keys) == 5
+
+
+def test_the_weights_hash_sees_a_single_changed_number(stem: FeatureStem) -> None:
+    before = module.weights_sha256(stem)
+    weight = next(stem.body.parameters())
+    with torch.no_grad():
+        kept = weight.view(-1)[0].clone()
+        weight.view(-1)[0] += 1.0
+        changed = module.weights_sha256(stem)
+        weight.view(-1)[0] = kept
+    assert changed != before == module.weights_sha256(stem)
+
+
+def test_an_interrupted_filling_goes_on_where_it_stopped(
+    tmp_path: Path, stem: FeatureStem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = pictures(tmp_path / "p", 6)
+    monkeypatch.setattr(module, "_SHARD_BYTES", 1)  # one picture a shard
+    write, written = module._write_shard, []
+
+    def third_is_interrupted(*arguments: object) -> None:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(write(*arguments))  # type: ignore[func-returns-value, arg-type]
+
+    monkeypatch.setattr(module, "_write_shard", third_is_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stem_cache(tmp_path / "c", stem, SETTINGS, [split], Silent(), CPU)
+    monkeypatch.setattr(module, "_write_shard", write)
+    told = Told()
+    assert len(stem_cache(tmp_path / "c", stem, SETTINGS, [split], told, CPU).rows) == 6
+    assert "of 4 pictures" in told.messages[0]
+    assert not list((tmp_path / "c").rglob("*.partial"))
+
+
+def test_a_disk_without_room_is_told_before_anything_is_computed(
+    tmp_path: Path, stem: FeatureStem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = pictures(tmp_path / "p", 2)
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(CmpaglError, match=r"needs 0 MB for the stem's maps, and 0 MB are free; free the disk"):
+        stem_cache(tmp_path / "c", stem, SETTINGS, [split], Silent(), CPU)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_foreign_file_in_the_cache_is_named(tmp_path: Path, stem: FeatureStem) -> None:
+    split = pictures(tmp_path / "p", 2)
+    home = tmp_path / "c" / SETTINGS.key(module.weights_sha256(stem))
+    home.mkdir(parents=True)
+    (home / "x.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(DataError, match=r"x\.safetensors"):
+        stem_cache(tmp_path / "c", stem, SETTINGS, [split], Silent(), CPU)
+
+
+def test_a_broken_picture_is_named(tmp_path: Path, stem: FeatureStem) -> None:
+    split = pictures(tmp_path / "p", 2)
+    split.paths[1].write_bytes(split.paths[1].read_bytes()[:100])
+    hashes = (split.picture_sha256[0], sha256_file(split.paths[1]))
+    broken = DataSplit(**{**vars(split), "picture_sha256": hashes})
+    with pytest.raises(DataError, match=r"1\.png is a broken picture"):
+        stem_cache(tmp_path / "c", stem, SETTINGS, [broken], Silent(), CPU)

@@ -1,0 +1,84 @@
+"""The int8 scan gives the exact result, bit for bit, whatever kernels the machine has."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cmpagl_core.errors import DataError, MismatchError, UsageError
+from cmpagl_core.search import scan
+from cmpagl_core.search.scan import GalleryScanner
+from cmpagl_core.search.search import top_k
+
+
+def unit(rows: int, dim: int, seed: int) -> np.ndarray:
+    values = np.random.default_rng(seed).standard_normal((rows, dim)).astype(np.float32)
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+def clustered(rows: int, dim: int, seed: int) -> np.ndarray:
+    """Many near-duplicates, many exact duplicates, and rows with one large number: what int8 tells apart badly."""
+    values = unit(20, dim, seed)[np.random.default_rng(seed).integers(0, 20, rows)]
+    values = values + 1e-4 * unit(rows, dim, seed + 1)
+    values[: rows // 4] = values[0]
+    values[rows // 4 : rows // 3, 0] += 5
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the int8 kernels whenever they are right, and for galleries of any size."""
+    monkeypatch.setattr(scan, "_ROWS_FOR_ONE", 2048)
+    monkeypatch.setattr(scan, "_ROWS_FOR_MANY", 1024)
+    monkeypatch.setattr(scan, "_TIMED_ROWS", 0)
+    monkeypatch.setattr(scan, "_is_faster", lambda *_: True)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("make", [unit, clustered])
+@pytest.mark.parametrize("queries", [1, 2, 3, 40])
+def test_the_scan_finds_what_the_exact_search_finds(make: object, queries: int) -> None:
+    features = make(20_000, 64, 3)  # type: ignore[operator]
+    asked = np.concatenate([features[:: 20_000 // queries][:queries] + 0.05 * unit(queries, 64, 9)])[:queries]
+    asked = np.ascontiguousarray(asked / np.linalg.norm(asked, axis=1, keepdims=True), dtype=np.float32)
+    places = np.random.default_rng(0).permutation(len(features))
+    scanner = GalleryScanner(features, places)
+    found, expected = scanner.top_k(asked, 10), top_k(features, asked, 10, places)
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_k_of_the_whole_gallery_is_its_whole_order() -> None:
+    features = unit(6000, 16, 0)
+    found = GalleryScanner(features).top_k(features[:1], 9999)
+    np.testing.assert_array_equal(found.rows, top_k(features, features[:1], 6000).rows)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_kernel_that_is_missing_or_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise RuntimeError("not on this machine")
+
+    monkeypatch.setattr(torch, "_int_mm", missing)
+    monkeypatch.setattr(torch, "_weight_int8pack_mm", lambda query, codes, scales: torch.zeros(len(query), len(codes)))
+    features = unit(8000, 16, 0)
+    scanner = GalleryScanner(features)
+    for queries in (features[:1], features[:30]):
+        np.testing.assert_array_equal(scanner.top_k(queries, 5).rows, top_k(features, queries, 5).rows)
+
+
+def test_a_small_gallery_is_searched_as_it_is() -> None:
+    features = unit(50, 8, 0)
+    np.testing.assert_array_equal(GalleryScanner(features).top_k(features, 5).rows, top_k(features, features, 5).rows)
+
+
+def test_searches_that_cannot_be_are_refused() -> None:
+    scanner = GalleryScanner(unit(10, 8, 0))
+    with pytest.raises(UsageError, match="k is 0"):
+        scanner.top_k(unit(1, 8, 0), 0)
+    with pytest.raises(MismatchError, match="has 7 numbers"):
+        scanner.top_k(unit(1, 7, 0), 1)
+    with pytest.raises(DataError, match="holds no picture"):
+        GalleryScanner(unit(1, 8, 0)[:0]).top_k(unit(1, 8, 0), 1)
