@@ -1,7 +1,8 @@
 """The losses of section 3: tensors in, a scalar out. A duplicate (P, `positives`) is never a negative.
 
 Throughout, `scores` are cosines [B, B] of image i and caption j, row i of the images belonging to column i, and
-`positives` is the symmetric bool [B, B] of pairs that match: same image, or identical caption text.
+`positives` is bool [B, B], images x captions: (i, j) matches where caption j was written for image i or says the same
+as one of image i's captions, drawn or not. It is not symmetric; texts are ranked against images by its transpose.
 """
 
 from __future__ import annotations

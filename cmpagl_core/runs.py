@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # opening a run costs neither torch nor transformers; buildin
     from cmpagl_core.models.tokenizer import CaptionTokenizer
 
 RUN_FORMAT = 1
-TRAINING_VERSION = 2
+TRAINING_VERSION = 3
 """Raised by hand whenever training the same recipe gives other weights: cached variants are then trained again."""
 
 RECIPE_FILE = "recipe.yaml"

@@ -7,7 +7,6 @@ made again.
 from __future__ import annotations
 
 import copy
-import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from PIL.Image import Resampling
 from torch import Tensor
 
 from cmpagl_core.datasets.prepared import DataSplit
+from cmpagl_core.datasets.same_caption import caption_key, numbered
 from cmpagl_core.datasets.views import allowed_views, dihedral
 from cmpagl_core.errors import DataError
 from cmpagl_core.imagery.pictures import open_picture, to_pixel_values
@@ -52,7 +52,7 @@ class PairBatch:
     images: Tensor  # pixel_values [B, 3, S, S], or a frozen stem's maps [B, C, h, w]
     input_ids: Tensor  # [B, L] int64
     attention_mask: Tensor  # [B, L] bool
-    positives: Tensor  # [B, B] bool, image i and caption j match
+    positives: Tensor  # [B, B] bool, images x captions: caption j is one of image i's, drawn or not
     captions: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -128,8 +128,9 @@ class PairLoader:
                 f"training needs at least 2"
             )
         self._batches = -(-len(self._rows) // batch_size)
-        self._image_key = _numbered(split.picture_sha256)
-        self._caption_key = _numbered([caption_key(text) for text in split.captions])
+        self._image_key = numbered(split.picture_sha256)
+        self._caption_key = numbered([caption_key(text) for text in split.captions])
+        self._owned = _owned_captions(self._image_key, self._caption_key, split.caption_image)
 
     def __len__(self) -> int:
         """Batches an epoch; their sizes differ by one at most, so that no image waits for a full batch."""
@@ -174,21 +175,21 @@ class PairLoader:
         )
 
     def _positives(self, draws: Sequence[Draw]) -> Tensor:
-        """bool [B, B]: the same picture, or the same words (section 3)."""
-        images = self._image_key[[draw.row for draw in draws]]
+        """bool [B, B], images x captions: caption j was written for image i, in the same words at least (section 3)."""
         captions = self._caption_key[[draw.caption for draw in draws]]
-        return torch.from_numpy((images[:, None] == images) | (captions[:, None] == captions))
+        return torch.from_numpy(
+            np.stack([np.isin(captions, self._owned[int(self._image_key[draw.row])]) for draw in draws])
+        )
 
 
-def caption_key(text: str) -> str:
-    """Equal for captions with the same words: case, punctuation and spacing are left out."""
-    words = re.findall(r"\w+", text.casefold())
-    return " ".join(words) if words else " ".join(text.split())
-
-
-def _numbered(keys: Sequence[str]) -> NDArray[np.int64]:
-    numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+def _owned_captions(
+    image_key: NDArray[np.int64], caption_key: NDArray[np.int64], caption_image: NDArray[np.int64]
+) -> list[NDArray[np.int64]]:
+    """The different captions of each different image, whichever of its copies they were written for."""
+    owned: list[set[int]] = [set() for _ in range(int(image_key.max()) + 1)]
+    for image, caption in zip(image_key[caption_image].tolist(), caption_key.tolist(), strict=True):
+        owned[image].add(caption)
+    return [np.array(sorted(captions), dtype=np.int64) for captions in owned]
 
 
 def _random_box(rng: np.random.Generator, smallest_area: float) -> Box:

@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cmpagl_core.datasets.manifest import CAPTIONS_FILE, IMAGES_FILE, SPLITS, Manifest, read_manifest
+from cmpagl_core.datasets.same_caption import normalise_whitespace
 from cmpagl_core.errors import DataError
 from cmpagl_core.files import sha256_file, sha256_unordered
 
@@ -21,11 +22,6 @@ CAPTION_COLUMNS = ("caption_id", "image_id", "text")
 
 SplitName = Literal["train", "val", "test", "all"]
 _MAKE_AGAIN = "make it again with `cmpagl prepare`"
-
-
-def normalise_whitespace(text: str) -> str:
-    """One space between words, none around: the spelling that hashes and duplicate checks see."""
-    return " ".join(text.split())
 
 
 def captions_sha256(image_ids: Sequence[str], texts: Sequence[str]) -> str:

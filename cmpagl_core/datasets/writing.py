@@ -18,7 +18,8 @@ from cmpagl_core.datasets.manifest import (
     Source,
     SplitCounts,
 )
-from cmpagl_core.datasets.prepared import PreparedDataset, captions_sha256, normalise_whitespace, open_prepared
+from cmpagl_core.datasets.prepared import PreparedDataset, captions_sha256, open_prepared
+from cmpagl_core.datasets.same_caption import normalise_whitespace
 from cmpagl_core.files import sha256_text, sha256_unordered, write_json, write_text
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
@@ -11,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from cmpagl_core.datasets.prepared import DataSplit, normalise_whitespace
+from cmpagl_core.datasets.prepared import DataSplit
+from cmpagl_core.datasets.same_caption import caption_classes, caption_key
 from cmpagl_core.errors import DataError, GuardError
-from cmpagl_core.evaluation.recall import Matches, caption_classes
+from cmpagl_core.evaluation.recall import Matches
 from cmpagl_core.files import canonical_json
 from cmpagl_core.ranking.chain import Gammas
 
 Protocol = Literal["rsitr", "duplicate-aware"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
-_NOT_WORDS = re.compile(r"[^\w\s]+")
 _COMPARED = ("protocol", "ties", "dataset", "split", "split_sha256", "images", "captions")
 
 
@@ -114,8 +113,8 @@ def find_overlap(train: DataSplit, tested: DataSplit, same_dataset: bool) -> Ove
     """
     pictures = set(train.picture_sha256) - {""}
     shared_pictures = sum(picture in pictures for picture in tested.picture_sha256)
-    known = set() if same_dataset else {plain_caption(text) for text in train.captions}
-    shared_captions = sum(plain_caption(text) in known for text in tested.captions)
+    known = set() if same_dataset else {caption_key(text) for text in train.captions}
+    shared_captions = sum(caption_key(text) in known for text in tested.captions)
     if not shared_pictures and not shared_captions:
         return None
     return Overlap(train.dataset, shared_pictures, shared_captions, len(tested), len(tested.captions))
@@ -134,8 +133,3 @@ def read_overlap(text: str) -> Overlap | None:
         return TypeAdapter(Overlap).validate_json(text)
     except ValidationError as error:
         raise DataError(f"{text[:60]!r} does not say what was shared", hint="export the features again") from error
-
-
-def plain_caption(text: str) -> str:
-    """Lower case, punctuation off, one space between words."""
-    return normalise_whitespace(_NOT_WORDS.sub(" ", text.lower()))

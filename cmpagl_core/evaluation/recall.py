@@ -178,12 +178,6 @@ def validation_mr(image_features: ArrayLike, text_features: ArrayLike, caption_i
     return recall(scores, Matches.own(caption_image, scores.shape[0])).mr
 
 
-def caption_classes(captions: Sequence[str]) -> Counts:
-    """One number per caption, equal for captions that are equal but for white space."""
-    numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(" ".join(text.split()), len(numbers)) for text in captions], np.int64)
-
-
 def _percent(hits: Sequence[Probabilities]) -> Recalls:
     if len(hits[0]) == 0:
         raise DataError("no query of this split has a match", hint="evaluate a split that has captions")

@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cmpagl_core.datasets.loading import WHOLE, Draw, PairBatch, PairLoader, PictureFiles, caption_key
+from cmpagl_core.datasets.loading import WHOLE, Draw, PairBatch, PairLoader, PictureFiles
 from cmpagl_core.datasets.prepared import DataSplit
+from cmpagl_core.datasets.same_caption import caption_key
 from cmpagl_core.datasets.views import dihedral
 from cmpagl_core.errors import DataError
 from cmpagl_core.recipe import DataPart
@@ -112,7 +113,7 @@ def test_all_captions_and_views_come_up_over_the_epochs() -> None:
 
 
 def test_the_same_words_or_the_same_picture_are_positives() -> None:
-    captions = [(0, "A plane ."), (1, "a plane."), (2, "a boat"), (3, "a road"), (4, "a tree")]
+    captions = [(0, "A plane ."), (1, "a plane."), (2, "a boat"), (3, "a road"), (4, "a tree")]  # 2 and 4 are copies
     split = split_of(5, captions, hashes=["a", "b", "c", "d", "c"])
     (batch,) = loader(split, batch_size=5).epoch(0)
     rows = batch.images[:, 0].long().tolist()
@@ -120,6 +121,23 @@ def test_the_same_words_or_the_same_picture_are_positives() -> None:
     for one, other in ((0, 1), (2, 4)):
         expected[rows.index(one), rows.index(other)] = expected[rows.index(other), rows.index(one)] = True
     assert torch.equal(batch.positives, expected)
+
+
+def test_a_caption_that_another_image_owns_without_drawing_it_is_no_negative_of_that_image() -> None:
+    captions = [(0, "a plane"), (1, "A plane."), (1, "two planes"), (2, "a boat"), (2, "Two planes !"), (3, "a road")]
+    split = split_of(4, captions)
+    made = loader(split, batch_size=4)
+    seen = set()
+    for epoch in range(60):
+        (batch,) = made.epoch(epoch)
+        rows = batch.images[:, 0].long().tolist()
+        keys = [caption_key(text) for text in batch.captions]
+        for i, row in enumerate(rows):
+            owned = {caption_key(split.captions[caption]) for caption in split.captions_of(row)}
+            assert batch.positives[i].tolist() == [key in owned for key in keys]
+        pair = batch.positives[rows.index(1), rows.index(0)], batch.positives[rows.index(0), rows.index(1)]
+        seen.add((bool(pair[0]), bool(pair[1])))
+    assert seen == {(True, True), (True, False)}  # image 1 owns "a plane" whatever it drew; image 0 never "two planes"
 
 
 def test_captions_without_words_are_told_apart() -> None:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from cmpagl_core.datasets.prepared import DataSplit
+from cmpagl_core.datasets.same_caption import caption_key
 from cmpagl_core.errors import GuardError
 from cmpagl_core.evaluation.protocol import (
     Overlap,
     Stamp,
     find_overlap,
     matches_of,
-    plain_caption,
     require_not_test,
     require_one_column,
 )
@@ -95,7 +95,7 @@ def test_captions_that_one_set_shares_with_itself_are_no_news_but_pictures_are()
 
 
 def test_captions_are_compared_in_lower_case_without_punctuation() -> None:
-    assert plain_caption(" There are TWO tennis-courts , here.\n") == "there are two tennis courts here"
+    assert caption_key(" There are TWO tennis-courts , here.\n") == "there are two tennis courts here"
 
 
 def test_an_identical_caption_is_a_match_under_one_protocol_only() -> None:

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from cmpagl_core.datasets.same_caption import caption_classes
 from cmpagl_core.errors import DataError
 from cmpagl_core.evaluation.recall import (
     KS,
     Matches,
-    caption_classes,
     rank_queries,
     recall,
     recalls,

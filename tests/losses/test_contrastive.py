@@ -24,12 +24,16 @@ from cmpagl_core.recipe import LossesPart
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def batch(seed: int, size: int = 7, groups: int = 4) -> tuple[Tensor, Tensor]:
-    """Scores in -1 to 1 and the positives of a batch in which some pairs are duplicates."""
+def batch(seed: int, size: int = 7, groups: int = 4, owned: float = 0.15) -> tuple[Tensor, Tensor]:
+    """Scores in -1 to 1 and the positives of a batch in which some pairs are duplicates.
+
+    owned: share of the pairs that match one way alone: the image has such a caption, which it did not draw.
+    """
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(size, size, generator=generator, dtype=torch.float64) * 2 - 1
     group = torch.randint(groups, (size,), generator=generator)
-    return scores, group[:, None] == group[None, :]
+    one_way = torch.rand(size, size, generator=generator) < owned
+    return scores, (group[:, None] == group[None, :]) | one_way
 
 
 def both_ways(row_loss: Callable[[list[float], list[bool], int], float], scores: Tensor, positives: Tensor) -> float:
@@ -73,7 +77,7 @@ def triplet_loop(scores: Tensor, positives: Tensor, margin: float, intra: float,
     s, total = scores.tolist(), 0.0
     for i in range(len(s)):
         texts = [max(0.0, margin - s[i][i] + s[i][j]) for j in range(len(s)) if not positives[i, j]]
-        images = [max(0.0, margin - s[i][i] + s[j][i]) for j in range(len(s)) if not positives[i, j]]
+        images = [max(0.0, margin - s[i][i] + s[j][i]) for j in range(len(s)) if not positives[j, i]]
         for hinges in (texts, images):
             total += (max(hinges, default=0.0) if hardest else sum(hinges)) / len(s)
         total += intra * (1 - s[i][i]) / len(s)
@@ -150,7 +154,7 @@ def test_a_duplicates_similarity_never_gets_a_repulsive_gradient(name: str, seed
 @pytest.mark.parametrize("seed", range(5))
 def test_supcon_never_repels_duplicates_that_are_equally_similar(seed: int) -> None:
     """As published, positives compete; identical captions have equal scores, and those are never pushed away."""
-    scores, positives = batch(seed)
+    scores, positives = batch(seed, owned=0.0)
     group = torch.arange(7)[:, None].where(positives, torch.tensor(7)).amin(dim=0)  # first member of each group
     scores = scores[group][:, group].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(supcon_loss(scores, positives), scores)

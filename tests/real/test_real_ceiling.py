@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmpagl_core.evaluation.recall import Matches, caption_classes, recall
+from cmpagl_core.datasets.same_caption import caption_classes
+from cmpagl_core.evaluation.recall import Matches, recall
 from cmpagl_core.ranking.scores import ScoreMatrix
 
 pytestmark = pytest.mark.real
