@@ -41,6 +41,12 @@ class Learner:
         stem = self.model.image_encoder.patch_embed
         return stem if isinstance(stem, FeatureStem) else None
 
+    @property
+    def losses_meet(self) -> bool:
+        """Whether all losses reach the image tokens: not while the gate that joins Gswin to a stem's probe is shut."""
+        skip = self.model.stem_skip
+        return skip is None or bool(skip.gate.any())
+
     def encode(self, images: Tensor) -> ImageEncoding:
         """images: pixel_values [B, 3, S, S], or a frozen stem's cached maps, flattened: [B, values]."""
         if images.dim() == 2 and self.cache is not None:

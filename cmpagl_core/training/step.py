@@ -59,7 +59,7 @@ def accumulate(learner: Learner, batches: Sequence[PairBatch], epoch: int, step:
     shares: dict[str, float] = {}
     for number, (batch, mask) in enumerate(zip(on_device, masked, strict=True)):
         forward = _forward(learner, batch, mask, generator, tokens, where)
-        if probe and number == 0:
+        if probe and number == 0 and learner.losses_meet:
             shares = gradient_shares(forward.losses.weighted, forward.images.tokens)
         torch.autograd.backward(learner.scaler.scale(forward.losses.total / len(batches)))
         seen = {"loss": forward.losses.total.detach(), **forward.losses.terms}

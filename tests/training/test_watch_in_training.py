@@ -149,7 +149,7 @@ def test_unlearning_what_validation_asks_while_the_loss_falls_is_told_as_overfit
         return model
 
     monkeypatch.setattr(setup, "build_model", go_on)
-    pace = ("optim.lr=3.0e-4", "optim.warmup_fraction=0", "train.epochs=14", "train.validate_every_epochs=2")
+    pace = ("optim.lr=2.0e-4", "optim.warmup_fraction=0", "train.epochs=14", "train.validate_every_epochs=2")
     worse = tiny_recipe(*NO_FUSION, *STILL, "train.ema_decay=0", *pace)
     _, events = trained(worse, scrambled(squares, tmp_path / "scrambled"), tmp_path / "worse")
     told = sentence(events, "overfitting")
