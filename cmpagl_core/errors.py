@@ -31,6 +31,10 @@ class CmpaglError(Exception):
         return self.message if self.hint is None else f"{self.message}; {self.hint}"
 
 
+class BusyError(CmpaglError):
+    """Another process is writing the same thing; it is named."""
+
+
 class UsageError(CmpaglError):
     """A command was called in a way that cannot work."""
 

@@ -5,15 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from cmpagl_core.errors import CmpaglError, DataError
+from cmpagl_core.processes import own_process, tag_has_ended
+
+PARTIAL_SUFFIX = ".partial"
 
 _HASH_CHUNK_BYTES = 1 << 20
+_NAME_SHOWN = 50  # characters of a target's name in a partial's, which would else grow too long for the disk
+_PARTIAL = re.compile(rf"\..*\.([^.]+)\.[^.]+{re.escape(PARTIAL_SUFFIX)}", re.DOTALL)
 
 
 @contextmanager
@@ -24,7 +31,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=partial_prefix(target), suffix=PARTIAL_SUFFIX, dir=target.parent)
         os.close(handle)
     except OSError as error:
         raise _cannot_write(target, error) from error
@@ -39,6 +46,24 @@ def atomic_path(target: Path) -> Iterator[Path]:
         raise _cannot_write(target, error) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def partial_prefix(target: Path) -> str:
+    """How the name of something on its way to `target` begins: what it will be, and which process writes it."""
+    return f"{_partials_of(target)}{own_process().tag}."
+
+
+def sweep_partials(target: Path) -> None:
+    """Remove partial files and folders that dead processes of this host left of `target`, in it and one folder below.
+
+    For whoever has the right to write there. What another host left stays, since nobody here knows whether it is dead.
+    """
+    _sweep(target.parent, _partials_of(target))
+    if target.is_dir():
+        _sweep(target)
+        for below in target.iterdir():
+            if below.is_dir() and not below.is_symlink():
+                _sweep(below)
 
 
 @contextmanager
@@ -118,6 +143,26 @@ def newest(folder: Path, marker: str) -> Path | None:
     if not found:
         return None
     return max(found, key=lambda path: (path.stat().st_mtime_ns, path.parent.name)).parent
+
+
+def _partials_of(target: Path) -> str:
+    return f".{target.name[:_NAME_SHOWN]}."
+
+
+def _sweep(folder: Path, prefix: str = ".") -> None:
+    try:
+        left = [path for path in folder.iterdir() if path.name.startswith(prefix)]
+    except OSError:
+        return
+    for path in left:
+        found = _PARTIAL.fullmatch(path.name)
+        if found is None or not tag_has_ended(found[1]):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
 
 
 def _umask() -> int:

@@ -1,0 +1,154 @@
+"""One writer at a time: whatever is written in steps is held by one process, and everyone else learns by which.
+
+A lock is a file beside its target that the kernel unlocks when its owner dies, and a record of the owner next to it.
+The record is what a refusal says, and what binds hosts that share a disk but not its locks. Readers need no lock: all
+that they open is replaced whole (`files.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from cmpagl_core.errors import BusyError, CmpaglError
+from cmpagl_core.files import sweep_partials
+from cmpagl_core.processes import Process, own_process
+
+_POLL_S = 0.1
+_SETTLE_S = 0.5  # an owner is given this long between its lock and its record
+_SETTLE_POLL_S = 0.02
+_LONGEST_COMMAND = 200
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lock, with the command it runs and the instant at which it began to hold."""
+
+    process: Process
+    command: str
+    since: str
+
+
+_UNKNOWN = Owner(Process("", 0, 0), "", "")
+
+
+@contextmanager
+def hold(target: Path, wait: Callable[[str], None] | None = None, instead: str = "") -> Iterator[None]:
+    """Be the only process that writes `target` (a file or a folder, there or not yet) while the block runs.
+
+    A dead owner's lock is taken over if it was of this host; what dead owners left half written is removed.
+    wait: told once for whom we wait, and the block begins when that one is done; None refuses at once.
+    instead: what else the user can do when refused, after "or".
+    Raises BusyError, naming the owner, CmpaglError when the disk refuses. Not to be held twice by one process.
+    """
+    lock = _Lock(target)
+    told: Owner | None = None
+    while (owner := lock.take()) is not None:
+        if wait is None:
+            raise BusyError(lock.says(owner), hint=lock.way_out(owner, instead))
+        if owner != told:
+            wait(f"waiting: {lock.says(owner)}; {lock.way_out(owner, 'stop this one with Ctrl-C')}")
+            told = owner
+        time.sleep(_POLL_S)
+    try:
+        sweep_partials(target)
+        yield
+    finally:
+        lock.let_go()
+
+
+class _Lock:
+    """The two files of a lock: `.NAME.lock`, which the kernel locks, and `.NAME.lock.json`, which says by whom."""
+
+    def __init__(self, target: Path) -> None:
+        self._target, self._own = target, own_process()
+        self._path = target.parent / f".{target.name}.lock"
+        self._record = target.parent / f".{target.name}.lock.json"
+        self._lock = FileLock(self._path)
+
+    def take(self) -> Owner | None:
+        """Take the lock, or say who has it."""
+        deadline = time.monotonic() + _SETTLE_S
+        try:
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            while not self._acquired():
+                owner = self._read()
+                if (owner is not None and not owner.process.has_ended()) or time.monotonic() > deadline:
+                    return owner or _UNKNOWN
+                time.sleep(_SETTLE_POLL_S)
+            return self._recorded()
+        except OSError as error:
+            self._lock.release()
+            raise CmpaglError(
+                f"cannot lock {self._target} ({error.strerror or error})", hint="choose a place that can be written"
+            ) from error
+
+    def let_go(self) -> None:
+        """Let the next one have it. A forked child leaves that to its parent."""
+        if os.getpid() != self._own.pid:
+            return
+        for path in (self._record, self._path):
+            with suppress(OSError):
+                path.unlink()
+        self._lock.release()
+
+    def says(self, owner: Owner) -> str:
+        """The sentence that names an owner."""
+        if not owner.process.host:
+            return f"{self._target} is being written by another process"
+        who = f"process {owner.process.pid} on {owner.process.host}"
+        return f"{self._target} is being written by {who} ({owner.command}, since {owner.since})"
+
+    def way_out(self, owner: Owner, instead: str) -> str:
+        """What to do about it."""
+        other = f", or {instead}" if instead else ""
+        if owner.process.host in ("", self._own.host):
+            return f"wait until it has ended{other}"
+        return f"wait until it has ended{other}; if it no longer runs there, remove {self._record}"
+
+    def _acquired(self) -> bool:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        return True
+
+    def _recorded(self) -> Owner | None:
+        """Put our record in the place of a dead owner's; the owner that is not dead if there is one."""
+        owner = self._read()
+        if owner is None or owner.process.has_ended():
+            if self._record.exists():
+                self._record.unlink()
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            with suppress(FileExistsError), self._record.open("x", encoding="utf-8") as stream:
+                json.dump(asdict(Owner(self._own, _command(), now)), stream)
+                return None
+            owner = self._read() or _UNKNOWN
+        self._lock.release()
+        return owner
+
+    def _read(self) -> Owner | None:
+        """The owner that the record names; None where there is none that can be read."""
+        try:
+            content = json.loads(self._record.read_text(encoding="utf-8"))
+            process = content["process"]
+            who = Process(str(process["host"]), int(process["pid"]), int(process["started_ticks"]))
+            return Owner(who, str(content["command"]), str(content["since"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def _command() -> str:
+    """What this process was called with."""
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.stem == "__main__" else program.name
+    return " ".join([name, *sys.argv[1:]])[:_LONGEST_COMMAND]
