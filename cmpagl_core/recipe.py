@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from cmpagl_core.files import canonical_json, sha256_text
+from cmpagl_core.plain_yaml import dump_plain_yaml
 
 RECIPE_VERSION = 1
 STAGE_STRIDES = (4, 8, 16, 32)
@@ -20,18 +20,22 @@ _SIZES: dict[str, tuple[int, tuple[int, int, int, int], tuple[int, int, int, int
     "base": (128, (2, 2, 18, 2), (4, 8, 16, 32)),
 }
 
+# Every number has a lower and an upper bound, far from what is useful and near enough that arithmetic holds.
+_List = Field(strict=False)  # YAML's lists become tuples
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Stage = Annotated[int, Field(ge=1, le=4)]
-Weight = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-FourCounts = tuple[
-    Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]
-]
+Weight = Annotated[float, Field(ge=0.0, le=1_000.0)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Epochs = Annotated[int, Field(ge=0, le=100_000)]
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+Layers = Annotated[int, Field(ge=1, le=100)]
+_Count = Annotated[int, Field(ge=0, le=512)]
+FourCounts = Annotated[tuple[_Count, _Count, _Count, _Count], _List]
 
 
 def _word_not_boolean(value: Any) -> Any:
-    """YAML 1.1 reads off, no, on and yes as booleans; say so instead of "not a string"."""
     if isinstance(value, bool):
-        raise ValueError("YAML reads off, on, no and yes as booleans; write the word none, or quote it")
+        raise ValueError("true and false are no words; write the word none, or quote it")
     return value
 
 
@@ -39,7 +43,9 @@ Word = BeforeValidator(_word_not_boolean)
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+    """Strict: a text or a boolean is no number, and a number no text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class SelectionPart(_Part):
@@ -49,7 +55,7 @@ class SelectionPart(_Part):
         "val", description="val, or train for a share of it; test is refused"
     )
     fraction: float = Field(0.1, gt=0.0, lt=1.0, description="share of train, by image; only for split train")
-    seed: int = Field(0, description="of the share's draw")
+    seed: Seed = Field(0, description="of the share's draw")
 
 
 class DataPart(_Part):
@@ -72,11 +78,11 @@ class ImageEncoderPart(_Part):
     size: Annotated[Literal["tiny", "small", "base", "custom"], Word] = Field(
         "tiny", description="Swin's sizes; custom takes the three fields below"
     )
-    width: int = Field(96, ge=8, description="channels of stage 1; custom only")
+    width: int = Field(96, ge=8, le=8_192, description="channels of stage 1; custom only")
     depths: FourCounts = Field((2, 2, 6, 2), description="branches per stage, two a block; custom only")
     num_heads: FourCounts = Field((3, 6, 12, 24), description="per stage; custom only")
     window_size: int = Field(7, ge=2, le=64, description="tokens along a side of a window; a smaller map shrinks it")
-    mlp_ratio: float = Field(4.0, gt=0.0, description="hidden width of an MLP, times its input's")
+    mlp_ratio: float = Field(4.0, ge=0.125, le=32.0, description="hidden width of an MLP, times its input's")
     drop_path: Fraction = Field(0.2, description="at the last block; grows linearly from 0")
     dropout: Fraction = Field(0.0, description="in attention and MLP outputs")
     layer_scale_init: Weight = Field(
@@ -92,12 +98,14 @@ class ImageEncoderPart(_Part):
     branches: Annotated[Literal["sequential", "parallel"], Word] = Field(
         "sequential", description="parallel: both branches read the block's input and are joined"
     )
-    global_stages: tuple[Stage, ...] = Field((1, 2, 3, 4), description="stages that have a global window")
+    global_stages: Annotated[tuple[Stage, ...], _List] = Field(
+        (1, 2, 3, 4), description="stages that have a global window"
+    )
     weights: Annotated[str, Word] = Field(
         "random", description="timm:NAME, file:PATH or random; {size} in it stands for the size above"
     )
     stem: Annotated[str, Word] = Field("patch", description="patch, or the name of a timm feature extractor")
-    stem_strides: tuple[Literal[4, 8, 16, 32], ...] = Field(
+    stem_strides: Annotated[tuple[Literal[4, 8, 16, 32], ...], _List] = Field(
         (16,), description="maps taken from the stem, joined at the finest; which stages are left follows from it"
     )
     stem_head: bool = Field(False, description="take the stem's last 1x1 convolution with its widest map")
@@ -112,17 +120,17 @@ class ImageEncoderPart(_Part):
         description="ours: of the averaged map's channels before that probe, and before those of stem_also",
     )
     stem_weights: Annotated[str, Word] = Field("random", description="package:..., timm:NAME, file:PATH or random")
-    stem_also: tuple[Annotated[str, Word], ...] = Field(
+    stem_also: Annotated[tuple[Annotated[str, Word], ...], _List] = Field(
         (), description="ours: more timm extractors; each adds a linear probe of its own, and features lie side by side"
     )
-    stem_also_weights: tuple[Annotated[str, Word], ...] = Field(
+    stem_also_weights: Annotated[tuple[Annotated[str, Word], ...], _List] = Field(
         (), description="their weights, one for each, as in stem_weights"
     )
-    stem_also_px: tuple[Annotated[int, Field(ge=32, le=1024)], ...] = Field(
+    stem_also_px: Annotated[tuple[Annotated[int, Field(ge=32, le=1024)], ...], _List] = Field(
         (), description="side in pixels to which each brings the picture first; empty: as it comes"
     )
     stem_trainable: bool = Field(False, description="false: frozen, its maps are cached on disk")
-    stem_unfreeze_epoch: int = Field(0, ge=0, description="a trainable stem stays frozen before this epoch")
+    stem_unfreeze_epoch: Epochs = Field(0, description="a trainable stem stays frozen before this epoch")
 
     @model_validator(mode="before")
     @classmethod
@@ -207,7 +215,7 @@ class TextEncoderPart(_Part):
         "bert-base", description="shape for random weights; other weights bring their own"
     )
     weights: Annotated[str, Word] = Field("random", description="package:..., hf:NAME, file:PATH or random")
-    layers: int | None = Field(None, ge=1, description="layers of the text half; empty: half of the depth")
+    layers: Layers | None = Field(None, description="layers of the text half; empty: half of the depth")
     pooling: Annotated[Literal["cls", "mean"], Word] = Field(
         "cls", description="token that stands for the caption, or the mean of all"
     )
@@ -218,9 +226,8 @@ class FusionEncoderPart(_Part):
     """The upper half of BERT, cross-attending from text to image tokens (section 1)."""
 
     enabled: bool = Field(True, description="false: no fusion half, so neither ITM nor MLM")
-    layers: int | None = Field(
+    layers: Layers | None = Field(
         None,
-        ge=1,
         description="ours: BERT's last so many, copied where the text half has them too; empty: what is left",
     )
     dropout: Fraction = Field(0.1, description="in BERT's layers")
@@ -229,7 +236,7 @@ class FusionEncoderPart(_Part):
 class LossesPart(_Part):
     """Section 3; a weight of 0 switches a term off."""
 
-    embed_dim: int = Field(256, ge=2, description="width of image_features and text_features")
+    embed_dim: int = Field(256, ge=2, le=16_384, description="width of image_features and text_features")
     pre_alignment: bool = Field(True, description="false removes ITC and triplet: ranking then comes from ITM")
     itc: Weight = Field(1.0, description="weight of the contrastive loss")
     itc_soft_targets: Fraction = Field(0.0, description="ours: share of the target spread by caption similarity")
@@ -249,8 +256,8 @@ class LossesPart(_Part):
     )
     mlm: Weight = Field(1.0, description="weight of masked language modelling")
     mlm_probability: float = Field(0.15, gt=0.0, lt=1.0, description="share of the tokens that are masked")
-    logit_scale_init: float = Field(1 / 0.07, gt=0.0, description="of the learned scale")
-    logit_scale_max: float = Field(100.0, gt=0.0, description="the scale is clamped here")
+    logit_scale_init: float = Field(1 / 0.07, ge=1.0, le=10_000.0, description="of the learned scale")
+    logit_scale_max: float = Field(100.0, ge=1.0, le=10_000.0, description="the scale is clamped here")
 
     @property
     def uses_itc(self) -> bool:
@@ -268,24 +275,25 @@ class LossesPart(_Part):
 class OptimPart(_Part):
     """AdamW, warm-up, then cosine decay to zero."""
 
-    lr: float = Field(1.0e-4, gt=0.0, description="of new parts")
+    lr: float = Field(1.0e-4, gt=0.0, le=10.0, description="of new parts")
     text_lr_scale: Weight = Field(0.1, description="of imported BERT layers, times lr; 0 freezes them")
     image_lr_scale: Weight = Field(0.1, description="of imported Swin or stem weights, times lr; 0 freezes them")
     weight_decay: Weight = Field(0.05, description="not on norms and biases")
     beta1: Fraction = Field(0.9, description="of AdamW")
     beta2: Fraction = Field(0.98, description="of AdamW")
     warmup_fraction: Fraction = Field(0.1, description="share of all steps")
-    clip_norm: float = Field(1.0, gt=0.0, description="gradient norm, after backward")
+    clip_norm: float = Field(1.0, gt=0.0, le=1.0e6, description="gradient norm, after backward")
 
 
 class TrainPart(_Part):
     """The loop."""
 
-    epochs: int = Field(40, ge=1, description="each image once an epoch, with one of its captions")
-    batch_size: int = Field(64, ge=2, description="pairs in one micro-batch; in-batch negatives come from it")
-    accumulate: int = Field(
+    epochs: int = Field(40, ge=1, le=100_000, description="each image once an epoch, with one of its captions")
+    batch_size: int = Field(
+        64, ge=2, le=65_536, description="pairs in one micro-batch; in-batch negatives come from it"
+    )
+    accumulate: BatchSize = Field(
         1,
-        ge=1,
         description="micro-batches per optimiser step: ITC, triplet and ITM see the negatives of their own micro-batch "
         "alone, MLM is as in one large batch",
     )
@@ -293,21 +301,23 @@ class TrainPart(_Part):
         "bf16", description="of autocast; fp32 is none, and is taken where the device has no instructions for the other"
     )
     ema_decay: Fraction = Field(0.0, description="0 is none; the averaged weights are validated and kept")
-    patience_epochs: int = Field(0, ge=0, description="stop after so many validations without a better mR; 0: never")
-    validate_every_epochs: int = Field(1, ge=1, description="how often mR on the selection split is taken")
-    seed: int = Field(0, description="of weights, order, captions, augmentation, dropout")
+    patience_epochs: Epochs = Field(0, description="stop after so many validations without a better mR; 0: never")
+    validate_every_epochs: int = Field(1, ge=1, le=100_000, description="how often mR on the selection split is taken")
+    seed: Seed = Field(0, description="of weights, order, captions, augmentation, dropout")
 
 
 class EvaluatePart(_Part):
     """Stages after the cosine ranking (section 4)."""
 
-    batch_size: int = Field(64, ge=1, description="pictures encoded at once; features do not depend on it")
+    batch_size: BatchSize = Field(64, description="pictures encoded at once; features do not depend on it")
     views: Annotated[Literal["one", "dihedral"], Word] = Field(
         "one", description="ours: dihedral averages image_features over the eight flips and right angles"
     )
-    itm_k: int = Field(16, ge=0, description="candidates per query and direction; 0: no ITM stage")
+    itm_k: int = Field(16, ge=0, le=1_000_000, description="candidates per query and direction; 0: no ITM stage")
     smr_form: Annotated[Literal["multiply", "add"], Word] = Field("multiply", description="section 4")
-    smr_gammas: tuple[Weight, ...] = Field((0.0, 0.25, 0.5, 1.0, 2.0, 4.0), description="the grid of gamma1 and gamma2")
+    smr_gammas: Annotated[tuple[Weight, ...], _List] = Field(
+        (0.0, 0.25, 0.5, 1.0, 2.0, 4.0), min_length=1, max_length=100, description="the grid of gamma1 and gamma2"
+    )
     smr: bool = Field(True, description="re-rank with SMR")
 
 
@@ -360,7 +370,7 @@ class Recipe(_Part):
 
     def to_yaml(self) -> str:
         """The recipe as resolved, every field written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+        return dump_plain_yaml(self.model_dump(mode="json"))
 
 
 def _plain(value: Any) -> Any:

@@ -11,12 +11,14 @@ from pydantic import BaseModel, ValidationError
 
 from cmpagl_core.errors import RecipeError
 
+_SHOWN = 200  # characters of a path of keys
+
 
 def one_sentence(error: ValidationError, where: str, model: type[BaseModel]) -> RecipeError:
     """The first complaint with its place, the offending value in short, and for a wrong key the nearest valid one."""
     first = error.errors(include_url=False)[0]
     keys = [str(key) for key in first["loc"]]
-    path = ".".join(keys)
+    path = ".".join(keys)[:_SHOWN]
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, keys[:-1])
         hint = nearest(keys[-1], known).removeprefix("; ") or f"known here: {', '.join(known)}"
@@ -24,7 +26,19 @@ def one_sentence(error: ValidationError, where: str, model: type[BaseModel]) -> 
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "value_error" and not isinstance(first["input"], str | int | float | bool):
         return RecipeError(f"{where}: {path + ': ' if path else ''}{message}")
-    return RecipeError(f"{where}: {path} = {reprlib.repr(first['input'])[:120]}: {message}")
+    said = f"{where}: {path} = {reprlib.repr(first['input'])[:120]}: {message}"
+    return RecipeError(said, hint=_way_out(first["type"], first["input"]))
+
+
+def _way_out(kind: str, found: object) -> str | None:
+    """How to write what was meant, where a word stands in place of a number or of true and false."""
+    if kind == "float_type" and isinstance(found, str):
+        return "a number is written with digits and a point, as in 1.0e-4, and without quotes"
+    if kind == "bool_type":
+        return "write true or false"
+    if kind == "string_type" and isinstance(found, int | float):
+        return "put it in quotes"
+    return None
 
 
 def _known_keys(model: type[BaseModel], keys: list[str]) -> list[str]:
@@ -37,5 +51,5 @@ def _known_keys(model: type[BaseModel], keys: list[str]) -> list[str]:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """ "; did you mean ...?" when something known is near, else nothing."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(word[:_SHOWN], list(known), n=1, cutoff=0.5)
     return f"; did you mean {found[0]!r}?" if found else ""

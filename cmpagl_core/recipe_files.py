@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from cmpagl_core.errors import RecipeError
+from cmpagl_core.plain_yaml import MAX_CHARACTERS, PlainYamlError, load_plain_yaml
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_errors import nearest, one_sentence
 
-_MAX_RECIPE_BYTES = 1_000_000
+_SHOWN = 120  # characters of a user's text that an error repeats
 
 
 def parse_recipe(text: str, where: str, overrides: Iterable[str] = ()) -> Recipe:
@@ -21,29 +21,25 @@ def parse_recipe(text: str, where: str, overrides: Iterable[str] = ()) -> Recipe
 
     Raises RecipeError with the place, the offending value and the nearest valid key.
     """
-    if len(text) > _MAX_RECIPE_BYTES:
-        raise RecipeError(f"{where} is too large for a recipe ({len(text):,} characters)")
     try:
-        tree = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise RecipeError(f"{where}{line}: not valid YAML ({problem})") from error
+        tree = load_plain_yaml(text)
+    except PlainYamlError as error:
+        line = f":{error.line}" if error.line else ""
+        raise RecipeError(f"{where}{line}: {error}") from error
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
         raise RecipeError(f"{where}: a recipe is a mapping of parts, not a {type(tree).__name__}")
-    for override in overrides:
-        _apply_override(tree, override)
+    given = tuple(overrides)
+    require_distinct(given)
+    _apply_overrides(tree, given)
     return _validate(tree, where)
 
 
 def override_recipe(recipe: Recipe, overrides: Iterable[str], where: str = "the overrides") -> Recipe:
     """A new recipe with `key.path=value` overrides applied. Raises RecipeError."""
     tree = recipe.model_dump(mode="json")
-    for override in overrides:
-        _apply_override(tree, override)
+    _apply_overrides(tree, overrides)
     return _validate(tree, where)
 
 
@@ -67,6 +63,9 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
 def read_recipe_text(path: Path) -> str:
     """A recipe file with its comments. Raises RecipeError if it cannot be read."""
     try:
+        size = path.stat().st_size
+        if size > 4 * MAX_CHARACTERS:  # UTF-8 takes at most four bytes for one
+            raise RecipeError(f"{path} is too large for a recipe ({size:,} bytes)")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read as UTF-8 text") from error
@@ -98,22 +97,43 @@ def _validate(tree: dict[str, Any], where: str) -> Recipe:
         raise one_sentence(error, where, Recipe) from error
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise RecipeError(f"override {override!r} is not KEY=VALUE", hint="write for instance optim.lr=1.0e-4")
+def require_distinct(overrides: Iterable[str]) -> None:
+    """Refuse overrides of one key in two ways, of which the last would win silently. Raises RecipeError."""
+    seen: set[str] = set()
+    for override in overrides:
+        path = override.partition("=")[0].strip()
+        if path in seen:
+            raise RecipeError(f"override {_short(override)}: {_short(path)} is overridden twice", hint="give it once")
+        seen.add(path)
+
+
+def _apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> None:
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise RecipeError(
+                f"override {_short(override)} is not KEY=VALUE", hint="write for instance optim.lr=1.0e-4"
+            )
+        _apply_override(tree, keys, text, _short(override))
+
+
+def _apply_override(tree: dict[str, Any], keys: list[str], text: str, shown: str) -> None:
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"override {override!r}: the value is not valid YAML") from error
+        value = load_plain_yaml(text)
+    except PlainYamlError as error:
+        raise RecipeError(f"override {shown}: {error}") from error
     node = tree
     for key in keys[:-1]:
         child = node.setdefault(key, {})
         if not isinstance(child, dict):
-            raise RecipeError(f"override {override!r}: {key!r} is a value, not a part with keys")
+            raise RecipeError(f"override {shown}: {_short(key)} is a value, not a part with keys")
         node = child
     node[keys[-1]] = value
     if keys[:-1] == ["image_encoder"] and keys[-1] == "size":
         for fixed in ("width", "depths", "num_heads"):
             node.pop(fixed, None)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")

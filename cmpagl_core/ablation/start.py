@@ -16,7 +16,7 @@ from cmpagl_core.evaluation.selection import training_data
 from cmpagl_core.files import write_text
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
-from cmpagl_core.recipe_files import load_recipe, override_recipe
+from cmpagl_core.recipe_files import load_recipe, override_recipe, require_distinct
 from cmpagl_core.runs import Run, open_run
 from cmpagl_core.training.forecast import forecast
 from cmpagl_core.training.start import TrainRequest
@@ -47,12 +47,14 @@ def start_study(
 
     Raises DataError when the run or its data set is not there, MismatchError when that was prepared anew.
     """
+    given = tuple(overrides)
+    require_distinct(given)
     if recipe is None:
         run = open_run(workspace.find("runs"))
-        chosen, name = override_recipe(run.recipe, overrides), run.root.name
+        chosen, name = override_recipe(run.recipe, given), run.root.name
         prepared = _data_of(workspace, run) if data is None else open_prepared(workspace.find("data", data))
     else:
-        chosen, name = load_recipe(recipe, overrides), Path(recipe).stem
+        chosen, name = load_recipe(recipe, given), Path(recipe).stem
         prepared = open_prepared(workspace.find("data", data or chosen.data.dataset or None))
     folder = workspace.root / VARIANT_RUNS / "results" if results is None else results
     return Start(chosen, name, (chosen.train.seed,), Scene(workspace, prepared, split, folder, device, progress))
