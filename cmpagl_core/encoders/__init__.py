@@ -1,1 +1,1 @@
-"""Features of pictures and captions, as arrays and as safetensors files."""
+"""Images and texts to features, by a run or by another model; feature files and the caches of frozen extractors."""

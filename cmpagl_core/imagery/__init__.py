@@ -1,1 +1,1 @@
-"""What an image is and how its pixels are read."""
+"""What an image is, and how it is found, checked and decoded."""

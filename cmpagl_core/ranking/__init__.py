@@ -1,1 +1,1 @@
-"""Re-rankings that need no training: matrices in, matrices out (method, section 4)."""
+"""Score matrices and their re-rankings: matrices in, matrices out; ITM alone runs a model (method, section 4)."""

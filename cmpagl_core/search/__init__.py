@@ -1,1 +1,1 @@
-"""Scores, re-ranking, indexes and search."""
+"""Finding images: the index, queries, hits and the page that shows them."""
