@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -74,12 +75,13 @@ class _Lock:
         self._path = target.parent / f".{target.name}.lock"
         self._record = target.parent / f".{target.name}.lock.json"
         self._lock = FileLock(self._path)
+        self._made: list[Path] = []  # folders that were not there, the innermost first
 
     def take(self) -> Owner | None:
         """Take the lock, or say who has it."""
         deadline = time.monotonic() + _SETTLE_S
         try:
-            self._target.parent.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
             while not self._acquired():
                 owner = self._read()
                 if (owner is not None and not owner.process.has_ended()) or time.monotonic() > deadline:
@@ -100,6 +102,9 @@ class _Lock:
             with suppress(OSError):
                 path.unlink()
         self._lock.release()
+        with suppress(OSError):  # what holds something now stays
+            for folder in self._made:
+                folder.rmdir()
 
     def says(self, owner: Owner) -> str:
         """The sentence that names an owner."""
@@ -115,10 +120,21 @@ class _Lock:
             return f"wait until it has ended{other}"
         return f"wait until it has ended{other}; if it no longer runs there, remove {self._record}"
 
+    def _make_folder(self) -> None:
+        folder = self._target.parent
+        self._made += [made for made in (folder, *folder.parents) if not made.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+
     def _acquired(self) -> bool:
         try:
-            self._lock.acquire(timeout=0)
+            with warnings.catch_warnings():
+                # Of a disk that cannot lock: filelock then writes a marker of its own, and our record is there too.
+                warnings.simplefilter("ignore", UserWarning)
+                self._lock.acquire(timeout=0)
         except Timeout:
+            return False
+        except FileNotFoundError:  # another process made the folder, left it empty and removed it just now
+            self._make_folder()
             return False
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -110,11 +111,25 @@ def test_a_lock_is_free_again_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "a"]
 
 
-def test_a_failing_writer_lets_go(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="broken"), hold(tmp_path / "a"):
+def test_a_failing_writer_lets_go_and_leaves_no_folder_that_it_made(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="broken"), hold(tmp_path / "runs" / "a" / "b"):
         raise ValueError("broken")
-    with hold(tmp_path / "a"):
+    assert not (tmp_path / "runs").exists()
+    with hold(tmp_path / "runs" / "a"):
+        (tmp_path / "runs" / "a").touch()
+    assert list(tmp_path.glob("runs/*")) == [tmp_path / "runs" / "a"]
+
+
+def test_a_disk_without_locks_is_locked_by_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with hold(tmp_path / "a"), pytest.raises(BusyError, match=f"process {os.getpid()} on"), hold(tmp_path / "a"):
         pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_killed_owners_lock_is_taken_over_and_its_partials_are_swept(tmp_path: Path) -> None:

@@ -77,9 +77,12 @@ def index_folder(
 
 
 def index_dataset(
-    given: Settings, data: str | None, run: str | None, name: str | None, views: Views | None = None
+    given: Settings, data: str | None, run: str | None, name: str | None, views: Views | None = None, wait: bool = False
 ) -> BuiltIndex:
-    """Index all pictures of a data set, the run's own if none is named, under the run's name or another."""
+    """Index all pictures of a data set, the run's own if none is named, under the run's name or another.
+
+    wait: for another process that is making the same index, rather than be refused.
+    """
     from cmpagl_core.datasets.prepared import open_prepared
     from cmpagl_core.runs import open_run
     from cmpagl_core.search.indexing import build_index, dataset_source, seen_in
@@ -92,7 +95,7 @@ def index_dataset(
     root = given.workspace.folder("indexes", name or _as_name(usual))
     source = dataset_source(prepared)
     seen = seen_in(found, root, views)
-    return build_index(seen, source, root, given.progress, given.compute_device(), given.workspace.cache)
+    return build_index(seen, source, root, given.progress, given.compute_device(), given.workspace.cache, wait)
 
 
 def _show(built: BuiltIndex, elapsed_s: float, format: str) -> None:

@@ -91,7 +91,7 @@ def _gallery(given: Settings, index: str | None, features: Path | None, run: str
         from cmpagl_cli.commands.index import index_dataset
 
         given.progress.say("there is no index yet: making one of all pictures of the run's data set, once")
-        return index_dataset(given, None, run, None).index
+        return index_dataset(given, None, run, None, wait=True).index
     newer = None if index is not None or run is not None else newer_run(found, given.workspace)
     if newer is not None:
         given.progress.say(

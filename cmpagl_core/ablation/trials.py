@@ -20,7 +20,8 @@ from cmpagl_core.evaluation.result import RetrievalReport, load_report, save_rep
 from cmpagl_core.evaluation.scored import EvaluateOptions
 from cmpagl_core.evaluation.selection import choose_for_run
 from cmpagl_core.files import canonical_json, read_json, sha256_text, write_json
-from cmpagl_core.progress import Progress
+from cmpagl_core.locks import hold
+from cmpagl_core.progress import Progress, Silent
 from cmpagl_core.ranking.chain import TEMPERED, Tuned
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import override_recipe
@@ -141,11 +142,24 @@ def trained_runs(scene: Scene) -> dict[str, Run]:
 
 
 def run_trial(trial: Trial, scene: Scene, trained: dict[str, Run]) -> TrialResult:
-    """Train, unless that was done, and evaluate; the result is kept. Adds the run to `trained`."""
-    key = training_key(trial.recipe, scene.prepared.manifest.sha256)
-    if key not in trained:
-        trained[key] = _train(trial, scene, key)
-    run = trained[key]
+    """Train, unless that was done, and evaluate; the result is kept. Adds the run to `trained`.
+
+    While another process is at the same training, this one waits, and then takes what that one found.
+    """
+    key, wait = training_key(trial.recipe, scene.prepared.manifest.sha256), scene.progress.say
+    # Two places, since two workspaces may share results, and two folders of results a workspace.
+    with hold(scene.results / f"training-{key[:8]}", wait), hold(run_folder(trial, scene), wait):
+        known = known_result(trial, scene)
+        if known is not None:
+            return known
+        if key not in trained:
+            trained.update(trained_runs(replace(scene, progress=Silent())))
+        if key not in trained:
+            trained[key] = _train(trial, scene, key)
+        return _evaluated(trial, scene, trained[key], key)
+
+
+def _evaluated(trial: Trial, scene: Scene, run: Run, key: str) -> TrialResult:
     report = _evaluate(trial, scene, run)
     facts = TrialFacts(
         format_version=TRIAL_FORMAT,

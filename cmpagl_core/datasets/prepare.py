@@ -13,6 +13,7 @@ from cmpagl_core.datasets.published import PUBLISHED
 from cmpagl_core.datasets.request import PrepareRequest
 from cmpagl_core.errors import DataError
 from cmpagl_core.files import canonical_json, sha256_file, sha256_text
+from cmpagl_core.locks import hold
 from cmpagl_core.progress import Progress
 from cmpagl_core.workspace import Workspace
 
@@ -32,9 +33,15 @@ def prepare(request: PrepareRequest, workspace: Workspace, progress: Progress) -
     """Prepare a data set, unless the same sources were prepared in the same way before.
 
     Raises DataError for sources that are missing or wrong (all that is wrong is then listed in the data set's
-    `problems.csv`), UsageError for a request that makes no sense, CmpaglError when the disk refuses.
+    `problems.csv`), UsageError for a request that makes no sense, BusyError when another process prepares a data set
+    of that name, CmpaglError when the disk refuses.
     """
     root = workspace.folder("data", request.name or request.source)
+    with hold(root, instead="choose another --name"):
+        return _prepare(request, workspace, root, progress)
+
+
+def _prepare(request: PrepareRequest, workspace: Workspace, root: Path, progress: Progress) -> PrepareResult:
     located = _locate(request, workspace, root, progress)
     fingerprint = _fingerprint(request, located)
     before = _up_to_date(root, fingerprint)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cmpagl_core.errors import CmpaglError, DataError
-from cmpagl_core.files import read_json, write_json
+from cmpagl_core.files import PARTIAL_SUFFIX, partial_prefix, read_json, write_json
 
 _STAMP = ".cmpagl-stamp.json"
 
@@ -20,8 +20,9 @@ def stage_folder(target: Path, stamp: Mapping[str, Any], fill: Callable[[Path], 
     """Make `target` hold what `fill` writes, unless it was filled under an equal stamp before.
 
     `fill` gets an empty folder beside the target, which takes its place when `fill` returns; if `fill` raises, or
-    the process is killed, the target stays as it was. Raises DataError when the target is not one of ours,
-    CmpaglError when the disk refuses.
+    the process is killed, the target stays as it was. The caller holds the folder around it (`locks.py`), which also
+    sweeps what killed ones left. Raises DataError when the target is not one of ours, CmpaglError when the disk
+    refuses.
     """
     if is_staged(target, stamp):
         return
@@ -29,8 +30,7 @@ def stage_folder(target: Path, stamp: Mapping[str, Any], fill: Callable[[Path], 
         raise DataError(f"{target} was not made by cmpagl and would be replaced", hint="move it away, or use --name")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        partial = _beside(target)
     except OSError as error:
         raise CmpaglError(f"cannot write {target} ({error.strerror or error})") from error
     try:
@@ -60,7 +60,7 @@ def _swap(partial: Path, target: Path) -> None:
     os.umask(mask)
     partial.chmod(0o777 & ~mask)
     if target.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        old = _beside(target)
         target.rename(old / target.name)
         partial.rename(target)
         shutil.rmtree(old, ignore_errors=True)
@@ -72,6 +72,5 @@ def _count_files(folder: Path) -> int:
     return sum(name != _STAMP for _, _, files in os.walk(folder) for name in files)
 
 
-def _remove_leftovers(target: Path) -> None:
-    for left in target.parent.glob(f".{target.name}.*.partial"):
-        shutil.rmtree(left, ignore_errors=True)
+def _beside(target: Path) -> Path:
+    return Path(tempfile.mkdtemp(prefix=partial_prefix(target), suffix=PARTIAL_SUFFIX, dir=target.parent))

@@ -2,7 +2,7 @@
 
 A cache is a folder of shards under `cache/stems/<key>/`. The key covers all that decides the maps but the picture;
 a shard names its pictures by the sha256 of their files. Shards are written whole and never changed, so a kill loses
-one at most, and two trainings may fill one cache at the same time.
+one at most. Of two trainings that need the same maps, one makes them while the other waits.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from cmpagl_core.encoders.tensor_file import open_tensor_file, write_tensor_file
 from cmpagl_core.errors import CmpaglError, DataError
 from cmpagl_core.files import canonical_json, sha256_file, sha256_text
 from cmpagl_core.imagery.pictures import IMAGE_MEAN, IMAGE_STD, open_picture, to_pixel_values
+from cmpagl_core.locks import hold
 from cmpagl_core.models.stem import FeatureStem
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
@@ -152,6 +153,24 @@ def stem_cache(
     shapes = _shapes(stem, settings, device)
     values = sum(int(np.prod(shape)) for shape in shapes)
     shards, rows = _open_shards(home, len(settings.views), values)
+    if any(picture not in rows for picture in pictures):
+        with hold(home, progress.say):
+            _add_missing(home, pictures, stem, settings, values, progress, device)
+        shards, rows = _open_shards(home, len(settings.views), values)
+    return StemCache(shapes, settings.views, tuple(shards), rows)
+
+
+def _add_missing(
+    home: Path,
+    pictures: Mapping[str, Path],
+    stem: FeatureStem,
+    settings: StemSettings,
+    values: int,
+    progress: Progress,
+    device: torch.device,
+) -> None:
+    """Make the shards of pictures that are in none yet. pictures: files by sha256; values: of one picture's maps."""
+    _, rows = _open_shards(home, len(settings.views), values)
     missing = [picture for picture in pictures if picture not in rows]
     if missing:
         each = 2 * len(settings.views) * values
@@ -167,8 +186,6 @@ def stem_cache(
                 for done in _fill(maps, [pictures[sha] for sha in part], folded, settings, device):
                     advance(done)
                 _write_shard(home, part, maps)
-        shards, rows = _open_shards(home, len(settings.views), values)
-    return StemCache(shapes, settings.views, tuple(shards), rows)
 
 
 def weights_sha256(stem: FeatureStem) -> str:

@@ -32,6 +32,7 @@ from cmpagl_core.encoders.tensor_file import TextTable
 from cmpagl_core.encoders.text_tower import TowerInfo, open_text_tower, save_text_tower
 from cmpagl_core.errors import CmpaglError, DataError, InterruptedByUserError, UsageError
 from cmpagl_core.imagery.pictures import list_pictures
+from cmpagl_core.locks import hold
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.runs import LoadedModel, Run
@@ -118,21 +119,24 @@ def build_index(
     progress: Progress,
     device: torch.device | None = None,
     cache_root: Path | None = None,
+    wait: bool = False,
 ) -> BuiltIndex:
     """Encode a gallery with a run's model into the folder `root`, or bring the index that is there up to date.
 
     Pictures that are unchanged since (size and time, else content) keep their features. Broken ones are left out and
     said. When interrupted, what is encoded is kept for the next call. cache_root: a workspace's cache, where trainings
-    may have left maps of the run's stem; pictures with such maps are not encoded by the stem again.
+    may have left maps of the run's stem; pictures with such maps are not encoded by the stem again. wait: until another
+    process has written this index, and then look whether anything is left to do.
     Raises DataError when no picture can be read, UsageError when the run's features rank nothing or `root` holds the
-    index of another source, InterruptedByUserError.
+    index of another source, BusyError when another process writes it, InterruptedByUserError.
     """
     if not (run.recipe.losses.uses_itc or run.recipe.losses.uses_triplet):
         raise UsageError(
             f"run {run.root.name} was trained without pre-alignment, so its features cannot be searched",
             hint="name another run with --run",
         )
-    return _Build(run, source, root, progress, device, cache_root).make()
+    with hold(root, progress.say if wait else None, instead="choose another --name"):
+        return _Build(run, source, root, progress, device, cache_root).make()
 
 
 class _Build:

@@ -60,7 +60,8 @@ def fit(
     """Train a recipe on a prepared data set and leave a run in `root`.
 
     resume: go on from the state in `root`, and end with the very same weights (on a CPU). cache_root: where a frozen
-    stem's maps are kept; in `root` if None. Raises InterruptedByUserError, saying how to go on, when interrupted.
+    stem's maps are kept; in `root` if None. The caller holds `root` (`locks.py`).
+    Raises InterruptedByUserError, saying how to go on, when interrupted.
     """
     interruption = Interruption()
     with interruption.caught():

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
 
 from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
-from cmpagl_core.errors import UsageError
+from cmpagl_core.errors import BusyError, UsageError
+from cmpagl_core.locks import hold
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import find_recipe, load_recipe, override_recipe
@@ -36,25 +40,25 @@ def start_training(request: TrainRequest, workspace: Workspace, progress: Progre
     if request.resume:
         return resume_training(request, workspace, progress, device)
     recipe, name = requested_recipe(request)
-    prepared = requested_data(request, recipe, workspace)
-    root = new_run_folder(workspace, request.name, name)
-    progress.say(f"training {name} on {prepared.name} into {root}")
-    return fit(
-        name_data(recipe, prepared, workspace),
-        prepared,
-        root,
-        progress,
-        device,
-        cache_root=workspace.cache,
-        recipe_name=name,
-    )
+    with new_run_folder(workspace, request.name, name) as root:
+        prepared = requested_data(request, recipe, workspace)
+        progress.say(f"training {name} on {prepared.name} into {root}")
+        return fit(
+            name_data(recipe, prepared, workspace),
+            prepared,
+            root,
+            progress,
+            device,
+            cache_root=workspace.cache,
+            recipe_name=name,
+        )
 
 
 def resume_training(request: TrainRequest, workspace: Workspace, progress: Progress, device: torch.device) -> Run:
     """Go on with the training of that name, or the newest unfinished one of that recipe, or of any.
 
     The recipe is the one it was begun with. Raises UsageError when it is asked to change, DataError when there is
-    nothing to go on with.
+    nothing to go on with, BusyError when another process is training it.
     """
     if request.overrides or request.seed is not None:
         raise UsageError("--set and --seed cannot change a training that has begun", hint="leave out --resume")
@@ -63,14 +67,15 @@ def resume_training(request: TrainRequest, workspace: Workspace, progress: Progr
         root = unfinished_run(workspace.root / "runs", wanted)
     else:
         root = workspace.folder("runs", request.name)
+    with hold(root, instead="name another training with --name"):
         if (root / INFO_FILE).is_file():
             raise UsageError(f"{root} is finished", hint="train into another --name")
-    identity, _ = read_about(root)
-    if wanted is not None and wanted != identity.recipe_name:
-        raise UsageError(f"{root} was begun with the recipe {identity.recipe_name}, not {wanted}")
-    recipe = load_recipe(root / RECIPE_FILE)
-    prepared = requested_data(request, recipe, workspace)
-    return fit(recipe, prepared, root, progress, device, resume=True, cache_root=workspace.cache)
+        identity, _ = read_about(root)
+        if wanted is not None and wanted != identity.recipe_name:
+            raise UsageError(f"{root} was begun with the recipe {identity.recipe_name}, not {wanted}")
+        recipe = load_recipe(root / RECIPE_FILE)
+        prepared = requested_data(request, recipe, workspace)
+        return fit(recipe, prepared, root, progress, device, resume=True, cache_root=workspace.cache)
 
 
 def requested_recipe(request: TrainRequest) -> tuple[Recipe, str]:
@@ -93,22 +98,40 @@ def name_data(recipe: Recipe, prepared: PreparedDataset, workspace: Workspace) -
     return override_recipe(recipe, (f"data.dataset={json.dumps(name)}",))
 
 
-def new_run_folder(workspace: Workspace, name: str | None, recipe_name: str) -> Path:
-    """Where a new run belongs: the name that was asked for, else the recipe's with a number if that is taken.
+@contextmanager
+def new_run_folder(workspace: Workspace, name: str | None, recipe_name: str) -> Iterator[Path]:
+    """Hold the folder of a new run: of the name that was asked for, else the recipe's with a number if that is taken.
 
-    Raises UsageError when the name that was asked for is taken: nothing is overwritten.
+    Raises UsageError when the name that was asked for is taken, since nothing is overwritten, and BusyError when
+    another process is training into it.
     """
-    if name is not None:
-        root = workspace.folder("runs", name)
+    if name is None:
+        with _first_free(workspace, recipe_name) as root:
+            yield root
+        return
+    root = workspace.folder("runs", name)
+    with hold(root, instead="choose another --name"):
         if _is_taken(root):
             unfinished = not (root / INFO_FILE).is_file()
             hint = "go on with it with --resume, or choose another --name" if unfinished else "choose another --name"
             raise UsageError(f"{root} is there already", hint=hint)
-        return root
-    number = 1
-    while _is_taken(root := workspace.folder("runs", recipe_name if number == 1 else f"{recipe_name}-{number}")):
-        number += 1
-    return root
+        yield root
+
+
+@contextmanager
+def _first_free(workspace: Workspace, recipe_name: str) -> Iterator[Path]:
+    for number in count(1):
+        root = workspace.folder("runs", recipe_name if number == 1 else f"{recipe_name}-{number}")
+        if _is_taken(root):
+            continue
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(hold(root))
+            except BusyError:
+                continue  # another training has taken the name, though not written its first state
+            if not _is_taken(root):  # nor just finished what we found free
+                yield root
+                return
 
 
 def _is_taken(root: Path) -> bool:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from cmpagl_cli.app import app
 from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
-from cmpagl_core.errors import DataError, UsageError
+from cmpagl_core.errors import BusyError, DataError, UsageError
 from cmpagl_core.models.gswin import GswinEncoder
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe import Recipe
@@ -90,17 +90,28 @@ def test_training_twice_makes_a_second_run_and_overwrites_nothing(train: Train, 
 def test_a_name_that_is_taken_is_refused(workspace: Workspace) -> None:
     state = workspace.root / "runs" / "mine" / "resume" / "state.safetensors"
     state.parent.mkdir(parents=True)
-    assert (
-        new_run_folder(workspace, "mine", "tiny") == workspace.root / "runs" / "mine"
-    )  # killed before its first state
+
+    def claim(name: str = "mine") -> Path:
+        with new_run_folder(workspace, name, "tiny") as root:
+            return root
+
+    assert claim() == workspace.root / "runs" / "mine"  # killed before its first state
     state.touch()
     with pytest.raises(UsageError, match=r"mine is there already; go on with it with --resume, or choose another"):
-        new_run_folder(workspace, "mine", "tiny")
+        claim()
     (workspace.root / "runs" / "mine" / "run.json").write_text("{}")
     with pytest.raises(UsageError, match=r"mine is there already; choose another --name"):
-        new_run_folder(workspace, "mine", "tiny")
+        claim()
     with pytest.raises(UsageError, match="cannot be a name"):
-        new_run_folder(workspace, "../mine", "tiny")
+        claim("../mine")
+
+
+def test_a_name_is_claimed_before_anything_is_written(workspace: Workspace) -> None:
+    with new_run_folder(workspace, None, "tiny") as first, new_run_folder(workspace, None, "tiny") as second:
+        assert (first.name, second.name) == ("tiny", "tiny-2")
+        refused = pytest.raises(BusyError, match=r"tiny-2 is being written by process .*, or choose another --name$")
+        with refused, new_run_folder(workspace, "tiny-2", "tiny"):
+            pass
 
 
 def test_resume_goes_on_with_the_newest_unfinished_training_of_the_recipe(
