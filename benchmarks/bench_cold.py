@@ -18,7 +18,7 @@ from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.recipe_files import parse_recipe
 from cmpagl_core.runs import LoadedModel
-from cmpagl_core.search.index import TOWER_FILE, Fingerprints, GalleryIndex, IndexInfo, save_index
+from cmpagl_core.search.index import FileStamps, GalleryIndex, IndexInfo, save_index
 from cmpagl_core.search.indexing import write_text_tower
 
 PICTURES, DIM = 10_000, 256
@@ -37,13 +37,9 @@ def make_index(root: Path, size: str) -> None:
     tokenizer = load_tokenizer(recipe.text_encoder, 64, [QUERY, *words])
     model = build_model(recipe, tokenizer.vocab_size).eval()
     loaded = LoadedModel(model, tokenizer, recipe, "0" * 64, torch.device("cpu"))
-    write_text_tower(root / TOWER_FILE, loaded)
     tokens = tokenizer([QUERY])
     with torch.inference_mode():
         expected = model.encode_texts(tokens.input_ids, tokens.attention_mask).features.numpy()
-    assert np.abs(open_text_tower(root / TOWER_FILE).encode([QUERY]) - expected).max() < 1e-4, (
-        "not the model's features"
-    )
     values = np.random.default_rng(0).standard_normal((PICTURES, DIM)).astype(np.float32)
     values /= np.linalg.norm(values, axis=1, keepdims=True)
     ids = [f"{row:05d}.jpg" for row in range(PICTURES)]
@@ -58,10 +54,12 @@ def make_index(root: Path, size: str) -> None:
         caption_image=np.repeat(np.arange(PICTURES), 5),
         caption_text=np.resize(np.arange(PICTURES), 5 * PICTURES),
         tie_order=None,
-        fingerprints=Fingerprints(nothing, nothing, np.zeros((PICTURES, 32), dtype=np.uint8)),
+        stamps=FileStamps(nothing, nothing, np.zeros((PICTURES, 32), dtype=np.uint8)),
         info=IndexInfo("many", "folder", "/pictures", "", "", "run", "", "0" * 64, "", "bf16"),
     )
-    save_index(index, [])
+    tower = save_index(index, "", [], lambda path: write_text_tower(path, loaded)).tower
+    assert tower is not None
+    assert np.abs(open_text_tower(tower).encode([QUERY]) - expected).max() < 1e-4, "not the model's features"
 
 
 def ask(workspace: str) -> None:

@@ -104,7 +104,7 @@ def _show(built: BuiltIndex, elapsed_s: float, format: str) -> None:
         "name": made.info.name,
         "pictures": len(made),
         "encoded": built.encoded,
-        "left_out": len(built.skipped),
+        "left_out": len(built.left_out),
         "captions": len(made.caption_text),
         "run": made.info.model,
         "elapsed_s": round(elapsed_s, 3),

@@ -1,4 +1,4 @@
-"""Features from a frozen stem's cached maps, where its pictures need not be decoded and encoded again (ours)."""
+"""Features from a frozen stem's maps in half precision: as a training cached them, or rounded alike (ours)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ import torch
 from torch import Tensor
 
 from cmpagl_core.datasets.loading import WHOLE, Draw
-from cmpagl_core.encoders.encode import EncodedBatch, forward_pass, unit_rows
-from cmpagl_core.encoders.stem_cache import CachedMaps, StemCache, open_stem_cache, stem_settings, stems_folder
+from cmpagl_core.datasets.views import dihedral
+from cmpagl_core.encoders.encode import Features, forward_pass, unit_rows
+from cmpagl_core.encoders.stem_cache import (
+    CachedMaps,
+    StemCache,
+    open_stem_cache,
+    rounded_maps,
+    stem_settings,
+    stems_folder,
+)
 from cmpagl_core.models.stem import FeatureStem
 from cmpagl_core.runs import LoadedModel, Run, read_tensors
 
@@ -21,10 +29,7 @@ if TYPE_CHECKING:
 
 def encode_flat_maps(model: CmpaglModel, cache: StemCache, maps: Tensor) -> ImageEncoding:
     """maps: [B, values] of the cache. Raises ValueError for a model without a stem."""
-    stem = model.image_encoder.patch_embed
-    if not isinstance(stem, FeatureStem):
-        raise ValueError("a model that embeds patches has no maps to cache")
-    return model.encode_stem_maps(stem.join(cache.unflatten(maps)))
+    return model.encode_stem_maps(_stem_of(model).join(cache.unflatten(maps)))
 
 
 def cache_of_run(run: Run, loaded: LoadedModel, cache_root: Path) -> StemCache | None:
@@ -40,8 +45,8 @@ def cache_of_run(run: Run, loaded: LoadedModel, cache_root: Path) -> StemCache |
     return open_stem_cache(folder, stem, read_tensors(run.weights_path), settings, loaded.device)
 
 
-def cached_batches(loaded: LoadedModel, source: CachedMaps, views: int) -> Iterator[EncodedBatch]:
-    """As `encoded_batches`, of the source's pictures; the first `views` views of each are averaged."""
+def cached_features(loaded: LoadedModel, source: CachedMaps, views: int) -> Iterator[tuple[list[int], Features]]:
+    """Rows of the source's pictures and their features [B, D]; the first `views` views of each are averaged."""
     size, count = loaded.recipe.evaluate.batch_size, len(source.picture_sha256)
     for start in range(0, count, size):
         rows = list(range(start, min(start + size, count)))
@@ -50,4 +55,25 @@ def cached_batches(loaded: LoadedModel, source: CachedMaps, views: int) -> Itera
             maps = source.gather([Draw(row, 0, view, WHOLE) for row in rows]).to(loaded.device)
             with forward_pass(loaded):
                 seen.append(encode_flat_maps(loaded.model, source.cache, maps).features.float())
-        yield EncodedBatch(unit_rows(torch.stack(seen).mean(dim=0)), rows, [])
+        yield rows, unit_rows(torch.stack(seen).mean(dim=0))
+
+
+def rounded_features(loaded: LoadedModel, pixel_values: Tensor, views: int) -> Tensor:
+    """pixel_values: [B, 3, S, S]. Returns [B, D], of the same pictures what `cached_features` gives, not yet unit.
+
+    Raises ValueError for a model without a stem.
+    """
+    stem, on_device = _stem_of(loaded.model), pixel_values.to(loaded.device)
+    seen = []
+    for view in range(views):
+        with forward_pass(loaded):
+            maps = stem.join(rounded_maps(stem.parts(dihedral(on_device, view))))
+            seen.append(loaded.model.encode_stem_maps(maps).features.float())
+    return torch.stack(seen).mean(dim=0)
+
+
+def _stem_of(model: CmpaglModel) -> FeatureStem:
+    stem = model.image_encoder.patch_embed
+    if not isinstance(stem, FeatureStem):
+        raise ValueError("a model that embeds patches has no maps to cache")
+    return stem

@@ -10,31 +10,54 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from cmpagl_core.errors import DataError
-
-Decode = Callable[[Path], Tensor]
+from cmpagl_core.imagery.pictures import decode_picture
+from cmpagl_core.imagery.stamps import Broken, FileStamp, opened_with_stamp
 
 _BATCHES_AHEAD = 3
 _MAX_WORKERS = 8
 
 
 @dataclass(frozen=True)
-class Broken:
-    """A picture that could not be read, and why."""
+class Decoded:
+    """One picture as an encoder takes it, [3, S, S], and the stamp of the content that was decoded."""
 
-    path: Path
-    why: str
+    pixel_values: Tensor
+    stamp: FileStamp
 
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """The readable pictures of up to `batch_size` paths: their rows, and pixel_values [B, 3, S, S]."""
+    """The readable pictures of up to `batch_size` paths: their rows and stamps, and pixel_values [B, 3, S, S]."""
 
     rows: list[int]
+    stamps: list[FileStamp]
     pixel_values: Tensor
     broken: list[Broken]
+
+
+Decode = Callable[[Path], Decoded | Broken]
+
+
+def file_decoder(transform: Callable[[Image], Tensor], at_least_px: int | None = None) -> Decode:
+    """From a path to what a transform makes of its picture; at_least_px: as in `open_picture`."""
+
+    def decode(path: Path) -> Decoded | Broken:
+        try:
+            with opened_with_stamp(path) as (stream, stamp):
+                try:
+                    picture = decode_picture(stream, path, at_least_px=at_least_px)
+                except DataError as error:
+                    lasting = not isinstance(error.__cause__, MemoryError)
+                    return Broken(path, str(error), stamp if lasting else None)
+            return Decoded(transform(picture), stamp)
+        except DataError as error:
+            return Broken(path, str(error))
+
+    return decode
 
 
 def decoded_batches(
@@ -42,17 +65,16 @@ def decoded_batches(
 ) -> Iterator[DecodedBatch]:
     """Decode all paths in order on background threads, at most three batches ahead of the caller.
 
-    decode: one path to [3, S, S]; its DataError makes the picture a broken one, other errors are raised.
     A batch in which no picture is readable has pixel_values of length 0.
     """
     threads = min(_MAX_WORKERS, os.cpu_count() or 1) if workers is None else workers
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    waiting: deque[tuple[int, Future[Tensor | Broken]]] = deque()
+    waiting: deque[tuple[int, Future[Decoded | Broken]]] = deque()
     rows = iter(range(len(paths)))
 
     def refill() -> None:
         while len(waiting) < _BATCHES_AHEAD * batch_size and (row := next(rows, None)) is not None:
-            waiting.append((row, pool.submit(_decode_one, decode, paths[row])))
+            waiting.append((row, pool.submit(decode, paths[row])))
 
     try:
         refill()
@@ -65,17 +87,11 @@ def decoded_batches(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _decode_one(decode: Decode, path: Path) -> Tensor | Broken:
-    try:
-        return decode(path)
-    except DataError as error:
-        return Broken(path, str(error))
-
-
-def _batch(done: Sequence[tuple[int, Tensor | Broken]]) -> DecodedBatch:
-    readable = [(row, one) for row, one in done if isinstance(one, Tensor)]
+def _batch(done: Sequence[tuple[int, Decoded | Broken]]) -> DecodedBatch:
+    readable = [(row, one) for row, one in done if isinstance(one, Decoded)]
     return DecodedBatch(
         rows=[row for row, _ in readable],
-        pixel_values=torch.stack([one for _, one in readable]) if readable else torch.empty(0),
+        stamps=[one.stamp for _, one in readable],
+        pixel_values=torch.stack([one.pixel_values for _, one in readable]) if readable else torch.empty(0),
         broken=[one for _, one in done if isinstance(one, Broken)],
     )

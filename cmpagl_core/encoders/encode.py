@@ -16,11 +16,12 @@ from torch.nn import functional as F
 
 from cmpagl_core.datasets.views import Views, dihedral, view_count
 from cmpagl_core.device import autocast
-from cmpagl_core.encoders.decode import Broken, Decode, decoded_batches
+from cmpagl_core.encoders.decode import Decode, decoded_batches, file_decoder
 from cmpagl_core.encoders.feature_set import unique_texts
 from cmpagl_core.errors import DataError
 from cmpagl_core.files import atomic_path
-from cmpagl_core.imagery.pictures import open_picture, to_pixel_values
+from cmpagl_core.imagery.pictures import decoded_px, to_pixel_values
+from cmpagl_core.imagery.stamps import Broken, FileStamp
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.runs import LoadedModel
@@ -36,10 +37,11 @@ _TEXTS_AT_ONCE = 65_536
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """Unit features [B, D] of the readable pictures of a batch, their rows, and the broken ones."""
+    """Unit features [B, D] of the readable pictures of a batch, their rows and stamps, and the broken ones."""
 
     features: Features
     rows: list[int]
+    stamps: list[FileStamp]
     broken: list[Broken]
 
 
@@ -82,7 +84,7 @@ def encode_with(
     """Run any image encoder ([B, 3, S, S] to [B, D]) over picture files, decoding in the background."""
     for batch in decoded_batches(paths, decode, batch_size):
         features = unit_rows(encode(batch.pixel_values)) if batch.rows else np.empty((0, 0), dtype=np.float32)
-        yield EncodedBatch(features, batch.rows, batch.broken)
+        yield EncodedBatch(features, batch.rows, batch.stamps, batch.broken)
 
 
 def collect(batches: Iterable[EncodedBatch], count: int, progress: Progress) -> Features:
@@ -173,11 +175,7 @@ def forward_pass(loaded: LoadedModel) -> Iterator[None]:
 def decoder(recipe: Recipe) -> Decode:
     """From a path to the pixel_values that the recipe's image encoder takes."""
     size = recipe.data.image_size_px
-
-    def decode(path: Path) -> Tensor:
-        return to_pixel_values(open_picture(path, at_least_px=2 * size), size)
-
-    return decode
+    return file_decoder(lambda picture: to_pixel_values(picture, size), decoded_px(size))
 
 
 def preprocessing(recipe: Recipe) -> str:

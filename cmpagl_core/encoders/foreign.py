@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from cmpagl_core.datasets.prepared import DataSplit
+from cmpagl_core.encoders.decode import file_decoder
 from cmpagl_core.encoders.encode import Features, collect, encode_with, unit_rows
 from cmpagl_core.encoders.export import absolute_paths
 from cmpagl_core.encoders.feature_set import FeatureInfo, FeatureSet, unique_texts
 from cmpagl_core.errors import CmpaglError, DataError, MismatchError, UsageError
 from cmpagl_core.files import canonical_json
-from cmpagl_core.imagery.pictures import open_picture
 from cmpagl_core.progress import Progress
 
 _PICTURES_AT_ONCE = 32
@@ -84,15 +84,12 @@ def foreign_features(
 ) -> FeatureSet:
     """Encode a split with a foreign model in float32. Raises DataError for a picture that cannot be read."""
 
-    def decode(path: Path) -> Tensor:
-        return loaded.transform(open_picture(path))
-
     def encode(pixel_values: Tensor) -> Tensor:
         with torch.inference_mode():
             features: Tensor = loaded.model.encode_image(pixel_values.to(loaded.device))  # type: ignore[operator]
         return features
 
-    batches = encode_with(encode, decode, split.paths, _PICTURES_AT_ONCE)
+    batches = encode_with(encode, file_decoder(loaded.transform), split.paths, _PICTURES_AT_ONCE)
     return FeatureSet(
         image_features=collect(batches, len(split.paths), progress),
         text_features=_text_features(loaded, split.captions, progress),

@@ -24,11 +24,11 @@ from cmpagl_core.datasets.loading import Draw
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.datasets.views import allowed_views, dihedral
 from cmpagl_core.device import autocast, usable_precision
-from cmpagl_core.encoders.decode import decoded_batches
+from cmpagl_core.encoders.decode import decoded_batches, file_decoder
 from cmpagl_core.encoders.tensor_file import open_tensor_file, write_tensor_file
 from cmpagl_core.errors import CmpaglError, DataError
 from cmpagl_core.files import canonical_json, sha256_file, sha256_text
-from cmpagl_core.imagery.pictures import IMAGE_MEAN, IMAGE_STD, open_picture, to_pixel_values
+from cmpagl_core.imagery.pictures import IMAGE_MEAN, IMAGE_STD, decoded_px, to_pixel_values
 from cmpagl_core.locks import hold
 from cmpagl_core.models.stem import FeatureStem
 from cmpagl_core.progress import Progress
@@ -95,7 +95,8 @@ class StemSettings:
 
     def key(self, weights_sha256: str) -> str:
         """The name of the cache's folder."""
-        preprocessing = {"resize": "bicubic", "mean": IMAGE_MEAN, "std": IMAGE_STD}
+        decoded = decoded_px(self.image_size_px)
+        preprocessing = {"decoded_px": decoded, "resize": "bicubic", "mean": IMAGE_MEAN, "std": IMAGE_STD}
         about = {"format": CACHE_FORMAT, "weights": weights_sha256, "preprocessing": preprocessing, **vars(self)}
         return sha256_text(canonical_json(about))[:24]
 
@@ -183,9 +184,23 @@ def _add_missing(
             for start in range(0, len(missing), size):
                 part = missing[start : start + size]
                 maps = np.empty((len(part), len(settings.views), values), dtype=np.float16)
-                for done in _fill(maps, [pictures[sha] for sha in part], folded, settings, device):
+                for done in _fill(maps, {sha: pictures[sha] for sha in part}, folded, settings, device):
                     advance(done)
                 _write_shard(home, part, maps)
+
+
+def half_maps(parts: Sequence[Tensor]) -> Tensor:
+    """A stem's own maps [B, C_i, h_i, w_i] as a cache keeps them, float16 [B, values]."""
+    return torch.cat([_to_half(part).flatten(1) for part in parts], dim=1)
+
+
+def rounded_maps(parts: Sequence[Tensor]) -> list[Tensor]:
+    """A stem's own maps as they come back from a cache, float32 [B, C_i, h_i, w_i]."""
+    return [_to_half(part).float() for part in parts]
+
+
+def _to_half(maps: Tensor) -> Tensor:
+    return maps.float().clamp(-_LARGEST_HALF, _LARGEST_HALF).half()
 
 
 def weights_sha256(stem: FeatureStem) -> str:
@@ -212,11 +227,13 @@ def _pictures(splits: Sequence[DataSplit], progress: Progress) -> dict[str, Path
             except OSError as error:
                 raise DataError(f"picture {path} cannot be read ({error.strerror})") from error
             if found != expected:
-                raise DataError(
-                    f"{path} was changed after the data set was prepared", hint="run `cmpagl prepare` again"
-                )
+                raise _was_changed(path)
             advance(1)
     return dict(pairs)
+
+
+def _was_changed(path: Path) -> DataError:
+    return DataError(f"{path} was changed after the data set was prepared", hint="run `cmpagl prepare` again")
 
 
 def _announce(home: Path, missing: int, all_pictures: int, views: int, bytes_each: int, progress: Progress) -> None:
@@ -241,24 +258,27 @@ def _shapes(stem: FeatureStem, settings: StemSettings, device: torch.device) -> 
 
 
 def _fill(
-    maps: Half, paths: Sequence[Path], stem: FeatureStem, settings: StemSettings, device: torch.device
+    maps: Half, pictures: Mapping[str, Path], stem: FeatureStem, settings: StemSettings, device: torch.device
 ) -> Iterator[int]:
-    """Compute the maps of some pictures into `maps` [pictures, views, values]; yields how many were just done."""
+    """Compute the maps of some pictures into `maps` [pictures, views, values]; yields how many were just done.
 
-    def decode(path: Path) -> Tensor:
-        return to_pixel_values(open_picture(path), settings.image_size_px)
-
+    pictures: files by the sha256 of their content.
+    """
+    size_px, expected, paths = settings.image_size_px, list(pictures), list(pictures.values())
+    decode = file_decoder(lambda picture: to_pixel_values(picture, size_px), decoded_px(size_px))
     done = 0
     for batch in decoded_batches(paths, decode, max(1, _VIEWS_AT_ONCE // len(settings.views))):
         if batch.broken:
             raise DataError(batch.broken[0].why, hint=f"mend or remove {batch.broken[0].path.name}")
+        for row, stamp in zip(batch.rows, batch.stamps, strict=True):
+            if stamp.sha256 != expected[row]:
+                raise _was_changed(paths[row])
         pixel_values = batch.pixel_values.to(device)
         count = len(pixel_values)
         turned = torch.stack([dihedral(pixel_values, view) for view in settings.views], dim=1)  # [B, V, 3, S, S]
         with torch.inference_mode(), autocast(device, settings.precision):
             parts = stem.parts(turned.flatten(0, 1))
-        flat = torch.cat([part.float().flatten(1) for part in parts], dim=1).clamp(-_LARGEST_HALF, _LARGEST_HALF)
-        maps[done : done + count] = flat.half().cpu().numpy().reshape(count, len(settings.views), -1)
+        maps[done : done + count] = half_maps(parts).cpu().numpy().reshape(count, len(settings.views), -1)
         done += count
         yield count
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cmpagl_core.errors import UsageError
-from cmpagl_core.imagery.pictures import open_picture, to_pixel_values
+from cmpagl_core.imagery.pictures import read_pixel_values
 from cmpagl_core.models.bert import FusionEncoder, attention_bias
 from cmpagl_core.models.cmpagl import CmpaglModel
 from cmpagl_core.models.gswin import GswinBranch, GswinEncoder
@@ -85,7 +85,7 @@ def explain(loaded: LoadedModel, picture: Path, text: str) -> Explanation:
     words = loaded.tokenizer.word_positions(text)
     if not words:
         raise UsageError(f"there is no word in {text!r}", hint='write for instance "storage tanks beside a road"')
-    pixels = to_pixel_values(open_picture(picture), loaded.recipe.data.image_size_px)[None].to(loaded.device)
+    pixels = read_pixel_values(picture, loaded.recipe.data.image_size_px)[None].to(loaded.device)
     tokens = loaded.tokenizer([text])
     input_ids, mask = tokens.input_ids.to(loaded.device), tokens.attention_mask.to(loaded.device)
     with torch.no_grad(), stage_shares(model.image_encoder) as shares:

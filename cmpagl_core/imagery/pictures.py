@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from cmpagl_core import __version__
 from cmpagl_core.errors import DataError
+from cmpagl_core.imagery.stamps import cannot_read
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +57,11 @@ def list_pictures(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def reader_version() -> str:
+    """What decodes pictures, in words: what one version cannot read, another may."""
+    return f"cmpagl {__version__}, Pillow {PIL.__version__}"
+
+
 def open_picture(path: Path, max_pixels: int = MAX_PIXELS, at_least_px: int | None = None) -> Image.Image:
     """Decode a picture whole: RGB, 8 bits, upright by its EXIF orientation.
 
@@ -63,15 +72,27 @@ def open_picture(path: Path, max_pixels: int = MAX_PIXELS, at_least_px: int | No
     field's "no data". Raises DataError for a missing, broken or truncated file, or one of over `max_pixels`.
     """
     try:
-        with path.open("rb") as stream, Image.open(stream, formats=_FORMATS) as picture:
+        stream = path.open("rb")
+    except FileNotFoundError as error:
+        raise DataError(f"picture {path} does not exist") from error
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    with stream:
+        return decode_picture(stream, path, max_pixels, at_least_px)
+
+
+def decode_picture(
+    stream: BinaryIO, path: Path, max_pixels: int = MAX_PIXELS, at_least_px: int | None = None
+) -> Image.Image:
+    """As `open_picture`, of a file that is open already; `path` is for what is said."""
+    try:
+        with Image.open(stream, formats=_FORMATS) as picture:
             width, height = picture.size
             if width * height <= max_pixels:
                 if at_least_px is not None:
                     picture.draft(None, (at_least_px, at_least_px))
                 picture.load()
                 return _to_rgb(ImageOps.exif_transpose(picture))
-    except FileNotFoundError as error:
-        raise DataError(f"picture {path} does not exist") from error
     except UnidentifiedImageError as error:
         raise DataError(
             f"{path} is not a picture of a known format", hint=f"known are {', '.join(_FORMATS)}"
@@ -84,6 +105,19 @@ def open_picture(path: Path, max_pixels: int = MAX_PIXELS, at_least_px: int | No
         f"{path} has {width:,} x {height:,} pixels, more than the {max_pixels:,} that are decoded safely",
         hint="cut or shrink it first",
     )
+
+
+def read_pixel_values(path: Path, image_size_px: int) -> Tensor:
+    """A whole picture file as normalised float32 [3, S, S]. Raises DataError as `open_picture` does."""
+    return to_pixel_values(open_picture(path, at_least_px=decoded_px(image_size_px)), image_size_px)
+
+
+def decoded_px(image_size_px: int, share: float = 1.0) -> int:
+    """How many pixels a side must keep where a share of it is resized to so many: twice as many (ours).
+
+    Whoever decodes a picture for a model asks for this, so that one file gives one input everywhere.
+    """
+    return math.ceil(2 * image_size_px / share)
 
 
 def to_pixel_values(picture: Image.Image, image_size_px: int) -> Tensor:

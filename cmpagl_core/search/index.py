@@ -1,32 +1,35 @@
 """GalleryIndex: the pictures that can be searched, with their features and captions, as a folder.
 
-`features.safetensors` holds everything that a search reads and is mapped, not loaded; `text_tower.safetensors` holds
-the text half of the model, so that a query needs no torch; `index.json`, written last, says where all comes from.
-Opening an index needs NumPy alone; `indexing.py` makes one.
+A file of features holds everything that a search reads and is mapped, not loaded; a text tower is the text half of
+the model, so that a query needs no torch; `index.json` says where all comes from and which files these are
+(`marker.py`). Opening an index needs NumPy alone; `indexing.py` makes one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cmpagl_core.encoders.feature_set import FeatureSet, unique_texts
 from cmpagl_core.encoders.tensor_file import Array, TensorFile, TextTable, open_tensor_file, write_tensor_file
-from cmpagl_core.errors import DataError, MismatchError
-from cmpagl_core.files import read_json, write_json
+from cmpagl_core.errors import CmpaglError, DataError, MismatchError
+from cmpagl_core.imagery.stamps import Broken, FileStamp
+from cmpagl_core.search.marker import (
+    AGAIN,
+    INDEX_FORMAT,
+    INFO_FILE,
+    Marker,
+    read_marker,
+    write_marker,
+    write_named,
+)
 
-INDEX_FORMAT = 1
 INDEX_KIND = "gallery_index"
-INFO_FILE = "index.json"
-FEATURES_FILE = "features.safetensors"
-TOWER_FILE = "text_tower.safetensors"
-
-_AGAIN = "make it again with `cmpagl index`"
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,40 @@ class IndexInfo:
 
 
 @dataclass(frozen=True, eq=False)
-class Fingerprints:
-    """What tells that a picture has not changed: size in bytes [N], mtime in ns [N], SHA-256 [N, 32]."""
+class FileStamps:
+    """Stamps of N files as they are stored: size in bytes [N], mtime in ns [N], SHA-256 [N, 32]."""
 
     sizes: NDArray[np.int64]
     mtimes_ns: NDArray[np.int64]
     sha256: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, stamps: Sequence[FileStamp]) -> FileStamps:
+        """Some stamps, to be stored."""
+        content = b"".join(bytes.fromhex(stamp.sha256) for stamp in stamps)
+        return cls(
+            np.array([stamp.size for stamp in stamps], dtype=np.int64),
+            np.array([stamp.mtime_ns for stamp in stamps], dtype=np.int64),
+            np.frombuffer(content, dtype=np.uint8).reshape(-1, 32),
+        )
+
+    @classmethod
+    def read(cls, file: TensorFile, count: int) -> FileStamps:
+        """The stamps of `count` files. Raises DataError when the file does not hold them."""
+        return cls(
+            sizes=file.array("sizes", "<i8", (count,)),
+            mtimes_ns=file.array("mtimes_ns", "<i8", (count,)),
+            sha256=file.array("sha256", "|u1", (count, 32)),
+        )
+
+    def arrays(self) -> dict[str, Array]:
+        """What to write."""
+        return {"sizes": self.sizes, "mtimes_ns": self.mtimes_ns, "sha256": self.sha256}
+
+    def __iter__(self) -> Iterator[FileStamp]:
+        content = self.sha256.tobytes().hex()
+        for row, (size, mtime_ns) in enumerate(zip(self.sizes.tolist(), self.mtimes_ns.tolist(), strict=True)):
+            yield FileStamp(size, mtime_ns, content[64 * row : 64 * row + 64])
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +106,9 @@ class GalleryIndex:
     caption_image: NDArray[np.int64]
     caption_text: NDArray[np.int64]
     tie_order: NDArray[np.int64] | None
-    fingerprints: Fingerprints | None
+    stamps: FileStamps | None
     info: IndexInfo
+    tower: Path | None = None  # the file of the text half, where there is one
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -95,17 +127,16 @@ class GalleryIndex:
 def open_index(root: Path) -> GalleryIndex:
     """Open an index without reading its features.
 
-    Raises DataError when a file is missing or broken, MismatchError when another version of cmpagl made it or its
-    files do not belong together.
+    Raises DataError when a file is missing or broken, MismatchError when another version of cmpagl made it or a file
+    is not the one that index.json names.
     """
-    stored = read_json(root / INFO_FILE)
-    file = open_tensor_file(root / FEATURES_FILE)
-    if file.about.get("kind") != INDEX_KIND:
-        raise DataError(f"{file.path} is not the features of an index", hint=_AGAIN)
-    info = _read_info(file)
-    if not isinstance(stored, dict) or stored.get("model_sha256") != info.model_sha256:
-        raise MismatchError(f"{root / INFO_FILE} and {file.path} do not belong together", hint=_AGAIN)
-    return _from_file(root, file, info)
+    while True:
+        marker = read_marker(root)
+        try:
+            return _open_named(marker)
+        except CmpaglError:
+            if read_marker(root) == marker:
+                raise  # else it was made anew between our two looks, and its old files are gone
 
 
 def index_of_features(path: Path, features: FeatureSet) -> GalleryIndex:
@@ -124,7 +155,7 @@ def index_of_features(path: Path, features: FeatureSet) -> GalleryIndex:
         caption_image=features.text_image[by_image],
         caption_text=caption_text[by_image],
         tie_order=places(features.image_ids),
-        fingerprints=None,
+        stamps=None,
         info=IndexInfo(
             name=path.stem,
             kind="features",
@@ -148,45 +179,57 @@ def places(texts: Sequence[str]) -> NDArray[np.int64]:
     return place
 
 
-def save_index(index: GalleryIndex, skipped: list[dict[str, str]]) -> None:
-    """Write features, then index.json. skipped: {"path", "why"} of pictures that are left out.
+def save_index(
+    index: GalleryIndex, reader: str, left_out: Sequence[Broken], write_tower: Callable[[Path], object] | None
+) -> GalleryIndex:
+    """Write an index and return it as opened again.
 
-    Raises CmpaglError when the disk refuses.
+    reader: what found the pictures broken that are left out. write_tower: writes the text half of the index's model
+    to a path; None keeps the one that is named there now. Raises CmpaglError when the disk refuses.
     """
-    assert index.fingerprints is not None, "an index of files knows its files"
+    assert index.stamps is not None, "an index of files knows its files"
     arrays: dict[str, Array] = {
         "image_features": index.image_features,
         "text_features": index.text_features,
         "caption_image": index.caption_image,
         "caption_text": index.caption_text,
-        "sizes": index.fingerprints.sizes,
-        "mtimes_ns": index.fingerprints.mtimes_ns,
-        "sha256": index.fingerprints.sha256,
+        **index.stamps.arrays(),
         **index.image_ids.arrays("image_ids"),
         **index.paths.arrays("paths"),
         **index.captions.arrays("captions"),
     }
-    about = asdict(index.info)
-    write_tensor_file(index.root / FEATURES_FILE, arrays, {"gallery": about, "kind": INDEX_KIND})
-    counts = {"pictures": len(index), "captions": len(index.caption_text)}
-    write_json(index.root / INFO_FILE, {**about, **counts, "skipped": skipped})
+    files = {
+        "features": write_named(
+            index.root, "features", lambda path: write_tensor_file(path, arrays, _about(index.info))
+        ),
+        "text_tower": read_marker(index.root).files["text_tower"]
+        if write_tower is None
+        else write_named(index.root, "text_tower", write_tower),
+    }
+    about = {**asdict(index.info), "pictures": len(index), "captions": len(index.caption_text)}
+    write_marker(index.root, about, files, reader, left_out)
+    return open_index(index.root)
 
 
-def _read_info(file: TensorFile) -> IndexInfo:
-    about = file.about.get("gallery")
-    content: dict[str, Any] = about if isinstance(about, dict) else {}
-    if content.get("format_version") != INDEX_FORMAT:
-        raise MismatchError(
-            f"{file.path}: format_version is {content.get('format_version')!r}, this cmpagl reads {INDEX_FORMAT}",
-            hint=_AGAIN,
-        )
-    values = {field.name: content.get(field.name) for field in fields(IndexInfo)}
-    if not all(isinstance(value, str) for name, value in values.items() if name != "format_version"):
-        raise DataError(f"{file.path} does not say where it comes from", hint=_AGAIN)
-    return IndexInfo(**values)  # type: ignore[arg-type]  # checked just above
+def _open_named(marker: Marker) -> GalleryIndex:
+    values = {field.name: marker.content.get(field.name) for field in fields(IndexInfo)}
+    path, tower = marker.path_of("features"), marker.path_of("text_tower")
+    if path is None or not all(isinstance(value, str) for name, value in values.items() if name != "format_version"):
+        raise DataError(f"{marker.root / INFO_FILE} does not say where it comes from", hint=AGAIN)
+    file = open_tensor_file(path)
+    info = IndexInfo(**values)  # type: ignore[arg-type]  # checked just above
+    if file.about != _about(info):
+        raise MismatchError(f"{marker.root / INFO_FILE} and {file.path} do not belong together", hint=AGAIN)
+    return _from_file(marker.root, file, info, tower)
 
 
-def _from_file(root: Path, file: TensorFile, info: IndexInfo) -> GalleryIndex:
+def _about(info: IndexInfo) -> dict[str, str]:
+    """What features were made by, said in their file too."""
+    made_by = {"model_sha256": info.model_sha256, "preprocessing": info.preprocessing, "precision": info.precision}
+    return {"kind": INDEX_KIND, **made_by}
+
+
+def _from_file(root: Path, file: TensorFile, info: IndexInfo, tower: Path | None) -> GalleryIndex:
     image_features = file.array("image_features", "<f4", (None, None))
     count, dim = image_features.shape
     text_features = file.array("text_features", "<f4", (None, dim))
@@ -199,7 +242,7 @@ def _from_file(root: Path, file: TensorFile, info: IndexInfo) -> GalleryIndex:
         and bool((np.diff(caption_image) >= 0).all())
         and 0 <= caption_text.min() <= caption_text.max() < len(text_features)
     ):
-        raise DataError(f"{file.path} ties captions to pictures that are not there", hint=_AGAIN)
+        raise DataError(f"{file.path} ties captions to pictures that are not there", hint=AGAIN)
     return GalleryIndex(
         root=root,
         image_features=image_features,
@@ -210,10 +253,7 @@ def _from_file(root: Path, file: TensorFile, info: IndexInfo) -> GalleryIndex:
         caption_image=caption_image,
         caption_text=caption_text,
         tie_order=None,  # the rows of an index are sorted by id
-        fingerprints=Fingerprints(
-            sizes=file.array("sizes", "<i8", (count,)),
-            mtimes_ns=file.array("mtimes_ns", "<i8", (count,)),
-            sha256=file.array("sha256", "|u1", (count, 32)),
-        ),
+        stamps=FileStamps.read(file, count),
         info=info,
+        tower=tower,
     )

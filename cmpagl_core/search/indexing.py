@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -15,29 +14,21 @@ import torch
 from numpy.typing import NDArray
 
 from cmpagl_core.datasets.prepared import PreparedDataset
-from cmpagl_core.datasets.views import Views, view_count
-from cmpagl_core.device import usable_precision
-from cmpagl_core.encoders.cached import cache_of_run, cached_batches
-from cmpagl_core.encoders.decode import Broken
-from cmpagl_core.encoders.encode import (
-    EncodedBatch,
-    encode_captions,
-    encoded_batches,
-    forward_pass,
-    preprocessing,
-)
+from cmpagl_core.datasets.views import Views
+from cmpagl_core.encoders.cmpagl import CmpaglEncoder, gallery_preprocessing
 from cmpagl_core.encoders.feature_set import unique_texts
-from cmpagl_core.encoders.stem_cache import CachedMaps, StemCache
 from cmpagl_core.encoders.tensor_file import TextTable
 from cmpagl_core.encoders.text_tower import TowerInfo, open_text_tower, save_text_tower
 from cmpagl_core.errors import CmpaglError, DataError, InterruptedByUserError, UsageError
-from cmpagl_core.imagery.pictures import list_pictures
+from cmpagl_core.imagery.pictures import list_pictures, reader_version
+from cmpagl_core.imagery.stamps import Broken, cannot_read
 from cmpagl_core.locks import hold
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.runs import LoadedModel, Run
-from cmpagl_core.search.index import INFO_FILE, TOWER_FILE, GalleryIndex, IndexInfo, open_index, save_index
-from cmpagl_core.search.known import KnownPictures, Picture, PicturePart, with_content
+from cmpagl_core.search.index import FileStamps, GalleryIndex, IndexInfo, open_index, save_index
+from cmpagl_core.search.known import Known, KnownPictures, PicturePart
+from cmpagl_core.search.marker import INFO_FILE, read_marker
 
 _SAID_AT_MOST = 20
 
@@ -68,7 +59,7 @@ class BuiltIndex:
 
     index: GalleryIndex
     encoded: int
-    skipped: tuple[Broken, ...]
+    left_out: tuple[Broken, ...]
 
 
 def folder_source(folder: Path) -> GallerySource:
@@ -99,17 +90,22 @@ def seen_in(run: Run, root: Path, views: Views | None) -> Run:
 
     So an index that was made from one view of each picture is brought up to date from one view.
     """
-    choices = {
-        choice: replace(run, recipe=override_recipe(run.recipe, [f"evaluate.views={choice}"]))
-        for choice in get_args(Views)
-    }
     if views is not None:
-        return choices[views]
+        return _seen_in(run, views)
     try:
-        before = open_index(root).info.preprocessing
+        return seen_as(run, open_index(root).info.preprocessing)
     except CmpaglError:
         return run  # there is none yet, or none that can be read
-    return next((seen for seen in choices.values() if preprocessing(seen.recipe) == before), run)
+
+
+def seen_as(run: Run, before: str) -> Run:
+    """The run, to see pictures as an index did that keeps these words of it; as it is where no views fit them."""
+    choices = (_seen_in(run, choice) for choice in get_args(Views))
+    return next((seen for seen in choices if gallery_preprocessing(seen.recipe) == before), run)
+
+
+def _seen_in(run: Run, views: Views) -> Run:
+    return replace(run, recipe=override_recipe(run.recipe, [f"evaluate.views={views}"]))
 
 
 def build_index(
@@ -124,9 +120,10 @@ def build_index(
     """Encode a gallery with a run's model into the folder `root`, or bring the index that is there up to date.
 
     Pictures that are unchanged since (size and time, else content) keep their features. Broken ones are left out and
-    said. When interrupted, what is encoded is kept for the next call. cache_root: a workspace's cache, where trainings
-    may have left maps of the run's stem; pictures with such maps are not encoded by the stem again. wait: until another
-    process has written this index, and then look whether anything is left to do.
+    said, and not tried again while they stay as they are. When interrupted, what is encoded is kept for the next
+    call. cache_root: a workspace's cache, where trainings may have left maps of the run's stem; pictures with such
+    maps are not encoded by the stem again.
+    wait: until another process has written this index, and then look whether anything is left to do.
     Raises DataError when no picture can be read, UsageError when the run's features rank nothing or `root` holds the
     index of another source, BusyError when another process writes it, InterruptedByUserError.
     """
@@ -135,82 +132,76 @@ def build_index(
             f"run {run.root.name} was trained without pre-alignment, so its features cannot be searched",
             hint="name another run with --run",
         )
+    encoder = CmpaglEncoder(run, progress, device, cache_root)
     with hold(root, progress.say if wait else None, instead="choose another --name"):
-        return _Build(run, source, root, progress, device, cache_root).make()
+        return _Build(encoder, source, root, progress).make()
 
 
 class _Build:
-    """One making of an index: what is known, what is new, and the model, loaded when it is first needed."""
+    """One making of an index: what is known, what is new, and the encoder."""
 
-    def __init__(
-        self,
-        run: Run,
-        source: GallerySource,
-        root: Path,
-        progress: Progress,
-        device: torch.device | None,
-        cache_root: Path | None,
-    ) -> None:
-        self._run, self._source, self._root, self._progress, self._device = run, source, root, progress, device
-        self._cache_root = cache_root
-        self._loaded: LoadedModel | None = None
-        recipe = run.recipe
+    def __init__(self, encoder: CmpaglEncoder, source: GallerySource, root: Path, progress: Progress) -> None:
+        self._encoder, self._source, self._root, self._progress = encoder, source, root, progress
+        self._reader = reader_version()
+        run = encoder.run.root
         self._info = IndexInfo(
             name=root.name,
             kind=source.kind,
             source=source.source,
             dataset=source.dataset,
             manifest_sha256=source.manifest_sha256,
-            model=run.root.name,
-            run=os.path.abspath(run.root),  # noqa: PTH100 - resolve() would follow links
-            model_sha256=run.info.weights_sha256,
-            preprocessing=preprocessing(recipe),
-            precision=usable_precision(device or torch.device("cpu"), recipe.train.precision),
+            model=run.name,
+            run=os.path.abspath(run),  # noqa: PTH100 - resolve() would follow links
+            model_sha256=encoder.model_sha256,
+            preprocessing=encoder.preprocessing,
+            precision=encoder.precision,
         )
 
     def make(self) -> BuiltIndex:
-        known = KnownPictures.read(self._root, self._info)
+        known = KnownPictures.read(self._root, self._info, self._reader)
         if known.why_anew:
             self._progress.say(f"index {self._root.name} is made anew: {known.why_anew}")
-        pictures, skipped = self._look(known)
-        encoded, broken = self._encode_new(known, [picture for picture in pictures if picture.known_row is None])
-        skipped += broken
-        left_out = {item.path for item in broken}
-        kept = [picture for picture in pictures if picture.path not in left_out]
-        self._say(len(kept), len(kept) - encoded, skipped)
-        index = self._assemble(known, kept)
-        self._write_tower()
-        save_index(index, [{"path": str(item.path), "why": item.why} for item in skipped])
+        found, new, left_out = self._look(known)
+        encoded, broken = self._encode_new(known, new)
+        left_out += broken
+        self._say(len(found) + len(encoded), len(found), left_out)
+        index = self._assemble(known, {**found, **encoded})
+        write_tower = None if self._has_tower() else lambda path: write_text_tower(path, self._encoder.loaded)
+        index = save_index(index, self._reader, left_out, write_tower)
         known.forget_parts()
-        return BuiltIndex(index, encoded, tuple(skipped))
+        return BuiltIndex(index, len(encoded), tuple(left_out))
 
-    def _look(self, known: KnownPictures) -> tuple[list[Picture], list[Broken]]:
-        """Which pictures are there, and which of them are known already."""
-        pictures: list[Picture] = []
-        missing: list[Broken] = []
+    def _look(self, known: KnownPictures) -> tuple[dict[Path, Known], list[Path], list[Broken]]:
+        """Which pictures are known already, which are new, and which cannot be read."""
+        found: dict[Path, Known] = {}
+        new: list[Path] = []
+        left_out: list[Broken] = []
         with self._progress.task("look at pictures", len(self._source.entries), "img") as advance:
             for entry in self._source.entries:
-                try:
-                    pictures.append(known.look_at(entry.path))
-                except OSError as error:
-                    missing.append(Broken(entry.path, f"{entry.path} cannot be read ({error.strerror})"))
+                seen = _look_up(known, entry.path)
+                if isinstance(seen, Known):
+                    found[entry.path] = seen
+                elif isinstance(seen, Broken):
+                    left_out.append(seen)
+                else:
+                    new.append(entry.path)
                 advance(1)
-        return pictures, missing
+        return found, new, left_out
 
-    def _encode_new(self, known: KnownPictures, new: Sequence[Picture]) -> tuple[int, list[Broken]]:
-        """Encode pictures that are not known, kept in parts as they come; returns how many, and the broken ones."""
-        if not new:
-            return 0, []
-        encoded = 0
+    def _encode_new(self, known: KnownPictures, new: Sequence[Path]) -> tuple[dict[Path, Known], list[Broken]]:
+        """Encode pictures that are not known, kept in parts as they come; returns them, and the broken ones."""
+        encoded: list[Path] = []
         broken: list[Broken] = []
-        new, batches = self._batches(new)
+        if not new:
+            return {}, broken
         bar = self._progress.task("encode pictures", len(new), "img")
-        with self._resumable(known, len(new)), forward_pass(self._model()), bar as advance:
+        with self._resumable(known, len(new)), closing(self._encoder.encode_images(new)) as batches, bar as advance:
             part = PicturePart()
             try:
                 for batch in batches:
-                    part.add([new[row] for row in batch.rows], batch.features)
-                    encoded += len(batch.rows)
+                    paths = [new[row] for row in batch.rows]
+                    part.add(dict(zip(paths, batch.stamps, strict=True)), batch.features)
+                    encoded += paths
                     broken += batch.broken
                     if part.is_full:
                         full, part = part, PicturePart()
@@ -218,32 +209,7 @@ class _Build:
                     advance(len(batch.rows) + len(batch.broken))
             finally:
                 known.keep(part)
-        return encoded, broken
-
-    def _batches(self, new: Sequence[Picture]) -> tuple[Sequence[Picture], Iterable[EncodedBatch]]:
-        """New pictures, those with cached maps first, and their features batch by batch in that order."""
-        cache = self._stem_cache()
-        if cache is None:
-            return new, encoded_batches(self._model(), [picture.path for picture in new])
-        hashed = [_hashed(picture) for picture in new]
-        cached = [picture for picture in hashed if picture.sha256 in cache.rows]
-        others = [picture for picture in hashed if picture.sha256 not in cache.rows]
-        if cached:
-            self._progress.say(f"{len(cached):,} of {len(new):,} pictures have maps that a training cached")
-        source = CachedMaps(cache, tuple(picture.sha256 for picture in cached))
-        views = view_count(self._run.recipe.evaluate.views)
-        encoded = encoded_batches(self._model(), [picture.path for picture in others])
-        later = (replace(batch, rows=[len(cached) + row for row in batch.rows]) for batch in encoded)
-        return [*cached, *others], chain(cached_batches(self._model(), source, views), later)
-
-    def _stem_cache(self) -> StemCache | None:
-        if self._cache_root is None:
-            return None
-        try:
-            return cache_of_run(self._run, self._model(), self._cache_root)
-        except DataError as error:
-            self._progress.say(f"cached maps are not used: {error}")
-            return None
+        return {path: known.row_of(path) for path in encoded}, broken
 
     @contextmanager
     def _resumable(self, known: KnownPictures, count: int) -> Iterator[None]:
@@ -255,28 +221,28 @@ class _Build:
                 hint=f"run the same command again: the {known.kept_now:,} that are done are kept",
             ) from error
 
-    def _assemble(self, known: KnownPictures, pictures: Sequence[Picture]) -> GalleryIndex:
-        if not pictures:
+    def _assemble(self, known: KnownPictures, pictures: Mapping[Path, Known]) -> GalleryIndex:
+        """The index of the readable pictures, in the source's order."""
+        entries = [entry for entry in self._source.entries if entry.path in pictures]
+        if not entries:
             raise DataError(
                 f"none of the {len(self._source.entries):,} pictures of {self._source.source} can be read",
                 hint="nothing was indexed; the reasons are listed above",
             )
-        captions_of = {entry.path: entry.captions for entry in self._source.entries}
-        id_of = {entry.path: entry.image_id for entry in self._source.entries}
-        features, fingerprints = known.collect(pictures)
-        linked = [(row, text) for row, picture in enumerate(pictures) for text in captions_of[picture.path]]
+        features = known.collect([pictures[entry.path].row for entry in entries])
+        linked = [(row, text) for row, entry in enumerate(entries) for text in entry.captions]
         captions, caption_text = unique_texts([text for _, text in linked])
         return GalleryIndex(
             root=self._root,
             image_features=features,
-            image_ids=TextTable.of(id_of[picture.path] for picture in pictures),
-            paths=TextTable.of(str(picture.path) for picture in pictures),
+            image_ids=TextTable.of(entry.image_id for entry in entries),
+            paths=TextTable.of(str(entry.path) for entry in entries),
             captions=TextTable.of(captions),
             text_features=self._caption_features(known, captions, features.shape[1]),
             caption_image=np.array([row for row, _ in linked], dtype=np.int64),
             caption_text=caption_text,
             tie_order=None,
-            fingerprints=fingerprints,
+            stamps=FileStamps.of([pictures[entry.path].stamp for entry in entries]),
             info=self._info,
         )
 
@@ -290,39 +256,34 @@ class _Build:
             else:
                 features[row] = stored
         if new:
-            features[new] = encode_captions(self._model(), [captions[row] for row in new], self._progress)
+            features[new] = self._encoder.encode_texts([captions[row] for row in new])
         return features
 
-    def _write_tower(self) -> None:
-        path = self._root / TOWER_FILE
+    def _has_tower(self) -> bool:
+        """Whether the index that is there has the text half of this model."""
         try:
-            if open_text_tower(path).info.model_sha256 == self._info.model_sha256:
-                return
+            path = read_marker(self._root).path_of("text_tower")
+            return path is not None and open_text_tower(path).info.model_sha256 == self._info.model_sha256
         except CmpaglError:
-            pass  # there is none yet, or none that can be read
-        write_text_tower(path, self._model())
+            return False  # there is none yet, or none that can be read
 
-    def _model(self) -> LoadedModel:
-        if self._loaded is None:
-            self._loaded = self._run.load(self._device)
-        return self._loaded
-
-    def _say(self, count: int, unchanged: int, skipped: Sequence[Broken]) -> None:
+    def _say(self, count: int, unchanged: int, left_out: Sequence[Broken]) -> None:
         if unchanged:
             self._progress.say(f"{unchanged:,} of {count:,} pictures are unchanged and keep their features")
-        for item in skipped[:_SAID_AT_MOST]:
+        for item in left_out[:_SAID_AT_MOST]:
             self._progress.say(f"left out: {item.why}")
-        more = len(skipped) - _SAID_AT_MOST
+        more = len(left_out) - _SAID_AT_MOST
         if more > 0:
             self._progress.say(f"left out: {more:,} more, listed in {self._root / INFO_FILE}")
 
 
-def _hashed(picture: Picture) -> Picture:
-    """With its content's hash, or as it is where it cannot be read: whoever decodes it says why."""
+def _look_up(known: KnownPictures, path: Path) -> Known | Broken | None:
     try:
-        return with_content(picture)
-    except OSError:
-        return picture
+        return known.look_up(path)
+    except OSError as error:
+        return Broken(path, str(cannot_read(path, error)))
+    except DataError as error:
+        return Broken(path, str(error))
 
 
 def write_text_tower(path: Path, loaded: LoadedModel) -> None:

@@ -19,7 +19,7 @@ from cmpagl_core.encoders.text_tower import TextTower, open_text_tower
 from cmpagl_core.errors import CmpaglError, DataError, UsageError
 from cmpagl_core.files import newest, read_json
 from cmpagl_core.progress import Progress
-from cmpagl_core.search.index import TOWER_FILE, GalleryIndex, index_of_features, open_index, places
+from cmpagl_core.search.index import GalleryIndex, index_of_features, open_index, places
 from cmpagl_core.search.search import top_k
 from cmpagl_core.workspace import MARKERS, Workspace
 
@@ -87,9 +87,14 @@ def picture_features(
     if not picture.is_file():
         raise DataError(f"picture {picture} does not exist")
     found = run_of(gallery, workspace, run)
-    from cmpagl_core.encoders.encode import encode_pictures
+    from cmpagl_core.encoders.cmpagl import CmpaglEncoder
+    from cmpagl_core.encoders.encode import collect, encode_pictures
+    from cmpagl_core.search.indexing import seen_as
 
-    return np.asarray(encode_pictures(found.load(device()), [picture], progress)[0])
+    if gallery.info.kind == "features":
+        return np.asarray(encode_pictures(found.load(device()), [picture], progress)[0])
+    encoder = CmpaglEncoder(seen_as(found, gallery.info.preprocessing), progress, device())
+    return np.asarray(collect(encoder.encode_images([picture]), 1, progress)[0])
 
 
 def run_of(gallery: GalleryIndex, workspace: Workspace, run: str | None) -> Run:
@@ -132,10 +137,9 @@ def newer_run(gallery: GalleryIndex, workspace: Workspace) -> Path | None:
 
 
 def _tower_of(gallery: GalleryIndex) -> TextTower | None:
-    path = gallery.root / TOWER_FILE
-    if gallery.info.kind == "features" or not path.is_file():
+    if gallery.tower is None:
         return None
-    tower = open_text_tower(path)
+    tower = open_text_tower(gallery.tower)
     return tower if tower.info.model_sha256 == gallery.info.model_sha256 else None
 
 

@@ -16,7 +16,7 @@ from cmpagl_core.datasets.loading import PairBatch
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.device import autocast
 from cmpagl_core.encoders.stem_cache import StemCache, views_needed
-from cmpagl_core.imagery.pictures import open_picture, to_pixel_values
+from cmpagl_core.imagery.pictures import read_pixel_values
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.training.learner import Learner, caches_until
 from cmpagl_core.training.step import accumulate, update
@@ -153,5 +153,5 @@ def _random_batch(learner: Learner, pairs: int, captions: Sequence[str]) -> Pair
 
 def _decode(path: Path, image_size_px: int) -> float:
     started_at = time.monotonic()
-    to_pixel_values(open_picture(path), image_size_px)
+    read_pixel_values(path, image_size_px)
     return time.monotonic() - started_at

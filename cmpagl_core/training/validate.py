@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
+
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.datasets.views import VIEWS, Views, view_count
-from cmpagl_core.encoders.cached import cached_batches
-from cmpagl_core.encoders.encode import collect, encode_captions, encode_pictures
+from cmpagl_core.encoders.cached import cached_features
+from cmpagl_core.encoders.encode import encode_captions, encode_pictures
 from cmpagl_core.evaluation.recall import Matches, Recalls, recall
 from cmpagl_core.evaluation.tune import choose_smr
 from cmpagl_core.progress import Silent
@@ -82,8 +84,8 @@ def selection_scores(
     if cached:
         if learner.cache is None:
             raise ValueError("there is no cache to read")
-        batches = cached_batches(loaded, learner.cache.source(selection), views)
-        images = collect(batches, len(selection), Silent())
+        blocks = cached_features(loaded, learner.cache.source(selection), views)
+        images = np.concatenate([features for _, features in blocks])
     else:
         kind: Views = "dihedral" if views == VIEWS else "one"
         images = encode_pictures(loaded, selection.paths, Silent(), views=kind)

@@ -206,6 +206,13 @@ def test_a_folder_is_indexed_and_becomes_the_newest_gallery(ask: Ask, tiny_pictu
     assert hits[0]["image_id"] in table
 
 
+def test_a_query_picture_is_seen_as_the_index_saw_its_own(ask: Ask, tiny_pictures: Path) -> None:
+    assert ask("index", tiny_pictures, "--name", "turned", "--views", "dihedral").exit_code == 0
+    best = answer(ask("retrieve", "--image", tiny_pictures / "north" / "scene_05.jpg", "--format", "json"))[0]
+    assert best["image_id"] == "north/scene_05.jpg"
+    assert best["score"] == pytest.approx(1.0, abs=1e-6)
+
+
 def test_an_index_takes_its_name_from_the_folder(ask: Ask, tiny_pictures: Path, tmp_path: Path) -> None:
     odd = tmp_path / "Aerial photos (2024)"
     shutil.copytree(tiny_pictures / "north", odd)

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from cmpagl_core.datasets.views import dihedral
-from cmpagl_core.encoders.decode import decoded_batches
+from cmpagl_core.encoders.decode import Decoded, decoded_batches
 from cmpagl_core.encoders.encode import (
     decoder,
     encode_captions,
@@ -26,6 +25,7 @@ from cmpagl_core.encoders.encode import (
 from cmpagl_core.encoders.feature_set import unique_texts
 from cmpagl_core.errors import DataError
 from cmpagl_core.imagery.pictures import open_picture, to_pixel_values
+from cmpagl_core.imagery.stamps import FileStamp
 from cmpagl_core.progress import Silent
 from cmpagl_core.runs import LoadedModel, open_run
 
@@ -97,11 +97,11 @@ def test_decoding_stays_a_few_batches_ahead_and_no_more() -> None:
     count = [0]
     lock = threading.Lock()
 
-    def decode(path: Path) -> Tensor:
+    def decode(path: Path) -> Decoded:
         with lock:
             count[0] += 1
         decoded.release()
-        return torch.zeros(3, 2, 2)
+        return Decoded(torch.zeros(3, 2, 2), FileStamp(0, 0, ""))
 
     batches = decoded_batches([Path(str(row)) for row in range(1000)], decode, batch_size=10, workers=2)
     next(batches)
@@ -112,7 +112,7 @@ def test_decoding_stays_a_few_batches_ahead_and_no_more() -> None:
 
 
 def test_an_error_that_is_not_the_pictures_fault_is_raised() -> None:
-    def decode(path: Path) -> Tensor:
+    def decode(path: Path) -> Decoded:
         raise RuntimeError("out of order")
 
     with pytest.raises(RuntimeError, match="out of order"):
@@ -171,8 +171,9 @@ def test_a_large_photo_is_decoded_at_a_reduced_size_without_changing_what_is_see
     small = Image.fromarray(generator.integers(0, 256, (12, 12, 3), dtype=np.uint8))
     small.resize((1200, 1200), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg", quality=92)
     decoded = decoder(loaded.recipe)(tmp_path / "large.jpg")
+    assert isinstance(decoded, Decoded)
     whole = to_pixel_values(open_picture(tmp_path / "large.jpg"), loaded.recipe.data.image_size_px)
-    assert 0 < float((decoded - whole).abs().max()) < 0.2  # one grey level of 256 is about 0.017
+    assert 0 < float((decoded.pixel_values - whole).abs().max()) < 0.2  # one grey level of 256 is about 0.017
     found = encode_pictures(loaded, [tmp_path / "large.jpg"], Silent())
     cosine = float((found * one_by_one(loaded, [tmp_path / "large.jpg"])).sum())
     assert cosine > 0.999

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from cmpagl_core.encoders import stem_cache as module
 from cmpagl_core.encoders.stem_cache import StemSettings, stem_cache
 from cmpagl_core.errors import CmpaglError, DataError
 from cmpagl_core.files import sha256_file
+from cmpagl_core.imagery.pictures import read_pixel_values
 from cmpagl_core.models.stem import FeatureStem
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe import ImageEncoderPart
@@ -79,6 +81,19 @@ def test_cached_maps_are_those_that_the_stem_makes_of_the_turned_picture(tmp_pat
     for part, right in zip(found, expected, strict=True):
         torch.testing.assert_close(part, right, rtol=2e-3, atol=2e-3)  # half precision on disk
     assert joined.shape == (4, stem.channels, 4, 4)
+
+
+def test_a_large_photo_is_cached_as_it_is_decoded_elsewhere(tmp_path: Path, stem: FeatureStem) -> None:
+    split = pictures(tmp_path / "p", 1)
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    noise.resize((1200, 1200), Image.Resampling.BICUBIC).save(split.paths[0], "JPEG")
+    split = replace(split, picture_sha256=(sha256_file(split.paths[0]),))
+    cache = stem_cache(tmp_path / "c", stem, SETTINGS, [split], Silent(), CPU)
+    found = cache.unflatten(cache.source(split).gather([Draw(0, 0, 0, WHOLE)]))
+    with torch.inference_mode():
+        expected = stem.parts(read_pixel_values(split.paths[0], 64)[None])
+    for part, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(part, right, rtol=2e-3, atol=2e-3)  # half precision on disk
 
 
 def test_the_size_is_said_before_and_a_full_cache_is_not_written_again(tmp_path: Path, stem: FeatureStem) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
 from contextlib import suppress
@@ -12,8 +13,20 @@ import pytest
 import torch
 from PIL import Image
 
+from cmpagl_core.datasets.loading import WHOLE, Draw, PictureFiles
+from cmpagl_core.datasets.prepared import DataSplit
+from cmpagl_core.encoders.decode import Decoded, file_decoder
 from cmpagl_core.errors import DataError
-from cmpagl_core.imagery.pictures import IMAGE_MEAN, IMAGE_STD, list_pictures, open_picture, to_pixel_values
+from cmpagl_core.imagery.pictures import (
+    IMAGE_MEAN,
+    IMAGE_STD,
+    decoded_px,
+    list_pictures,
+    open_picture,
+    read_pixel_values,
+    to_pixel_values,
+)
+from cmpagl_core.imagery.stamps import opened_with_stamp
 
 RED = (200, 30, 10)
 
@@ -151,3 +164,31 @@ def test_a_missing_and_an_empty_folder_are_told_apart(tmp_path: Path) -> None:
         list_pictures(tmp_path / "nowhere")
     with pytest.raises(DataError, match="there is no picture in"):
         list_pictures(tmp_path)
+
+
+def large_jpeg(path: Path) -> Path:
+    """A JPEG that is decoded at a reduced size where it is about to be shrunk."""
+    small = Image.fromarray(np.random.default_rng(1).integers(0, 256, (12, 12, 3), dtype=np.uint8))
+    small.resize((1200, 1200), Image.Resampling.BICUBIC).save(path, quality=92)
+    return path
+
+
+def test_every_path_decodes_one_file_to_the_same_pixels(tmp_path: Path) -> None:
+    path = large_jpeg(tmp_path / "large.jpg")
+    expected = read_pixel_values(path, 32)
+    assert not torch.equal(expected, to_pixel_values(open_picture(path), 32))
+    indexed = file_decoder(lambda picture: to_pixel_values(picture, 32), decoded_px(32))(path)
+    assert isinstance(indexed, Decoded)
+    assert torch.equal(indexed.pixel_values, expected)
+    none = np.empty(0, dtype=np.int64)
+    split = DataSplit("a", "train", ("a",), (path,), ("",), ("",), (), (), none)
+    trained = PictureFiles(split, 32).gather([Draw(0, 0, 0, WHOLE)])
+    assert torch.equal(trained[0], expected)
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.png")
+    with opened_with_stamp(path) as (stream, stamp):
+        assert hashlib.sha256(stream.read()).hexdigest() == stamp.sha256
+    with pytest.raises(DataError, match=r"a\.png was changed while it was read"), opened_with_stamp(path):
+        path.write_bytes(b"shorter")

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from cmpagl_core.datasets.prepared import DataSplit, open_prepared
-from cmpagl_core.encoders.encode import decoder, encode_captions, encode_image_tokens, encode_pictures
+from cmpagl_core.encoders.encode import encode_captions, encode_image_tokens, encode_pictures
 from cmpagl_core.encoders.feature_set import unique_texts
 from cmpagl_core.errors import UsageError
+from cmpagl_core.imagery.pictures import read_pixel_values
 from cmpagl_core.progress import Advance, Silent
 from cmpagl_core.ranking import itm
 from cmpagl_core.ranking.itm import ALL_PAIRS, choose_candidates, itm_scores, match_probabilities, pack_texts
@@ -58,11 +59,11 @@ def whole(scores: ScoreMatrix) -> NDArray[np.floating]:
 
 def logits_one_by_one(loaded: LoadedModel, split: DataSplit) -> torch.Tensor:
     """Each image with each caption, alone, without any cache: [images, captions, 2]."""
-    decode = decoder(loaded.recipe)
+    size = loaded.recipe.data.image_size_px
     found = torch.empty((len(split), len(split.captions), 2))
     with torch.inference_mode():
         for row, path in enumerate(split.paths):
-            tokens = loaded.model.encode_images(decode(path)[None]).tokens.half().float()
+            tokens = loaded.model.encode_images(read_pixel_values(path, size)[None]).tokens.half().float()
             for col, caption in enumerate(split.captions):
                 batch = loaded.tokenizer([caption])
                 fused = loaded.model.fuse((batch.input_ids, batch.attention_mask), tokens)

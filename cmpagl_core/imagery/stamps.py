@@ -1,0 +1,70 @@
+"""What tells that an image file has not changed: its size and time, and the hash of what was read of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from cmpagl_core.errors import DataError
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """A file as it was read: size in bytes, mtime in ns, hex SHA-256 of its content."""
+
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A picture that could not be read, and why.
+
+    stamp: of the content that is broken; None where the file was not there, or another try may go better.
+    """
+
+    path: Path
+    why: str
+    stamp: FileStamp | None = None
+
+
+def stamp_file(path: Path) -> FileStamp:
+    """The stamp of a file as it is now. Raises DataError when it cannot be read or changes meanwhile."""
+    with opened_with_stamp(path) as (_, stamp):
+        return stamp
+
+
+@contextmanager
+def opened_with_stamp(path: Path) -> Iterator[tuple[BinaryIO, FileStamp]]:
+    """Open a file, with the stamp of the very content that is read inside the block.
+
+    Raises DataError when it cannot be read, and at the end of the block when it was changed in between.
+    """
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError as error:
+        raise DataError(f"picture {path} does not exist") from error
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    with stream:
+        try:
+            before = os.fstat(stream.fileno())
+            digest = hashlib.file_digest(stream, "sha256")
+            stream.seek(0)
+        except OSError as error:
+            raise cannot_read(path, error) from error
+        yield stream, FileStamp(before.st_size, before.st_mtime_ns, digest.hexdigest())
+        after = os.fstat(stream.fileno())
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise DataError(f"{path} was changed while it was read", hint="run the command again")
+
+
+def cannot_read(path: Path, error: OSError) -> DataError:
+    """The sentence for a file that the system does not let us read."""
+    return DataError(f"{path} cannot be read ({error.strerror})")

@@ -1,0 +1,125 @@
+"""index.json, the marker of an index: it names the other files by their hashes and is written last (ours).
+
+So an index that is made anew is the old one or the new one at any moment, also for a reader that came in between.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cmpagl_core.errors import CmpaglError, DataError, MismatchError
+from cmpagl_core.files import PARTIAL_SUFFIX, partial_prefix, read_json, sha256_file, write_json
+from cmpagl_core.imagery.stamps import Broken, FileStamp, stamp_file
+
+INDEX_FORMAT = 2
+INFO_FILE = "index.json"
+AGAIN = "make it again with `cmpagl index`"
+
+
+@dataclass(frozen=True)
+class Marker:
+    """The content of index.json. files: by what they are for."""
+
+    root: Path
+    content: dict[str, Any]
+    files: dict[str, IndexFile]
+
+    def path_of(self, key: str) -> Path | None:
+        """A file that the marker names, checked. Raises DataError or MismatchError when it is gone or another one."""
+        if key not in self.files:
+            return None
+        return self.files[key].checked_in(self.root)
+
+    def left_out(self, reader: str) -> list[Broken]:
+        """The pictures that were left out; none if another reader found them broken, which says nothing of this one.
+
+        Raises DataError when they are not listed.
+        """
+        if self.content.get("reader") != reader:
+            return []
+        try:
+            return [_broken(entry) for entry in self.content["left_out"]]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{self.root / INFO_FILE} does not list what was left out", hint=AGAIN) from error
+
+
+@dataclass(frozen=True)
+class IndexFile:
+    """A file as the marker names it, and the stamp that it had."""
+
+    name: str
+    size: int
+    mtime_ns: int
+    sha256: str
+
+    def checked_in(self, root: Path) -> Path:
+        """Its path. Size and time are compared first; the content only where these are others, as after a copy."""
+        path = root / self.name
+        try:
+            state = path.stat()
+            same = (state.st_size, state.st_mtime_ns) == (self.size, self.mtime_ns)
+            if same or (state.st_size == self.size and sha256_file(path) == self.sha256):
+                return path
+        except FileNotFoundError as error:
+            raise DataError(f"{path} does not exist", hint=AGAIN) from error
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror})", hint=AGAIN) from error
+        raise MismatchError(f"{path} is not the file that {INFO_FILE} beside it names", hint=AGAIN)
+
+
+def read_marker(root: Path) -> Marker:
+    """Raises DataError when there is none or it is broken, MismatchError when another version of cmpagl made it."""
+    content = read_json(root / INFO_FILE)
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != INDEX_FORMAT:
+        raise MismatchError(
+            f"{root / INFO_FILE}: format_version is {version!r}, this cmpagl reads {INDEX_FORMAT}", hint=AGAIN
+        )
+    try:
+        files = {key: IndexFile(**entry) for key, entry in content["files"].items()}
+        sound = all(Path(file.name).name == file.name for file in files.values())
+    except (KeyError, TypeError, AttributeError):
+        sound, files = False, {}
+    if not sound:
+        raise DataError(f"{root / INFO_FILE} does not name its files", hint=AGAIN)
+    return Marker(root, content, files)
+
+
+def write_marker(
+    root: Path, about: Mapping[str, Any], files: Mapping[str, IndexFile], reader: str, left_out: Sequence[Broken]
+) -> None:
+    """Write index.json, then remove what it no longer names. Raises CmpaglError when the disk refuses."""
+    listed = [
+        {"path": str(one.path), "why": one.why, **(asdict(one.stamp) if one.stamp is not None else {})}
+        for one in left_out
+    ]
+    named = {key: asdict(file) for key, file in files.items()}
+    write_json(root / INFO_FILE, {**about, "files": named, "reader": reader, "left_out": listed})
+    kept = {file.name for file in files.values()}
+    for path in root.glob("*.safetensors"):
+        if path.name not in kept:
+            path.unlink(missing_ok=True)
+
+
+def write_named(root: Path, stem: str, write: Callable[[Path], object]) -> IndexFile:
+    """Write a file and give it a name with its hash in it. Raises CmpaglError when the disk refuses."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=partial_prefix(root / stem), suffix=PARTIAL_SUFFIX, dir=root) as folder:
+            written = Path(folder, stem)
+            write(written)
+            stamp = stamp_file(written)
+            name = f"{stem}-{stamp.sha256[:16]}.safetensors"
+            written.replace(root / name)
+    except OSError as error:
+        raise CmpaglError(f"cannot write into {root} ({error.strerror or error})", hint="free the disk") from error
+    return IndexFile(name, stamp.size, stamp.mtime_ns, stamp.sha256)
+
+
+def _broken(entry: dict[str, Any]) -> Broken:
+    stamp = FileStamp(entry["size"], entry["mtime_ns"], entry["sha256"]) if "sha256" in entry else None
+    return Broken(Path(entry["path"]), str(entry["why"]), stamp)
