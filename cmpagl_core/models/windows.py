@@ -60,7 +60,11 @@ def shift_mask(padded_size: int, window_size: int, shift: int) -> Tensor:
 
 
 class WindowGeometry(nn.Module):
-    """Rolls, pads and cuts a square map of one size into windows, and puts them together again."""
+    """Pads, rolls and cuts a square map of one size into windows, and puts them together again.
+
+    Padding comes first, as in Swin's detection code (timm rolls first): what it adds lies between the map's opposite
+    edges, so that they meet in a window only as the mask foresees.
+    """
 
     mask: Tensor | None
     order: Tensor | None
@@ -74,7 +78,7 @@ class WindowGeometry(nn.Module):
         self.padded_size = -(-map_size // self.window_size) * self.window_size
         mask = shift_mask(self.padded_size, self.window_size, self.shift) if self.shift else None
         self.register_buffer("mask", mask, persistent=False)
-        order = self._rolled_and_cut() if self.shift and self.padded_size == map_size else None
+        order = self._rolled_and_cut() if self.shift else None
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("inverse", None if order is None else order.argsort(), persistent=False)
 
@@ -85,33 +89,28 @@ class WindowGeometry(nn.Module):
 
     def cut(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B * windows, w * w, C]; what pads the map is zero, as in Swin."""
-        if self.order is not None:
-            batch, _, _, channels = x.shape
-            moved: Tensor = _Reorder.apply(x.reshape(batch, -1, channels), self.order, self.inverse)
-            return moved.view(-1, self.window_size**2, channels)
-        if self.shift:
-            x = torch.roll(x, shifts=(-self.shift, -self.shift), dims=(1, 2))
-        padding = self.padded_size - self.map_size
-        if padding:
+        if self.pads:
+            padding = self.padded_size - self.map_size
             x = F.pad(x, (0, 0, 0, padding, 0, padding))
-        return partition(x, self.window_size)
+        if self.order is None:
+            return partition(x, self.window_size)
+        batch, _, _, channels = x.shape
+        moved: Tensor = _Reorder.apply(x.reshape(batch, -1, channels), self.order, self.inverse)
+        return moved.view(-1, self.window_size**2, channels)
 
     def uncut(self, windows: Tensor) -> Tensor:
         """[B * windows, w * w, C] to [B, H, W, C]."""
-        if self.order is not None:
-            size, channels = self.map_size, windows.shape[-1]
+        size, channels = self.padded_size, windows.shape[-1]
+        if self.order is None:
+            x = join(windows, self.window_size, size, size)
+        else:
             moved: Tensor = _Reorder.apply(windows.reshape(-1, size * size, channels), self.inverse, self.order)
-            return moved.view(-1, size, size, channels)
-        x = join(windows, self.window_size, self.padded_size, self.padded_size)
-        if self.padded_size != self.map_size:
-            x = x[:, : self.map_size, : self.map_size]
-        if self.shift:
-            x = torch.roll(x, shifts=(self.shift, self.shift), dims=(1, 2))
-        return x
+            x = moved.view(-1, size, size, channels)
+        return x[:, : self.map_size, : self.map_size] if self.pads else x
 
     def _rolled_and_cut(self) -> Tensor:
-        """Which token of the map, in reading order, comes to each place of the windows: [H * W]."""
-        places = torch.arange(self.map_size**2).view(1, self.map_size, self.map_size, 1)
+        """Which token of the padded map, in reading order, comes to each place of the windows: [P * P]."""
+        places = torch.arange(self.padded_size**2).view(1, self.padded_size, self.padded_size, 1)
         rolled = torch.roll(places, shifts=(-self.shift, -self.shift), dims=(1, 2))
         return partition(rolled, self.window_size).flatten()
 
