@@ -11,7 +11,7 @@ import torch
 from _measure import report
 
 from cmpagl_core.encoders.feature_set import FeatureInfo, FeatureSet
-from cmpagl_core.evaluation.evaluate import evaluate_features
+from cmpagl_core.evaluation.evaluate import feature_scores
 from cmpagl_core.evaluation.scored import EvaluateOptions
 from cmpagl_core.ranking.chain import Gammas, Tuned
 
@@ -48,15 +48,15 @@ def resident_bytes(key: str) -> int:
 
 def peak_above_features(images: int = IMAGES) -> float:
     """Bytes that evaluation needed at its peak above what was resident with the features loaded."""
-    evaluate_features(random_features(50), EvaluateOptions(rerank="all"), TUNED)  # libraries loaded, pools made
+    feature_scores(random_features(50), TUNED).report(EvaluateOptions(rerank="all"))  # libraries loaded, pools made
     features = random_features(images)
     start = resident_bytes("VmRSS")
     try:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        evaluate_features(features, EvaluateOptions(rerank="all"), TUNED)
+        feature_scores(features, TUNED).report(EvaluateOptions(rerank="all"))
         return float(resident_bytes("VmHWM") - start)
     except PermissionError:
-        evaluate_features(features, EvaluateOptions(rerank="all"), TUNED)
+        feature_scores(features, TUNED).report(EvaluateOptions(rerank="all"))
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - start)
 
 

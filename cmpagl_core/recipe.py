@@ -177,9 +177,23 @@ class ImageEncoderPart(_Part):
         for stage in range(first, 4):
             if self.num_heads[stage] < 1 or self.stage_width(stage) % self.num_heads[stage]:
                 raise ValueError(f"num_heads of stage {stage + 1} must divide its width {self.stage_width(stage)}")
+        self._check_global_stages()
         if self.branches == "parallel" and any(depth % 2 for depth in self.depths):
             raise ValueError("parallel branches come in pairs: every depth must be even")
         return self
+
+    def _check_global_stages(self) -> None:
+        """Refuse stages without effect; all four, the default, mean each stage that there is."""
+        if not self.global_window:
+            return
+        if not self.global_stages:
+            raise ValueError("global_window true with no global_stages is plain Swin: name a stage, or write false")
+        gone = [stage for stage in self.global_stages if stage <= self.first_stage]
+        if gone and set(self.global_stages) != {1, 2, 3, 4}:
+            raise ValueError(
+                f"global_stages names stage {gone[0]}, which the stem at stride {min(self.stem_strides)} replaces: "
+                f"name stages from {self.first_stage + 1} on"
+            )
 
     @property
     def swin_weights(self) -> str:

@@ -20,7 +20,7 @@ from typer.testing import Result
 from cmpagl_core.ablation.table import AblationRow, AblationTable
 from cmpagl_core.datasets.prepared import DataSplit, open_prepared
 from cmpagl_core.errors import DataError, GuardError, UsageError
-from cmpagl_core.evaluation.evaluate import evaluate_scores
+from cmpagl_core.evaluation.evaluate import matrix_scores
 from cmpagl_core.evaluation.recall import Recalls
 from cmpagl_core.evaluation.scored import EvaluateOptions
 from cmpagl_core.progress import Silent
@@ -109,7 +109,7 @@ def split(tiny_prepared: Path) -> DataSplit:
 
 def evidence_of(run: Run, split: DataSplit, seed: int = 0, name: str = "tiny") -> Evidence:
     scores = np.random.default_rng(seed).random((len(split), len(split.captions)))
-    report = evaluate_scores(scores, split, EvaluateOptions(samples=20), "manifest", name, "sha")
+    report = matrix_scores(scores, split, "manifest", name, "sha").report(EvaluateOptions(samples=20))
     return replace(gather(run, report, split, None), name=name)
 
 
@@ -128,7 +128,9 @@ def test_scenes_and_worst_queries_are_of_the_plain_ranking_and_not_of_the_best_o
     run: Run, split: DataSplit
 ) -> None:
     scores = np.random.default_rng(3).random((len(split), len(split.captions)))
-    report = evaluate_scores(scores, split, EvaluateOptions(rerank="csls,galr", samples=5), "manifest", "tiny", "sha")
+    report = matrix_scores(scores, split, "manifest", "tiny", "sha").report(
+        EvaluateOptions(rerank="csls,galr", samples=5)
+    )
     plain = replace(report, rows=report.rows[:1])
     assert report.best != report.first
     shown, expected = gather(run, report, split, None), gather(run, plain, split, None)
@@ -159,7 +161,7 @@ def test_what_comes_from_outside_is_escaped(run: Run, split: DataSplit) -> None:
     hostile = replace(split, captions=(HOSTILE, *split.captions[1:]), scenes=(HOSTILE, *split.scenes[1:]))
     scores = np.zeros((len(split), len(split.captions)))
     scores[0, 0] = -1.0  # the hostile caption is the worst query
-    report = evaluate_scores(scores, hostile, EvaluateOptions(samples=20), "", HOSTILE, "sha")
+    report = matrix_scores(scores, hostile, "", HOSTILE, "sha").report(EvaluateOptions(samples=20))
     report = replace(report, notes=(HOSTILE,))
     html = render_runs([replace(gather(run, report, hostile, None), name=HOSTILE)])
     page = assert_self_contained(html)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cmpagl_cli.commands.options import FormatOption, IndexOption, OutputFormat, RunOption, Settings, settings
+from cmpagl_cli.commands.options import FormatOption, IndexOption, OutputFormat, Settings, settings
 from cmpagl_cli.views import Column, emit
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ def retrieve(
     features: Annotated[
         Path | None, typer.Option("--features", metavar="FILE", help="Search an exported feature set instead.")
     ] = None,
-    run: RunOption = None,
+    run: Annotated[
+        str | None, typer.Option("--run", metavar="NAME|DIR", help="Run that reads the query; the index's if left out.")
+    ] = None,
     to: Annotated[
         Literal["pictures", "captions"], typer.Option("--to", help="What to find; captions only with --image.")
     ] = "pictures",

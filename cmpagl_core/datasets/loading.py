@@ -49,7 +49,7 @@ class Draw:
 class PairBatch:
     """B pairs as they enter the model; row i of images belongs to row i of the captions."""
 
-    images: Tensor  # pixel_values [B, 3, S, S], or a frozen stem's maps [B, C, h, w]
+    images: Tensor  # pixel_values [B, 3, S, S], or a frozen stem's maps, flattened: [B, values]
     input_ids: Tensor  # [B, L] int64
     attention_mask: Tensor  # [B, L] bool
     positives: Tensor  # [B, B] bool, images x captions: caption j is one of image i's, drawn or not

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cmpagl_core.datasets.prepared import DataSplit
@@ -28,27 +27,6 @@ from cmpagl_core.runs import LoadedModel, Run
 _ARCHIVE = b"PK"
 
 
-def evaluate_run(
-    run: Run,
-    split: DataSplit,
-    progress: Progress,
-    device: torch.device,
-    options: EvaluateOptions | None = None,
-    manifest_sha256: str = "",
-    overlap: Overlap | None = None,
-    tuned: Tuned | None = None,
-) -> RetrievalReport:
-    """Encode a split with a run's model and evaluate every stage that it offers.
-
-    manifest_sha256: of the prepared data set that the split is of. overlap: with the training pictures, where known.
-    tuned: the run's own choice when None. Raises DataError for a picture that cannot be read, MismatchError for
-    weights that are not the run's.
-    """
-    return evaluate_model(
-        run.load(device), run, split, progress, options or EvaluateOptions(), manifest_sha256, overlap, tuned
-    )
-
-
 def evaluate_model(
     loaded: LoadedModel,
     run: Run,
@@ -59,7 +37,11 @@ def evaluate_model(
     overlap: Overlap | None = None,
     tuned: Tuned | None = None,
 ) -> RetrievalReport:
-    """As `evaluate_run`, with the run's model already loaded."""
+    """Encode a split with a run's model and evaluate every stage that it offers.
+
+    manifest_sha256: of the prepared data set that the split is of. overlap: with the training pictures, where known.
+    tuned: the run's own choice when None. Raises DataError for a picture that cannot be read.
+    """
     return model_scores(loaded, run, split, progress, options, manifest_sha256, overlap, tuned).report(options)
 
 
@@ -90,18 +72,11 @@ def model_scores(
     return Scored(Tested.of(split, manifest_sha256), cache(scores), available, model)
 
 
-def evaluate_features(
-    features: FeatureSet, options: EvaluateOptions | None = None, tuned: Tuned | None = None
-) -> RetrievalReport:
-    """Evaluate any model's features. tuned: parameters chosen on another split, where there are any.
+def feature_scores(features: FeatureSet, tuned: Tuned | None = None) -> Scored:
+    """Any model's features, to be evaluated. tuned: parameters chosen on another split, where there are any.
 
     Raises DataError for a feature set without captions.
     """
-    return feature_scores(features, tuned).report(options or EvaluateOptions())
-
-
-def feature_scores(features: FeatureSet, tuned: Tuned | None = None) -> Scored:
-    """What `evaluate_features` evaluates, for several protocols."""
     if not features.captions:
         raise DataError("this feature set holds no captions, so there is nothing to ask")
     info = features.info
@@ -119,23 +94,6 @@ def feature_scores(features: FeatureSet, tuned: Tuned | None = None) -> Scored:
     return Scored(tested, lambda _: scores, _cosine_only(tuned), model)
 
 
-def evaluate_scores(
-    array: NDArray[Any],
-    split: DataSplit,
-    options: EvaluateOptions | None = None,
-    manifest_sha256: str = "",
-    model: str = "scores",
-    model_sha256: str = "",
-    tuned: Tuned | None = None,
-) -> RetrievalReport:
-    """Evaluate anybody's scores of a split's images x captions, in the order of the prepared set.
-
-    The plain ranking's stage is called `cosine` here too. Raises MismatchError for another shape, DataError for
-    values that are no scores.
-    """
-    return matrix_scores(array, split, manifest_sha256, model, model_sha256, tuned).report(options or EvaluateOptions())
-
-
 def matrix_scores(
     array: NDArray[Any],
     split: DataSplit,
@@ -144,7 +102,11 @@ def matrix_scores(
     model_sha256: str = "",
     tuned: Tuned | None = None,
 ) -> Scored:
-    """What `evaluate_scores` evaluates, for several protocols."""
+    """Anybody's scores of a split's images x captions, in the order of the prepared set, to be evaluated.
+
+    The plain ranking's stage is called `cosine` here too. Raises MismatchError for another shape, DataError for
+    values that are no scores.
+    """
     scores = ScoreMatrix.from_array(array)
     require_shape(scores, split, model)
     tested = Tested.of(split, manifest_sha256)

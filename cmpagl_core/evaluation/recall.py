@@ -169,15 +169,6 @@ def recall(scores: ScoreMatrix, matches: Matches, text_scores: ScoreMatrix | Non
     return summarise(rank_queries(scores, matches), rank_queries(backward, matches.transposed()))
 
 
-def validation_mr(image_features: ArrayLike, text_features: ArrayLike, caption_image: ArrayLike) -> float:
-    """mR in percent of plain cosines under `rsitr`; what training watches.
-
-    image_features [N, D], text_features [M, D], caption_image [M].
-    """
-    scores = ScoreMatrix.from_features(image_features, text_features)
-    return recall(scores, Matches.own(caption_image, scores.shape[0])).mr
-
-
 def _percent(hits: Sequence[Probabilities]) -> Recalls:
     if len(hits[0]) == 0:
         raise DataError("no query of this split has a match", hint="evaluate a split that has captions")

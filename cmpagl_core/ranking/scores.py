@@ -108,12 +108,6 @@ class ScoreMatrix:
         for rows in tile_slices(queries, gallery, self.budget_bytes):
             yield rows, self.block(rows, slice(0, gallery))
 
-    def col_tiles(self) -> Iterator[tuple[slice, Floats]]:
-        """Whole columns: (slice of columns, scores [queries, columns])."""
-        queries, gallery = self.shape
-        for cols in tile_slices(gallery, queries, self.budget_bytes):
-            yield cols, self.block(slice(0, queries), cols)
-
     def transposed(self) -> ScoreMatrix:
         """The other direction: gallery and queries exchanged."""
         return ScoreMatrix(self.source.transposed(), self.budget_bytes)

@@ -68,7 +68,7 @@ def fit(
         try:
             session = open_session(recipe, recipe_name, prepared, root, progress, device, resume, interruption)
             with session.journal:
-                add_loaders(session, cache_root or root)
+                prepare_cache(session, cache_root or root)
                 train(session)
                 return finish(session)
         except KeyboardInterrupt:
@@ -110,7 +110,7 @@ def open_session(
     return session
 
 
-def add_loaders(session: Session, cache_root: Path) -> None:
+def prepare_cache(session: Session, cache_root: Path) -> None:
     """Fill the cache of a frozen stem, if it is to have one."""
     started_at = time.monotonic()
     fill_cache(session.plan, session.learner, cache_root, session.progress)

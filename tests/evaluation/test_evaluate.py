@@ -15,17 +15,16 @@ from cmpagl_core.datasets.prepared import DataSplit, open_prepared
 from cmpagl_core.encoders.export import run_features
 from cmpagl_core.errors import DataError, GuardError, MismatchError, UsageError
 from cmpagl_core.evaluation.evaluate import (
-    evaluate_features,
     evaluate_model,
-    evaluate_run,
-    evaluate_scores,
+    feature_scores,
+    matrix_scores,
     open_scores,
     tuned_of,
 )
 from cmpagl_core.evaluation.groups import by_length, by_scene
 from cmpagl_core.evaluation.metrics import RankMetrics
 from cmpagl_core.evaluation.recall import Recalls
-from cmpagl_core.evaluation.result import ReportRow, Spans, load_report, report_path, save_report
+from cmpagl_core.evaluation.result import ReportRow, RetrievalReport, Spans, load_report, report_path, save_report
 from cmpagl_core.evaluation.scored import EvaluateOptions
 from cmpagl_core.evaluation.selection import choose_for_run, keep_choice, open_tested, with_temperatures
 from cmpagl_core.evaluation.stages import Available, Stage, plan_stages
@@ -55,9 +54,15 @@ def some_scores(split: DataSplit, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(0, 1, (len(split), len(split.captions))).round(1).astype(np.float32)
 
 
+def of_scores(
+    array: np.ndarray, split: DataSplit, options: EvaluateOptions, tuned: Tuned | None = None
+) -> RetrievalReport:
+    return matrix_scores(array, split, tuned=tuned).report(options)
+
+
 def test_scores_of_anybody_are_evaluated_as_by_hand(split: DataSplit) -> None:
     scores = np.random.default_rng(3).standard_normal((len(split), len(split.captions)))
-    row = evaluate_scores(scores, split, QUICK).first
+    row = of_scores(scores, split, QUICK).first
     owner = split.caption_image
     for k, i2t, t2i in ((1, row.i2t.r1, row.t2i.r1), (5, row.i2t.r5, row.t2i.r5), (10, row.i2t.r10, row.t2i.r10)):
         best_texts = [np.argsort(-scores[image])[:k] for image in range(len(split))]
@@ -70,7 +75,7 @@ def test_scores_of_anybody_are_evaluated_as_by_hand(split: DataSplit) -> None:
 
 
 def test_a_constant_matrix_gives_chance_and_the_flag(split: DataSplit) -> None:
-    row = evaluate_scores(np.ones((len(split), len(split.captions))), split, QUICK).first
+    row = of_scores(np.ones((len(split), len(split.captions))), split, QUICK).first
     assert row.t2i.r1 == pytest.approx(100 / len(split))
     assert row.bounds.t2i["r1"] == (0.0, 100.0)
     assert row.ties_matter
@@ -78,19 +83,19 @@ def test_a_constant_matrix_gives_chance_and_the_flag(split: DataSplit) -> None:
 
 def test_the_duplicate_aware_protocol_never_gives_less(split: DataSplit) -> None:
     scores = some_scores(split)
-    aware = evaluate_scores(scores, split, replace(QUICK, protocol="duplicate-aware"))
-    plain = evaluate_scores(scores, split, QUICK)
+    aware = of_scores(scores, split, replace(QUICK, protocol="duplicate-aware"))
+    plain = of_scores(scores, split, QUICK)
     assert aware.first.mr > plain.first.mr
     assert aware.stamp.protocol == "duplicate-aware"
 
 
 def test_all_re_rankings_stand_below_the_plain_ranking(split: DataSplit) -> None:
     scores = some_scores(split)
-    report = evaluate_scores(scores, split, replace(QUICK, rerank="all"), tuned=TUNED)
+    report = of_scores(scores, split, replace(QUICK, rerank="all"), tuned=TUNED)
     assert [row.stage for row in report.rows] == ["cosine", "cosine+smr", "galr", "csls", "dual_softmax", "sinkhorn"]
     assert report.stamp.smr == TUNED.smr
     assert (report.stamp.dual_softmax, report.stamp.sinkhorn) == (20.0, 10.0)
-    without = evaluate_scores(scores, split, replace(QUICK, rerank="all"))
+    without = of_scores(scores, split, replace(QUICK, rerank="all"))
     assert [row.stage for row in without.rows] == ["cosine", "galr", "csls"]
     left_out = "left out cosine+smr, dual_softmax, sinkhorn: parameters were never chosen on a selection split"
     assert without.notes == (left_out,)
@@ -119,22 +124,24 @@ def test_chains_are_named_and_wrong_ones_refused() -> None:
 def test_a_run_shows_its_four_stages(run: Run, tiny_prepared: Path) -> None:
     kept = replace(run, info=replace(run.info, smr=TUNED.smr))  # type: ignore[arg-type]
     split = open_prepared(tiny_prepared).split("test")
-    report = evaluate_run(kept, split, Silent(), CPU, QUICK)
+    report = evaluate_model(kept.load(CPU), kept, split, Silent(), QUICK)
     assert [row.stage for row in report.rows] == ["cosine", "cosine+smr", "itm", "itm+smr"]
     assert report.stamp.itm_k == run.recipe.evaluate.itm_k
     assert report.stamp.split_sha256 == split.sha256
     assert report.stamp.model_sha256 == run.info.weights_sha256
-    no_itm = evaluate_run(kept, split, Silent(), CPU, replace(QUICK, itm_k=0))
+    no_itm = evaluate_model(kept.load(CPU), kept, split, Silent(), replace(QUICK, itm_k=0))
     assert [row.stage for row in no_itm.rows] == ["cosine", "cosine+smr"]
     assert no_itm.rows[0] == report.rows[0]
 
 
 def test_a_split_that_the_run_was_chosen_on_is_said_to_flatter(run: Run, split: DataSplit) -> None:
     chosen = replace(run, info=replace(run.info, selection_sha256=split.sha256))
-    report = evaluate_run(chosen, split, Silent(), CPU, QUICK)
+    report = evaluate_model(chosen.load(CPU), chosen, split, Silent(), QUICK)
     assert "tiny was chosen on this very split, so these recalls flatter it" in report.notes
     elsewhere = replace(run, info=replace(run.info, selection_sha256="0" * 64))
-    assert not any("flatter" in text for text in evaluate_run(elsewhere, split, Silent(), CPU, QUICK).notes)
+    assert not any(
+        "flatter" in text for text in evaluate_model(elsewhere.load(CPU), elsewhere, split, Silent(), QUICK).notes
+    )
 
 
 def test_without_pre_alignment_the_ranking_comes_from_itm(run: Run, tiny_prepared: Path) -> None:
@@ -148,19 +155,19 @@ def test_without_pre_alignment_the_ranking_comes_from_itm(run: Run, tiny_prepare
 
 def test_features_are_evaluated_like_the_run_they_came_from(run: Run, split: DataSplit) -> None:
     features = run_features(run.load(), "tiny", split, Silent())
-    of_features = evaluate_features(features, QUICK)
-    of_run = evaluate_run(run, split, Silent(), CPU, replace(QUICK, rerank="none", itm_k=0))
+    of_features = feature_scores(features).report(QUICK)
+    of_run = evaluate_model(run.load(CPU), run, split, Silent(), replace(QUICK, rerank="none", itm_k=0))
     assert of_features.rows[0] == of_run.rows[0]
     assert of_features.stamp.split_sha256 == of_run.stamp.split_sha256
     nothing = replace(
         features, text_features=features.text_features[:0], text_image=features.text_image[:0], captions=()
     )
     with pytest.raises(DataError, match="holds no captions"):
-        evaluate_features(nothing)
+        feature_scores(nothing)
 
 
 def test_a_report_comes_back_from_disk_as_it_was(split: DataSplit, tmp_path: Path) -> None:
-    report = evaluate_scores(some_scores(split), split, replace(QUICK, rerank="csls"))
+    report = of_scores(some_scores(split), split, replace(QUICK, rerank="csls"))
     path = report_path(tmp_path, "test", "rsitr")
     assert path == tmp_path / "evaluations" / "test-rsitr.json"
     save_report(report, path)
@@ -180,7 +187,7 @@ def test_a_report_comes_back_from_disk_as_it_was(split: DataSplit, tmp_path: Pat
 
 def test_broken_reports_are_refused_in_a_sentence(split: DataSplit, tmp_path: Path) -> None:
     path = report_path(tmp_path, "test", "rsitr")
-    save_report(evaluate_scores(some_scores(split), split, QUICK), path)
+    save_report(of_scores(some_scores(split), split, QUICK), path)
     arrays, content = path.with_suffix(".npz"), json.loads(path.read_text())
     whole = arrays.read_bytes()
     with np.load(arrays) as file:
@@ -225,7 +232,7 @@ def test_files_that_are_no_matrix_are_refused_in_a_sentence(split: DataSplit, tm
         open_scores(tmp_path / "s.npz")
     np.save(path, np.zeros((len(split.captions), len(split))))
     with pytest.raises(MismatchError, match=r"is 24 x 12 \(it looks transposed\), but the all split of tiny has 12"):
-        evaluate_scores(open_scores(path), split)
+        matrix_scores(open_scores(path), split)
 
 
 def test_parameters_are_chosen_on_the_selection_split_and_kept(run: Run, tmp_path: Path, tiny_prepared: Path) -> None:
@@ -258,7 +265,7 @@ def test_the_data_set_must_be_the_one_of_the_run(run: Run, tmp_path: Path) -> No
 
 
 def test_recalls_of_groups_make_up_the_whole(split: DataSplit) -> None:
-    report = evaluate_scores(some_scores(split), split, QUICK)
+    report = of_scores(some_scores(split), split, QUICK)
     groups = by_scene(report.queries, "cosine", split.scenes)
     assert [group.group for group in groups] == ["north", "south"]
     assert sum(group.captions for group in groups) == len(split.captions)
@@ -278,7 +285,7 @@ def test_recalls_of_groups_make_up_the_whole(split: DataSplit) -> None:
 def test_keeping_an_evaluation_touches_nothing_else_of_a_run(run: Run) -> None:
     before = {path.name: path.read_bytes() for path in run.root.iterdir() if path.is_file()}
     split = open_prepared(Path(run.info.dataset_root)).split("test")
-    report = evaluate_run(run, split, Silent(), CPU, replace(QUICK, rerank="none", itm_k=0))
+    report = evaluate_model(run.load(CPU), run, split, Silent(), replace(QUICK, rerank="none", itm_k=0))
     save_report(report, report_path(run.root, "test", "rsitr"))
     assert {path.name: path.read_bytes() for path in run.root.iterdir() if path.is_file()} == before
 

