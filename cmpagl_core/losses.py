@@ -7,7 +7,6 @@ as one of image i's captions, drawn or not. It is not symmetric; texts are ranke
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,24 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmpagl_core.models.bert import CrossAttentionCache
-from cmpagl_core.models.cmpagl import CmpaglModel, ImageEncoding, TextEncoding
 from cmpagl_core.recipe import LossesPart
 
 CIRCLE_GAMMA = 64.0  # scale of the circle loss [Sun et al. 2020 use 32 to 256]
 SUPCON_TEMPERATURE = 0.1  # [Khosla et al. 2020, section 4]
 _SOFT_TEMPERATURE = 0.1  # of the caption overlaps that spread a soft target (ours)
-_LENGTH_GROUPS = 3  # take 28 % of the padding out of a batch of UCM's captions
 _MASKED, _RANDOM = 0.8, 0.1  # of the chosen tokens; the rest stay as they are [BERT]
-
-
-@dataclass(frozen=True)
-class LossTerms:
-    """The weighted sum that is differentiated, each term before its weight, detached, and with it, not detached."""
-
-    total: Tensor
-    terms: dict[str, Tensor]
-    weighted: dict[str, Tensor]
 
 
 def itc_loss(
@@ -200,85 +187,6 @@ def caption_overlap(input_ids: Tensor, attention_mask: Tensor, vocab_size: int) 
     shared = present @ present.t()
     sizes = present.sum(dim=1)
     return shared / (sizes[:, None] + sizes[None, :] - shared).clamp(min=1)
-
-
-def sort_by_length(pairs: ItmPairs, attention_mask: Tensor) -> ItmPairs:
-    """The same pairs, those with short texts first. attention_mask: bool [B, L] of the texts."""
-    order = attention_mask.sum(dim=1)[pairs.texts].argsort(stable=True)
-    return ItmPairs(pairs.images[order], pairs.texts[order], pairs.matches[order])
-
-
-def match_logits(model: CmpaglModel, texts: TextEncoding, image_keys: CrossAttentionCache, pairs: ItmPairs) -> Tensor:
-    """ITM's logits [K, 2] of pairs sorted by length: a few groups, each padded to its own longest text.
-
-    In the last fusion layer only the first token is computed, since the head reads no other.
-    """
-    logits = []
-    for images, rows in zip(pairs.images.chunk(_LENGTH_GROUPS), pairs.texts.chunk(_LENGTH_GROUPS), strict=True):
-        longest = int(texts.attention_mask[rows[-1]].sum())
-        tokens, mask = texts.tokens[rows, :longest], texts.attention_mask[rows, :longest]
-        logits.append(model.itm_logits(model.fuse_first_token(tokens, mask, image_keys.select(images))))
-    return torch.cat(logits)
-
-
-def compute_losses(
-    model: CmpaglModel,
-    part: LossesPart,
-    images: ImageEncoding,
-    texts: TextEncoding,
-    input_ids: Tensor,
-    positives: Tensor,
-    masked: MaskedTokens | None,
-    generator: torch.Generator,
-    mlm_normaliser: float | None = None,
-) -> LossTerms:
-    """The recipe's weighted sum for one micro-batch (section 3).
-
-    masked: the captions masked for MLM, needed when losses.mlm > 0. generator: draws the hard negatives.
-    """
-    with torch.autocast(images.features.device.type, enabled=False):  # cosines keep all their digits
-        scores = _probe_scores(images.features, texts.features, model.probes)  # [P, B, B]
-        scale = model.logit_scale.exp()
-        logits = scores.mean(dim=0) * scale  # [B, B]
-    weighted: dict[str, Tensor] = {}
-    terms: dict[str, Tensor] = {}
-
-    def add(name: str, weight: float, loss: Tensor) -> None:
-        terms[name] = loss.detach()
-        weighted[name] = weight * loss
-
-    if part.uses_itc:
-        soft = None
-        if part.itc_soft_targets > 0:
-            soft = caption_overlap(input_ids, texts.attention_mask, model.text_encoder.shape.vocab_size)
-        shares = (part.itc_soft_targets, part.label_smoothing)
-        add("itc", part.itc, _mean(itc_loss(probe * scale, positives, soft, *shares) for probe in scores))
-    if part.uses_triplet:
-        add("triplet", part.triplet_weight, _mean(metric_loss(part, probe, positives) for probe in scores))
-    if part.uses_fusion:
-        image_keys = model.cross_attention_cache(images.tokens)  # made once; every image meets several texts
-    if part.itm > 0:
-        pairs = itm_pairs(logits, positives, generator, part.itm_hardness)
-        by_length = sort_by_length(pairs, texts.attention_mask)
-        add("itm", part.itm, itm_loss(match_logits(model, texts, image_keys, by_length), by_length.matches))
-    if part.mlm > 0 and masked is not None:
-        fused = model.fuse((masked.input_ids, texts.attention_mask), image_keys)
-        said = model.mlm_logits(fused[masked.chosen])  # [K, V]
-        add("mlm", part.mlm, mlm_loss(said, input_ids[masked.chosen], mlm_normaliser))
-    return LossTerms(torch.stack(list(weighted.values())).sum(), terms, weighted)
-
-
-def _probe_scores(image_features: Tensor, text_features: Tensor, probes: int) -> Tensor:
-    """[B, D] both, each probe's share of the same length. Returns each probe's cosines, [P, B, B], whose mean ranks.
-
-    Each probe has losses of its own: together they rank better than one that is trained on their mean (ours).
-    """
-    pairs = zip(image_features.chunk(probes, dim=1), text_features.chunk(probes, dim=1), strict=True)
-    return torch.stack([probes * (images @ texts.t()) for images, texts in pairs])
-
-
-def _mean(losses: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(losses)).mean()
 
 
 def _itc_rows(

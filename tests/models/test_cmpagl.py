@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from cmpagl_core.datasets.loading import PairBatch
 from cmpagl_core.errors import MismatchError, RecipeError
-from cmpagl_core.losses import LossTerms, compute_losses, itc_loss, mask_tokens, metric_loss
+from cmpagl_core.losses import itc_loss, mask_tokens, metric_loss
 from cmpagl_core.models.cmpagl import CmpaglModel, TextEncoding, build_model
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import override_recipe
+from cmpagl_core.training.objective import Encoded, LossTerms, compute_losses
 
 VOCABULARY = 60
 SMALL: dict[str, Any] = {
@@ -101,8 +103,9 @@ def losses(model: CmpaglModel, made_from: Recipe) -> LossTerms:
     masked = mask_tokens(input_ids, attention_mask, 0.5, 4, (0, 2, 3), VOCABULARY, generator)
     positives = torch.eye(4, dtype=torch.bool)
     positives[0, 1] = positives[1, 0] = True
-    images, texts = model.encode_images(pixels()), model.encode_texts(input_ids, attention_mask)
-    return compute_losses(model, made_from.losses, images, texts, input_ids, positives, masked, generator)
+    encoded = Encoded(model.encode_images(pixels()), model.encode_texts(input_ids, attention_mask))
+    batch = PairBatch(pixels(), input_ids, attention_mask, positives, ("",) * 4)
+    return compute_losses(model, made_from.losses, encoded, batch, masked, generator)
 
 
 def test_everything_has_the_shape_it_says() -> None:

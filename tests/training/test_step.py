@@ -12,14 +12,14 @@ from torch import Tensor
 from cmpagl_core.datasets.loading import PairBatch
 from cmpagl_core.encoders.stem_cache import views_needed
 from cmpagl_core.errors import CmpaglError
-from cmpagl_core.losses import ItmPairs, MaskedTokens, match_logits, sort_by_length
+from cmpagl_core.losses import ItmPairs, MaskedTokens
 from cmpagl_core.models.cmpagl import TextEncoding, build_model
-from cmpagl_core.models.tokenizer import load_tokenizer
-from cmpagl_core.recipe import Recipe
+from cmpagl_core.models.tokenizer import CaptionTokenizer, load_tokenizer
+from cmpagl_core.recipe import LossesPart, Recipe
 from cmpagl_core.training import step
 from cmpagl_core.training.learner import Learner, caches_until, gates_by_stage, make_learner
+from cmpagl_core.training.objective import encode_batch_texts, match_logits, sort_by_length
 from cmpagl_core.training.step import accumulate, gradient_shares, update
-from cmpagl_core.training.texts import encode_batch_texts
 from cmpagl_core.training.watch import EpochFigures, Watch
 
 CPU = torch.device("cpu")
@@ -89,11 +89,13 @@ def test_sorting_pairs_keeps_each_pair_together(tiny_recipe: MakeRecipe) -> None
 
 
 def test_accumulation_changes_nothing_for_mlm(tiny_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    def mask_every_third(learner: Learner, batch: PairBatch, generator: torch.Generator) -> MaskedTokens:
+    def mask_every_third(
+        cfg: LossesPart, tokenizer: CaptionTokenizer, batch: PairBatch, generator: torch.Generator
+    ) -> MaskedTokens:
         chosen = (torch.arange(batch.input_ids.shape[1]) % 3 == 1) & batch.attention_mask
-        return MaskedTokens(batch.input_ids.masked_fill(chosen, learner.tokenizer.mask_id), chosen)
+        return MaskedTokens(batch.input_ids.masked_fill(chosen, tokenizer.mask_id), chosen)
 
-    monkeypatch.setattr(step, "_mask", mask_every_third)
+    monkeypatch.setattr(step, "mask_batch", mask_every_third)
     learner = learner_of(tiny_recipe(*STILL, "losses.pre_alignment=false", "losses.itm=1.0e-12"))
     whole = accumulate(learner, [batch_of(learner)], epoch=0, step=0, probe=False)
     at_once = gradients(learner)

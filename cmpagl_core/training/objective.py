@@ -1,0 +1,166 @@
+"""The objective of one batch: encode its images and captions, mask, and sum the recipe's losses (section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cmpagl_core.datasets.loading import PairBatch
+from cmpagl_core.losses import (
+    ItmPairs,
+    MaskedTokens,
+    caption_overlap,
+    itc_loss,
+    itm_loss,
+    itm_pairs,
+    mask_tokens,
+    metric_loss,
+    mlm_loss,
+)
+from cmpagl_core.models.bert import CrossAttentionCache
+from cmpagl_core.models.cmpagl import CmpaglModel, ImageEncoding, TextEncoding
+from cmpagl_core.models.tokenizer import CaptionTokenizer
+from cmpagl_core.recipe import LossesPart
+
+_TEXT_GROUPS = 3  # with single captions, these take 38 % of the tokens out of a batch of 128 of UCM's
+_PAIR_GROUPS = 3  # take 28 % of the padding out of the pairs of such a batch
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The weighted sum that is differentiated, each term before its weight, detached, and with it, not detached."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    weighted: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the two encoders say of a batch."""
+
+    images: ImageEncoding
+    texts: TextEncoding
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all features are numbers."""
+        return bool(torch.isfinite(self.images.features.sum() + self.texts.features.sum()))
+
+
+def mask_batch(
+    cfg: LossesPart, tokenizer: CaptionTokenizer, batch: PairBatch, generator: torch.Generator
+) -> MaskedTokens | None:
+    """The captions of a batch masked for MLM; None where the recipe has no MLM."""
+    if cfg.mlm == 0:
+        return None
+    return mask_tokens(
+        batch.input_ids,
+        batch.attention_mask,
+        cfg.mlm_probability,
+        tokenizer.mask_id,
+        (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id),
+        tokenizer.vocab_size,
+        generator,
+    )
+
+
+def compute_losses(
+    model: CmpaglModel,
+    cfg: LossesPart,
+    encoded: Encoded,
+    batch: PairBatch,
+    masked: MaskedTokens | None,
+    generator: torch.Generator,
+    mlm_normaliser: float | None = None,
+) -> LossTerms:
+    """The recipe's weighted sum for one micro-batch.
+
+    masked: from `mask_batch`. generator: draws the hard negatives. mlm_normaliser: as `mlm_loss` takes it.
+    """
+    images, texts, positives = encoded.images, encoded.texts, batch.positives
+    with torch.autocast(images.features.device.type, enabled=False):  # cosines keep all their digits
+        scores = probe_scores(images.features, texts.features, model.probes)  # [P, B, B]
+        scale = model.logit_scale.exp()
+        logits = scores.mean(dim=0) * scale  # [B, B]
+    weighted: dict[str, Tensor] = {}
+    terms: dict[str, Tensor] = {}
+
+    def add(name: str, weight: float, loss: Tensor) -> None:
+        terms[name] = loss.detach()
+        weighted[name] = weight * loss
+
+    if cfg.uses_itc:
+        soft = None
+        if cfg.itc_soft_targets > 0:
+            soft = caption_overlap(batch.input_ids, batch.attention_mask, model.text_encoder.shape.vocab_size)
+        shares = (cfg.itc_soft_targets, cfg.label_smoothing)
+        add("itc", cfg.itc, _mean(itc_loss(probe * scale, positives, soft, *shares) for probe in scores))
+    if cfg.uses_triplet:
+        add("triplet", cfg.triplet_weight, _mean(metric_loss(cfg, probe, positives) for probe in scores))
+    if cfg.uses_fusion:
+        image_keys = model.cross_attention_cache(images.tokens)  # made once; every image meets several texts
+    if cfg.itm > 0:
+        pairs = itm_pairs(logits, positives, generator, cfg.itm_hardness)
+        by_length = sort_by_length(pairs, texts.attention_mask)
+        add("itm", cfg.itm, itm_loss(match_logits(model, texts, image_keys, by_length), by_length.matches))
+    if cfg.mlm > 0 and masked is not None:
+        fused = model.fuse((masked.input_ids, texts.attention_mask), image_keys)
+        logits_at_chosen = model.mlm_logits(fused[masked.chosen])  # [K, V]
+        add("mlm", cfg.mlm, mlm_loss(logits_at_chosen, batch.input_ids[masked.chosen], mlm_normaliser))
+    return LossTerms(torch.stack(list(weighted.values())).sum(), terms, weighted)
+
+
+def probe_scores(image_features: Tensor, text_features: Tensor, probes: int) -> Tensor:
+    """[B, D] both, each probe's share of the same length. Returns each probe's cosines, [P, B, B], whose mean ranks.
+
+    Each probe has losses of its own: together they rank better than one that is trained on their mean (ours).
+    """
+    pairs = zip(image_features.chunk(probes, dim=1), text_features.chunk(probes, dim=1), strict=True)
+    return torch.stack([probes * (images @ texts.t()) for images, texts in pairs])
+
+
+def encode_batch_texts(model: CmpaglModel, input_ids: Tensor, attention_mask: Tensor) -> TextEncoding:
+    """What `model.encode_texts` gives, for less: [B, L] ids and mask, padded on the right (ours).
+
+    Each different caption goes through once, with others of its length; equal ones also share its dropout.
+    """
+    width = input_ids.shape[1]
+    unique, row_of = torch.unique(input_ids.masked_fill(~attention_mask, -1), dim=0, return_inverse=True)
+    lengths = (unique >= 0).sum(dim=1)
+    order = lengths.argsort(stable=True)
+    tokens, features = [], []
+    for rows in order.chunk(_TEXT_GROUPS):
+        ids = unique[rows, : int(lengths[rows[-1]])]
+        encoding = model.encode_texts(ids.clamp(min=0), ids >= 0)
+        tokens.append(F.pad(encoding.tokens, (0, 0, 0, width - ids.shape[1])))
+        features.append(encoding.features)
+    place = order.argsort()[row_of]  # [B], row among the encoded
+    return TextEncoding(torch.cat(tokens)[place], torch.cat(features)[place], attention_mask)
+
+
+def sort_by_length(pairs: ItmPairs, attention_mask: Tensor) -> ItmPairs:
+    """The same pairs, those with short texts first. attention_mask: bool [B, L] of the texts."""
+    order = attention_mask.sum(dim=1)[pairs.texts].argsort(stable=True)
+    return ItmPairs(pairs.images[order], pairs.texts[order], pairs.matches[order])
+
+
+def match_logits(model: CmpaglModel, texts: TextEncoding, image_keys: CrossAttentionCache, pairs: ItmPairs) -> Tensor:
+    """ITM's logits [K, 2] of pairs sorted by length: a few groups, each padded to its own longest text.
+
+    In the last fusion layer only the first token is computed, since the head reads no other.
+    """
+    logits = []
+    for images, rows in zip(pairs.images.chunk(_PAIR_GROUPS), pairs.texts.chunk(_PAIR_GROUPS), strict=True):
+        longest = int(texts.attention_mask[rows[-1]].sum())
+        tokens, mask = texts.tokens[rows, :longest], texts.attention_mask[rows, :longest]
+        logits.append(model.itm_logits(model.fuse_first_token(tokens, mask, image_keys.select(images))))
+    return torch.cat(logits)
+
+
+def _mean(losses: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(losses)).mean()
