@@ -64,7 +64,7 @@ def make_index(root: Path, size: str) -> None:
 
 def ask(workspace: str) -> None:
     """One question in a process of its own."""
-    code = "from cmpagl_cli.app import main; main()"
+    code = "from cmpagl_cli.entry import main; main()"
     run("-c", code, "--workspace", workspace, "retrieve", QUERY, "--format", "json")
 
 

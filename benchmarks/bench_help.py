@@ -17,7 +17,7 @@ def run(code: str, *arguments: str) -> str:
 
 
 def main() -> int:
-    ours = "from cmpagl_cli.app import main; main()"
+    ours = "from cmpagl_cli.entry import main; main()"
     if "retrieve" not in run(ours, "--help"):
         raise SystemExit("this is not the help")
     value, peer_value = in_turns_s(lambda: run(ours, "--help"), lambda: run(PEER), repeats=9)

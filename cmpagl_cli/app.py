@@ -12,20 +12,23 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from cmpagl_cli.commands.options import Settings
+from cmpagl_cli.entry import silence
 from cmpagl_cli.registry import COMMANDS, Commands, as_it_is
 from cmpagl_cli.views import clean, make_progress
 from cmpagl_core import __version__
 from cmpagl_core.errors import CmpaglError, ExitCode
+from cmpagl_core.interruption import Interruption
 from cmpagl_core.workspace import Workspace
 
 _SHARED_WITH_VALUE = ("--workspace", "--device", "--threads")
 _SHARED_FLAGS = ("--quiet", "-q", "--debug")
+_INTERRUPTED = "interrupted; what was finished is kept and nothing is half written, run the same command again"
 _NO_MEMORY = "there is not enough memory; lower train.batch_size or evaluate.batch_size"
 
 _EXAMPLES = """Examples:
@@ -57,24 +60,29 @@ class CmpaglGroup(TyperGroup):
         _show_help_early(self, ctx, args)
         return super().parse_args(ctx, args)
 
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except KeyboardInterrupt:
+            _fail(_INTERRUPTED, ExitCode.INTERRUPTED, False)
+
     def invoke(self, ctx: Any) -> Any:
         debug = bool(ctx.params.get("debug"))
         try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-            return result
+            return super().invoke(ctx)
         except CmpaglError as error:
             _fail(str(error), error.exit_code, debug)
         except KeyboardInterrupt:
-            _fail("interrupted", ExitCode.INTERRUPTED, debug)
+            _fail(_INTERRUPTED, ExitCode.INTERRUPTED, debug)
         except BrokenPipeError:
-            # The reader (`| head`) has enough; what Python flushes at exit must not fail again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            silence(sys.stdout)  # the reader (`| head`) has enough
             raise typer.Exit(ExitCode.DONE) from None
         except Exception as error:
             if _is_typers_own(error):
                 raise
-            _fail(_NO_MEMORY if _is_out_of_memory(error) else _unexpected(error), ExitCode.FAILURE, debug)
+            if Interruption.current().asked:  # an import turns Ctrl-C into an error of its own
+                _fail(_INTERRUPTED, ExitCode.INTERRUPTED, debug)
+            _fail(_sentence(error), ExitCode.FAILURE, debug)
 
 
 def shared_options_first(args: Sequence[str]) -> list[str]:
@@ -127,11 +135,24 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _fail(sentence: str, code: ExitCode, debug: bool) -> None:
+def _fail(sentence: str, code: ExitCode, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
-    typer.echo(typer.style("error: ", fg="red", bold=True) + clean(sentence), err=True)
+    head = "error: " if os.environ.get("NO_COLOR") else typer.style("error: ", fg="red", bold=True)
+    try:
+        typer.echo(head + clean(sentence), err=True)
+    except OSError:
+        silence(sys.stderr)
     raise typer.Exit(int(code)) from None
+
+
+def _sentence(error: Exception) -> str:
+    if _is_out_of_memory(error):
+        return _NO_MEMORY
+    if isinstance(error, OSError) and error.filename is not None:
+        place = error.filename.decode(errors="replace") if isinstance(error.filename, bytes) else error.filename
+        return f"{place} cannot be used ({error.strerror}); check that it is there, and what you may do with it"
+    return _unexpected(error)
 
 
 def _unexpected(error: Exception) -> str:
@@ -181,8 +202,3 @@ def shared_options(
 ) -> None:
     """Find remote-sensing images by text and text by image: CMPAGL (TGRS 2024), tested and reproducible."""
     ctx.obj = Settings(Workspace.locate(workspace), device, threads, quiet, debug, make_progress(quiet))
-
-
-def main() -> None:
-    """Entry point of the `cmpagl` command."""
-    app()

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from cmpagl_cli.commands.options import OutputFormat
+from cmpagl_cli.entry import silence
+from cmpagl_core.errors import CmpaglError
 from cmpagl_core.progress import Advance, Progress, Silent
 
 if TYPE_CHECKING:
@@ -67,9 +69,10 @@ def render(
         return _table(rows, columns, title)
     if format == "json":
         content = document if document is not None else [_picked(row, columns) for row in rows]
-        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        return json.dumps(content, indent=2, ensure_ascii=not _says("é\u4e2d"), allow_nan=False)
     if format == "jsonl":
-        return "\n".join(json.dumps(_picked(row, columns), ensure_ascii=False, allow_nan=False) for row in rows)
+        ascii_alone = not _says("é\u4e2d")
+        return "\n".join(json.dumps(_picked(row, columns), ensure_ascii=ascii_alone, allow_nan=False) for row in rows)
     if format == "csv":
         return _csv(rows, columns)
     cells = [[shown(row.get(column.key), column.digits) for column in columns] for row in rows]
@@ -78,13 +81,27 @@ def render(
 
 
 def echo(text: str) -> None:
-    """Text to stdout as it is; what UTF-8 cannot say is written as an escape."""
-    typer.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+    """Text to stdout as it is; what UTF-8 cannot say is written as an escape.
+
+    Raises CmpaglError when it cannot be written, BrokenPipeError when nobody reads any more.
+    """
+    try:
+        typer.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence(sys.stdout)
+        raise CmpaglError(
+            f"the result cannot be written to stdout ({error.strerror or error})", hint="send it to a place with room"
+        ) from error
 
 
 def note(text: str) -> None:
-    """One line to stderr."""
-    typer.echo(clean(text), err=True)
+    """One line to stderr; where that takes nothing, the work goes on without."""
+    try:
+        typer.echo(clean(text), err=True)
+    except OSError:
+        silence(sys.stderr)
 
 
 def clean(text: str) -> str:
@@ -228,7 +245,8 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], title: 
     on_terminal = sys.stdout.isatty()
     width = None if on_terminal else _PIPE_WIDTH
     console = Console(file=io.StringIO(), width=width, force_terminal=on_terminal)
-    table = Table(box=box.SIMPLE_HEAD, title=Text(clean(title)) if title else None, title_justify="left")
+    lines = box.SIMPLE_HEAD if _says("\u2500") else box.ASCII
+    table = Table(box=lines, title=Text(clean(title)) if title else None, title_justify="left")
     for column in columns:
         numbers = any(isinstance(row.get(column.key), int | float) for row in rows)
         table.add_column(Text(column.title), justify="right" if numbers else "left", overflow="fold")
@@ -237,6 +255,15 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], title: 
     with console.capture() as captured:
         console.print(table)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _says(text: str) -> bool:
+    """Whether stdout's encoding has these characters."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def _picked(row: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -15,6 +16,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 _KEPT_BYTES = 2**31 - 1  # mallopt takes an int
 _GROWTH_BYTES = 64 << 20
 
+_DEVICES = ("cpu", "cuda", "mps")
+_MOST_THREADS = 64
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -24,20 +27,27 @@ def choose_device(name: str = "auto") -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    missing = UsageError(
+        f"device {name[:40]!r} is not available here", hint="leave --device out, or see `cmpagl doctor`"
+    )
+    if name.partition(":")[0] not in _DEVICES:  # torch knows more, which cannot compute what is needed
+        raise missing
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"device {name!r} is not available here", hint="leave --device out, or see `cmpagl doctor`"
-        ) from error
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise missing from error
     return device
 
 
 def set_threads(threads: int | None) -> None:
-    """Use so many CPU threads; None leaves torch's choice."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    """Use so many CPU threads; None leaves torch's choice. Raises UsageError for more than can be started."""
+    if threads is None:
+        return
+    most = max(_MOST_THREADS, 2 * (os.cpu_count() or 1))
+    if not 1 <= threads <= most:  # OpenMP would end the process
+        raise UsageError(f"{threads:,} threads are not between 1 and {most}", hint="give as many as there are cores")
+    torch.set_num_threads(threads)
 
 
 def keep_freed_memory() -> bool:

@@ -138,7 +138,16 @@ def sha256_unordered(items: Iterable[str]) -> str:
 
 
 def newest(folder: Path, marker: str) -> Path | None:
-    """The sub-folder of `folder` whose file `marker` was written last; None when there is none."""
+    """The sub-folder of `folder` whose file `marker` was written last; None when there is none.
+
+    Raises DataError when the folder may not be read.
+    """
+    try:
+        os.listdir(folder)  # noqa: PTH208  # glob takes a folder that may not be read for an empty one
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise DataError(f"{folder} may not be read ({error.strerror})", hint="change its permissions") from error
     found = [path for path in folder.glob(f"*/{marker}") if path.is_file()]
     if not found:
         return None

@@ -30,7 +30,14 @@ class Workspace:
 
     @classmethod
     def locate(cls, given: Path | None = None) -> Workspace:
-        """The folder given, else `CMPAGL_WORKSPACE`, else the current folder."""
+        """The folder given, else `CMPAGL_WORKSPACE`, else the current folder.
+
+        Raises UsageError when the current folder was deleted: no relative path means anything then.
+        """
+        try:
+            Path.cwd()
+        except OSError as error:
+            raise UsageError("the current folder is not there any more", hint="go to one that is") from error
         if given is not None:
             return cls(given)
         named = os.environ.get("CMPAGL_WORKSPACE")

@@ -184,9 +184,14 @@ def _add_missing(
             for start in range(0, len(missing), size):
                 part = missing[start : start + size]
                 maps = np.empty((len(part), len(settings.views), values), dtype=np.float16)
-                for done in _fill(maps, {sha: pictures[sha] for sha in part}, folded, settings, device):
-                    advance(done)
-                _write_shard(home, part, maps)
+                done = 0
+                try:
+                    for count in _fill(maps, {sha: pictures[sha] for sha in part}, folded, settings, device):
+                        done += count
+                        advance(count)
+                finally:  # what is done by an interruption or a broken picture is kept
+                    if done:
+                        _write_shard(home, part[:done], maps[:done])
 
 
 def half_maps(parts: Sequence[Tensor]) -> Tensor:

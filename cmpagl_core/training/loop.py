@@ -14,6 +14,7 @@ import torch
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.device import usable_precision
 from cmpagl_core.errors import InterruptedByUserError
+from cmpagl_core.interruption import Interruption
 from cmpagl_core.progress import Advance, Progress
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.runs import INFO_FILE, LOG_FILE, RESUME_FOLDER, Best, Run, open_run, save_run
@@ -21,7 +22,7 @@ from cmpagl_core.training.curves import draw_curves
 from cmpagl_core.training.journal import Journal
 from cmpagl_core.training.learner import Learner, gates_by_stage
 from cmpagl_core.training.optim import schedule
-from cmpagl_core.training.resume import Identity, Interruption, Position, Tally, write_state
+from cmpagl_core.training.resume import Identity, Position, Tally, has_state, write_state
 from cmpagl_core.training.setup import Plan, begin, fill_cache, run_info, take_up
 from cmpagl_core.training.step import StepFigures, accumulate, update
 from cmpagl_core.training.validate import Validation, choose_gammas, validate
@@ -63,7 +64,7 @@ def fit(
     stem's maps are kept; in `root` if None. The caller holds `root` (`locks.py`).
     Raises InterruptedByUserError, saying how to go on, when interrupted.
     """
-    interruption = Interruption()
+    interruption = Interruption.current()
     with interruption.caught():
         try:
             session = open_session(recipe, recipe_name, prepared, root, progress, device, resume, interruption)
@@ -74,9 +75,7 @@ def fit(
         except KeyboardInterrupt:
             if (root / INFO_FILE).is_file():
                 return open_run(root)
-            raise InterruptedByUserError(
-                f"training of {root.name} stopped; it goes on from its last state", hint=_how_to_resume(root)
-            ) from None
+            raise _stopped(root) from None
 
 
 def open_session(
@@ -264,5 +263,10 @@ def _out_of_patience(session: Session) -> bool:
     return 0 < patience <= session.position.validations_since_best
 
 
-def _how_to_resume(root: Path) -> str:
-    return f"resume it with `cmpagl train --resume --name {root.name}`"
+def _stopped(root: Path) -> InterruptedByUserError:
+    if not has_state(root):
+        return InterruptedByUserError(f"training of {root.name} stopped before its first step", hint="start it again")
+    return InterruptedByUserError(
+        f"training of {root.name} stopped; it goes on from its last state",
+        hint=f"resume it with `cmpagl train --resume --name {root.name}`",
+    )

@@ -7,13 +7,9 @@ JSON in the same file as the tensors, so that a kill between two writes cannot t
 from __future__ import annotations
 
 import json
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -140,44 +136,6 @@ def unfinished_run(runs: Path, recipe_name: str | None = None) -> Path:
     last = newest(runs, INFO_FILE)
     hint = "start one with `cmpagl train RECIPE`" if last is None else f"{last.name} is finished"
     raise DataError(f"there is no unfinished training{of} in {runs}", hint=hint)
-
-
-class Interruption:
-    """Ctrl-C and termination, held back while a step is taken or a state is written."""
-
-    def __init__(self) -> None:
-        self._shields = 0
-        self._waiting = False
-
-    @contextmanager
-    def caught(self) -> Iterator[None]:
-        """Turn SIGINT and SIGTERM into KeyboardInterrupt inside the block (in the main thread)."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {name: signal.signal(name, self._signalled) for name in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for name, handler in before.items():
-                signal.signal(name, handler)
-
-    @contextmanager
-    def shielded(self) -> Iterator[None]:
-        """Finish the block first, then be interrupted."""
-        self._shields += 1
-        try:
-            yield
-        finally:
-            self._shields -= 1
-        if self._waiting and not self._shields:
-            self._waiting = False
-            raise KeyboardInterrupt
-
-    def _signalled(self, number: int, frame: FrameType | None) -> None:
-        if not self._shields:
-            raise KeyboardInterrupt
-        self._waiting = True
 
 
 def _state_path(root: Path) -> Path:

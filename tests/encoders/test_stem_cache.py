@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from cmpagl_core.errors import CmpaglError, DataError
 from cmpagl_core.files import sha256_file
 from cmpagl_core.imagery.pictures import read_pixel_values
 from cmpagl_core.models.stem import FeatureStem
-from cmpagl_core.progress import Silent
+from cmpagl_core.progress import Advance, Silent
 from cmpagl_core.recipe import ImageEncoderPart
 
 CPU = torch.device("cpu")
@@ -174,6 +176,27 @@ def test_an_interrupted_filling_goes_on_where_it_stopped(
     assert len(stem_cache(tmp_path / "c", stem, SETTINGS, [split], told, CPU).rows) == 6
     assert "of 4 pictures" in told.messages[0]
     assert not list((tmp_path / "c").rglob("*.partial"))
+
+
+def test_what_an_interrupted_shard_holds_by_then_is_kept(
+    tmp_path: Path, stem: FeatureStem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_VIEWS_AT_ONCE", 8)  # two pictures
+
+    class Interrupts(Silent):
+        @contextmanager
+        def task(self, description: str, total: int, unit: str = "") -> Iterator[Advance]:
+            def advance(done: int) -> None:
+                if unit == "img" and description.startswith("cache"):
+                    raise KeyboardInterrupt
+
+            yield advance
+
+    split, told = pictures(tmp_path / "p", 6), Told()
+    with pytest.raises(KeyboardInterrupt):
+        stem_cache(tmp_path / "c", stem, SETTINGS, [split], Interrupts(), CPU)
+    assert len(stem_cache(tmp_path / "c", stem, SETTINGS, [split], told, CPU).rows) == 6
+    assert "of 4 pictures" in told.messages[0]
 
 
 def test_a_disk_without_room_is_told_before_anything_is_computed(

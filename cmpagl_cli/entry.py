@@ -1,0 +1,92 @@
+"""Where the `cmpagl` command begins: signals and streams are made ready before anything slow is imported.
+
+Only the standard library stands at the top, so that Ctrl-C in the first tenths of a second finds its handler here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from typing import NoReturn, TextIO
+
+from cmpagl_core.interruption import Interruption
+
+_INTERRUPTED = 130
+_FAILURE = 1
+
+
+def main() -> NoReturn:
+    """Run the command line and leave with its exit code."""
+    interruption = Interruption()
+    try:
+        interruption.listen()
+        prepare_streams()
+        from cmpagl_cli.app import app
+
+        app()
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else _FAILURE
+    except KeyboardInterrupt:
+        _say("error: interrupted")
+        code = _INTERRUPTED
+    except OSError as error:  # of what Typer itself writes, as a help text
+        silence(sys.stdout)
+        _say(f"error: the output cannot be written ({error.strerror or error})")
+        code = _FAILURE
+    asked = interruption.asked
+    interruption.leave()
+    code = _flushed(code)
+    if asked:  # Python would end by SIGINT, whatever the code, where an import was interrupted
+        os._exit(code)
+    sys.exit(code)
+
+
+def prepare_streams() -> None:
+    """Give a closed stream a place to write to, and let what an encoding cannot say be written as an escape.
+
+    A file that is opened while stdout is closed would else become stdout.
+    """
+    with suppress(OSError):
+        while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(handle)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123  # until the end
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def silence(stream: TextIO) -> None:
+    """Send what a stream could not write, and all that follows, nowhere: Python would fail again when it ends."""
+    with suppress(OSError, ValueError):
+        handle = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(handle, stream.fileno())
+        os.close(handle)
+
+
+def _say(sentence: str) -> None:
+    try:
+        print(sentence, file=sys.stderr, flush=True)  # noqa: T201  # Typer may not be there yet
+    except OSError:
+        silence(sys.stderr)
+
+
+def _flushed(code: int) -> int:
+    """Write out what waits; the exit code, which is a failure's if that fails."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            silence(stream)
+            code = code or _FAILURE
+        except ValueError:  # closed by someone else
+            pass
+    return code
+
+
+if __name__ == "__main__":
+    main()
