@@ -72,8 +72,10 @@ class _Lock:
 
     def __init__(self, target: Path) -> None:
         self._target, self._own = target, own_process()
-        self._path = target.parent / f".{target.name}.lock"
-        self._record = target.parent / f".{target.name}.lock.json"
+        real = target.resolve()  # one lock for one folder, though two workspaces name it by links
+        self._folder = real.parent
+        self._path = self._folder / f".{real.name}.lock"
+        self._record = self._folder / f".{real.name}.lock.json"
         self._lock = FileLock(self._path)
         self._made: list[Path] = []  # folders that were not there, the innermost first
 
@@ -121,9 +123,8 @@ class _Lock:
         return f"wait until it has ended{other}; if it no longer runs there, remove {self._record}"
 
     def _make_folder(self) -> None:
-        folder = self._target.parent
-        self._made += [made for made in (folder, *folder.parents) if not made.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
+        self._made += [made for made in (self._folder, *self._folder.parents) if not made.exists()]
+        self._folder.mkdir(parents=True, exist_ok=True)
 
     def _acquired(self) -> bool:
         try:

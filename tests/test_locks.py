@@ -162,6 +162,14 @@ def test_another_hosts_lock_is_never_taken_over(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_has_one_lock_by_all_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "link").symlink_to("tiny")
+    monkeypatch.chdir(tmp_path)
+    with hold(Path("tiny")), pytest.raises(BusyError, match="link is being written"), hold(tmp_path / "link"):
+        pass
+
+
 def test_a_pid_that_was_given_out_again_is_another_process(tmp_path: Path) -> None:
     own = own_process()
     if not own.started_ticks:
