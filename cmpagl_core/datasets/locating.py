@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cmpagl_core.datasets.synthetic
+import cmpagl_core.synthetic
 from cmpagl_core.datasets.annotations import Annotations
 from cmpagl_core.datasets.archives import is_archive, unpack
 from cmpagl_core.datasets.published import PublishedSet
@@ -68,7 +68,7 @@ def locate_folder(folder: Path, annotations: Path | None, root: Path, progress: 
 
 def locate_synthetic(count: int, seed: int, image_size_px: int, root: Path, progress: Progress) -> Located:
     """Scenes drawn into `root`, unless this very code has drawn them there before."""
-    from cmpagl_core.datasets.synthetic.generate import CAPTIONS_FILE, generate
+    from cmpagl_core.synthetic.generate import CAPTIONS_FILE, generate
 
     source = root / SOURCE_FOLDER
     stamp = {"count": count, "seed": seed, "image_size_px": image_size_px, "code": _drawing_code_sha256()}
@@ -115,6 +115,6 @@ def _has_pictures(folder: Path) -> bool:
 
 def _drawing_code_sha256() -> str:
     digest = hashlib.sha256()
-    for path in sorted(Path(cmpagl_core.datasets.synthetic.__path__[0]).glob("*.py")):
+    for path in sorted(Path(cmpagl_core.synthetic.__path__[0]).glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()

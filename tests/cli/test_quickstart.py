@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from cmpagl_core.datasets.synthetic.truth import SceneTruth, read_truth, shows
+from cmpagl_core.synthetic.truth import SceneTruth, read_truth, shows
 
 MAKEFILE = Path(__file__).parents[2] / "Makefile"
 SMALLER = (

@@ -9,10 +9,10 @@ from typing import Literal, TypeVar
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cmpagl_core.datasets.synthetic.canvas import Canvas, Frame
-from cmpagl_core.datasets.synthetic.geometry import Points
-from cmpagl_core.datasets.synthetic.textures import Colour, Ramp, coloured, window
-from cmpagl_core.datasets.synthetic.truth import Box, Relation, SceneObject
+from cmpagl_core.synthetic.canvas import Canvas, Frame
+from cmpagl_core.synthetic.geometry import Points
+from cmpagl_core.synthetic.textures import Colour, Ramp, coloured, window
+from cmpagl_core.synthetic.truth import Box, Relation, SceneObject
 
 PAINTS: dict[str, Colour] = {
     "white": (238, 238, 234),

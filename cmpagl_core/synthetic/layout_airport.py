@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
-from cmpagl_core.datasets.synthetic.borders import border, scatter_trees
-from cmpagl_core.datasets.synthetic.canvas import SUPERSAMPLE
-from cmpagl_core.datasets.synthetic.geometry import Points, band, beside, hull, rectangle, straight
-from cmpagl_core.datasets.synthetic.grounds import dashes, lawn, paved, road
-from cmpagl_core.datasets.synthetic.sketch import Sketch
-from cmpagl_core.datasets.synthetic.things import Drawing, building, plane, stand
+from cmpagl_core.synthetic.borders import border, scatter_trees
+from cmpagl_core.synthetic.canvas import SUPERSAMPLE
+from cmpagl_core.synthetic.geometry import Points, band, beside, hull, rectangle, straight
+from cmpagl_core.synthetic.grounds import dashes, lawn, paved, road
+from cmpagl_core.synthetic.sketch import Sketch
+from cmpagl_core.synthetic.things import Drawing, building, plane, stand
 
 _MARK = (226, 226, 222)
 

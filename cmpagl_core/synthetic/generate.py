@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cmpagl_core.datasets.synthetic.grammar import describe
-from cmpagl_core.datasets.synthetic.kinds import kind_of, split_of
-from cmpagl_core.datasets.synthetic.light import photographed
-from cmpagl_core.datasets.synthetic.sketch import Sketch
-from cmpagl_core.datasets.synthetic.truth import SceneTruth, truth_as_json
 from cmpagl_core.errors import UsageError
 from cmpagl_core.files import atomic_file, atomic_path, write_json
 from cmpagl_core.progress import Progress
+from cmpagl_core.synthetic.grammar import describe
+from cmpagl_core.synthetic.kinds import kind_of, split_of
+from cmpagl_core.synthetic.light import photographed
+from cmpagl_core.synthetic.sketch import Sketch
+from cmpagl_core.synthetic.truth import SceneTruth, truth_as_json
 
 DEFAULT_COUNT = 1200
 DEFAULT_IMAGE_SIZE_PX = 224

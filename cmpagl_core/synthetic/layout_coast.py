@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
-from cmpagl_core.datasets.synthetic.borders import ROOFS, border, scatter_trees
-from cmpagl_core.datasets.synthetic.geometry import Points, half_plane, hull, rectangle
-from cmpagl_core.datasets.synthetic.grounds import lawn, open_water, paved, sea
-from cmpagl_core.datasets.synthetic.sketch import Sketch
-from cmpagl_core.datasets.synthetic.things import Drawing, boat, building, house, stand
+from cmpagl_core.synthetic.borders import ROOFS, border, scatter_trees
+from cmpagl_core.synthetic.geometry import Points, half_plane, hull, rectangle
+from cmpagl_core.synthetic.grounds import lawn, open_water, paved, sea
+from cmpagl_core.synthetic.sketch import Sketch
+from cmpagl_core.synthetic.things import Drawing, boat, building, house, stand
 
 _DOWN = math.pi / 2
 

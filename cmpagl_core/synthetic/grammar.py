@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from cmpagl_core.datasets.synthetic.truth import Relation, SceneObject
-from cmpagl_core.datasets.synthetic.words import (
+from cmpagl_core.synthetic.truth import Relation, SceneObject
+from cmpagl_core.synthetic.words import (
     COUNTED,
     FRAMES,
     GROUNDS,

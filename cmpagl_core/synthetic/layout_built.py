@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
-from cmpagl_core.datasets.synthetic.borders import ROOFS, border, scatter_trees
-from cmpagl_core.datasets.synthetic.geometry import Points, band, disc, rectangle, straight
-from cmpagl_core.datasets.synthetic.grounds import lawn, paved, road
-from cmpagl_core.datasets.synthetic.layout_parking import CAR_PAINTS
-from cmpagl_core.datasets.synthetic.sketch import Sketch, shaded
-from cmpagl_core.datasets.synthetic.things import Drawing, building, car, house, stand, tank
+from cmpagl_core.synthetic.borders import ROOFS, border, scatter_trees
+from cmpagl_core.synthetic.geometry import Points, band, disc, rectangle, straight
+from cmpagl_core.synthetic.grounds import lawn, paved, road
+from cmpagl_core.synthetic.layout_parking import CAR_PAINTS
+from cmpagl_core.synthetic.sketch import Sketch, shaded
+from cmpagl_core.synthetic.things import Drawing, building, car, house, stand, tank
 
 _DOWN = math.pi / 2
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from cmpagl_core.datasets.synthetic.borders import scatter_trees
-from cmpagl_core.datasets.synthetic.geometry import rectangle
-from cmpagl_core.datasets.synthetic.grounds import lawn, paved
-from cmpagl_core.datasets.synthetic.sketch import Sketch
-from cmpagl_core.datasets.synthetic.things import Drawing, building, car, stand
+from cmpagl_core.synthetic.borders import scatter_trees
+from cmpagl_core.synthetic.geometry import rectangle
+from cmpagl_core.synthetic.grounds import lawn, paved
+from cmpagl_core.synthetic.sketch import Sketch
+from cmpagl_core.synthetic.things import Drawing, building, car, stand
 
 CAR_PAINTS = ("white", "white", "grey", "black", "red", "blue", "grey")
 _BAY_M = (2.8, 5.4)

@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from cmpagl_core.datasets.synthetic import layout_airport, layout_built, layout_coast, layout_country, layout_sports
-from cmpagl_core.datasets.synthetic.layout_parking import car_park
-from cmpagl_core.datasets.synthetic.sketch import Sketch
+from cmpagl_core.synthetic import layout_airport, layout_built, layout_coast, layout_country, layout_sports
+from cmpagl_core.synthetic.layout_parking import car_park
+from cmpagl_core.synthetic.sketch import Sketch
 
 Split = Literal["train", "val", "test"]
 

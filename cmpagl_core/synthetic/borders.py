@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from cmpagl_core.datasets.synthetic.geometry import disc, half_plane, placed, rectangle, straight
-from cmpagl_core.datasets.synthetic.grounds import farmland, forest, road, sea
-from cmpagl_core.datasets.synthetic.sketch import Sketch
-from cmpagl_core.datasets.synthetic.things import Drawing, house, stand, tree
+from cmpagl_core.synthetic.geometry import disc, half_plane, placed, rectangle, straight
+from cmpagl_core.synthetic.grounds import farmland, forest, road, sea
+from cmpagl_core.synthetic.sketch import Sketch
+from cmpagl_core.synthetic.things import Drawing, house, stand, tree
 
 ROOFS = ("red", "grey", "brown", "orange", "white")
 

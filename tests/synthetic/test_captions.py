@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmpagl_core.datasets.synthetic.generate import draw_scene
-from cmpagl_core.datasets.synthetic.grammar import describe
-from cmpagl_core.datasets.synthetic.kinds import CYCLE
-from cmpagl_core.datasets.synthetic.truth import SceneObject, SceneTruth
+from cmpagl_core.synthetic.generate import draw_scene
+from cmpagl_core.synthetic.grammar import describe
+from cmpagl_core.synthetic.kinds import CYCLE
+from cmpagl_core.synthetic.truth import SceneObject, SceneTruth
 
 NUMBER = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "a": 1, "an": 1}
 VAGUE = {"several": 3, "some": 2, "many": 9, "lots of": 9, "a lot of": 9}

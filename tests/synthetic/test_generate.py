@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cmpagl_core.datasets.synthetic.generate import draw_scene, generate
-from cmpagl_core.datasets.synthetic.truth import read_truth, shows
 from cmpagl_core.errors import DataError, UsageError
 from cmpagl_core.progress import Silent
+from cmpagl_core.synthetic.generate import draw_scene, generate
+from cmpagl_core.synthetic.truth import read_truth, shows
 
 
 def everything(folder: Path) -> dict[str, bytes]:

@@ -10,9 +10,9 @@ from functools import cached_property
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from cmpagl_core.datasets.synthetic.geometry import Points, hull
-from cmpagl_core.datasets.synthetic.textures import Colour
-from cmpagl_core.datasets.synthetic.truth import Box
+from cmpagl_core.synthetic.geometry import Points, hull
+from cmpagl_core.synthetic.textures import Colour
+from cmpagl_core.synthetic.truth import Box
 
 SUPERSAMPLE = 2
 _SHADOW_STRENGTH = 0.58

@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
-from cmpagl_core.datasets.synthetic.borders import border, scatter_trees
-from cmpagl_core.datasets.synthetic.geometry import Points, band, meander, rectangle, shifted, straight
-from cmpagl_core.datasets.synthetic.grounds import farmland, forest, lawn, river, road
-from cmpagl_core.datasets.synthetic.layout_parking import CAR_PAINTS
-from cmpagl_core.datasets.synthetic.sketch import Sketch, shaded
-from cmpagl_core.datasets.synthetic.things import car, stand
+from cmpagl_core.synthetic.borders import border, scatter_trees
+from cmpagl_core.synthetic.geometry import Points, band, meander, rectangle, shifted, straight
+from cmpagl_core.synthetic.grounds import farmland, forest, lawn, river, road
+from cmpagl_core.synthetic.layout_parking import CAR_PAINTS
+from cmpagl_core.synthetic.sketch import Sketch, shaded
+from cmpagl_core.synthetic.things import car, stand
 
 _DOWN = math.pi / 2
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from cmpagl_core.datasets.synthetic.geometry import Points, disc, placed, rectangle, sector
-from cmpagl_core.datasets.synthetic.sketch import Sketch, shaded
+from cmpagl_core.synthetic.geometry import Points, disc, placed, rectangle, sector
+from cmpagl_core.synthetic.sketch import Sketch, shaded
 
 Drawing = Callable[[], None]
 

@@ -7,10 +7,10 @@ import math
 import numpy as np
 from PIL import Image, ImageChops
 
-from cmpagl_core.datasets.synthetic.canvas import SUPERSAMPLE, soften
-from cmpagl_core.datasets.synthetic.geometry import Points, band, beside, half_plane
-from cmpagl_core.datasets.synthetic.sketch import Sketch, Surface, shaded
-from cmpagl_core.datasets.synthetic.textures import Ramp, coloured, lit, window
+from cmpagl_core.synthetic.canvas import SUPERSAMPLE, soften
+from cmpagl_core.synthetic.geometry import Points, band, beside, half_plane
+from cmpagl_core.synthetic.sketch import Sketch, Surface, shaded
+from cmpagl_core.synthetic.textures import Ramp, coloured, lit, window
 
 _WATER: dict[str, Ramp] = {
     # from the shore (128) to the open (255); the lower half is never reached

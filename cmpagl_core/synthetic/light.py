@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from cmpagl_core.datasets.synthetic.sketch import Sketch
-from cmpagl_core.datasets.synthetic.textures import window
+from cmpagl_core.synthetic.sketch import Sketch
+from cmpagl_core.synthetic.textures import window
 
 _HAZE = (186, 198, 212)
 

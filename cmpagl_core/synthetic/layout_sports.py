@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 
-from cmpagl_core.datasets.synthetic.borders import border, scatter_trees
-from cmpagl_core.datasets.synthetic.geometry import Points, disc, placed, rectangle, sector
-from cmpagl_core.datasets.synthetic.grounds import lawn, paved
-from cmpagl_core.datasets.synthetic.layout_parking import parking_lot
-from cmpagl_core.datasets.synthetic.sketch import Sketch, shaded
-from cmpagl_core.datasets.synthetic.textures import Colour
-from cmpagl_core.datasets.synthetic.things import stand
+from cmpagl_core.synthetic.borders import border, scatter_trees
+from cmpagl_core.synthetic.geometry import Points, disc, placed, rectangle, sector
+from cmpagl_core.synthetic.grounds import lawn, paved
+from cmpagl_core.synthetic.layout_parking import parking_lot
+from cmpagl_core.synthetic.sketch import Sketch, shaded
+from cmpagl_core.synthetic.textures import Colour
+from cmpagl_core.synthetic.things import stand
 
 _DOWN = math.pi / 2
 _CLAYS: tuple[Colour, ...] = ((176, 122, 78), (196, 150, 104), (170, 104, 66))
