@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cmpagl_core.encoders.tensor_file import Array, TensorFile, TextTable, open_tensor_file, write_tensor_file
 from cmpagl_core.errors import DataError, MismatchError
+from cmpagl_core.locks import hold
 
 FEATURES_FORMAT = 1
 FEATURES_KIND = "feature_set"
@@ -69,7 +70,8 @@ class FeatureSet:
 def save_feature_set(path: Path, features: FeatureSet) -> None:
     """Write a feature set to one safetensors file; the same features give the same bytes.
 
-    Raises CmpaglError when the disk refuses; nothing half written is left.
+    Raises CmpaglError when the disk refuses, BusyError when another process writes it; nothing half written is left,
+    and what a killed one left is removed.
     """
     arrays: dict[str, Array] = {
         "image_features": features.image_features,
@@ -79,7 +81,8 @@ def save_feature_set(path: Path, features: FeatureSet) -> None:
         **TextTable.of(features.paths).arrays("paths"),
         **TextTable.of(features.captions).arrays("captions"),
     }
-    write_tensor_file(path, arrays, {"kind": FEATURES_KIND, **asdict(features.info)})
+    with hold(path, instead="choose another --out"):
+        write_tensor_file(path, arrays, {"kind": FEATURES_KIND, **asdict(features.info)})
 
 
 def load_feature_set(path: Path) -> FeatureSet:

@@ -25,6 +25,7 @@ from cmpagl_core.encoders.feature_set import (
 )
 from cmpagl_core.encoders.tensor_file import open_tensor_file, write_tensor_file
 from cmpagl_core.errors import CmpaglError, DataError, MismatchError
+from cmpagl_core.processes import Process, own_process
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.runs import open_run
@@ -49,6 +50,16 @@ def small_set(**changes: Any) -> FeatureSet:
         "info": INFO,
     }
     return FeatureSet(**(parts | changes))
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    own = own_process()
+    dead = Process(own.host, 2**22 + 1, 1)  # no pid is that high
+    left, others = (tmp_path / f".f.safetensors.{owner.tag}.x.partial" for owner in (dead, own))
+    left.write_text("half")
+    others.write_text("half")
+    save_feature_set(tmp_path / "f.safetensors", small_set())
+    assert sorted(tmp_path.iterdir()) == [others, tmp_path / "f.safetensors"]
 
 
 def test_a_feature_set_comes_back_as_it_was(tmp_path: Path) -> None:
