@@ -33,6 +33,7 @@ _WANTED = PICTURE_SUFFIXES | {".json", ".csv", ".tsv", ".txt"}
 _CHUNK_BYTES = 1 << 20
 _LONGEST_READ_BYTES = 16 << 20  # what tarfile may ask for at once: our chunks, or an extended header
 _LONGEST_NAME_BYTES = 255
+_DEEPEST = 50  # folders in each other
 # What zipfile and tarfile raise on broken archives.
 _UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError)
 _UNREADABLE_TOO = (ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError, TypeError)
@@ -97,7 +98,8 @@ class _Budget:
         try:
             yield
         except (*_UNREADABLE, *_UNREADABLE_TOO) as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = " ".join(str(error).split())[:200].replace("unexpected end of data", "it ends too early")
+            reason = reason or type(error).__name__
             raise DataError(f"{self.archive} is a broken archive ({reason})", hint="get it again") from error
 
 
@@ -107,12 +109,19 @@ class _BoundedStream:
     def __init__(self, plain: Any, budget: _Budget) -> None:
         self._plain = plain
         self._budget = budget
+        self._last = b""
+
+    @property
+    def at_end(self) -> bool:
+        """Whether what was read last is the block of zeros that ends a tar: tarfile takes a broken header for it."""
+        return len(self._last) == tarfile.BLOCKSIZE and not any(self._last)
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _LONGEST_READ_BYTES:
             raise self._budget.refuse("has a header that is too long")
         found = cast(bytes, self._plain.read(size))
         self._budget.spend(len(found))
+        self._last = found
         return found
 
     def seek(self, position: int) -> int:
@@ -153,11 +162,15 @@ def _unpack_tar(folder: Path, budget: _Budget, advance: Advance) -> None:
             with budget.reading():
                 member = opened.next()
             if member is None:
+                if not plain.at_end:
+                    raise budget.refuse("is cut off, or one of its headers is broken")
                 return
             opened.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has read
             path = _place(member.name, folder, budget)
             if not (member.isreg() or member.isdir()):
                 raise budget.refuse(f"holds a link or device, {member.name[:100]!r}")
+            if member.issparse():  # a few bytes would unpack to any size
+                raise budget.refuse(f"holds a sparse file, {member.name[:100]!r}")
             if path is not None and member.isreg():
                 with budget.reading():
                     stream = opened.extractfile(member)
@@ -176,6 +189,8 @@ def _place(name: str, folder: Path, budget: _Budget) -> Path | None:
         raise budget.refuse(f"holds a file that would land outside its folder, {name[:100]!r}")
     if any(len(part.encode()) > _LONGEST_NAME_BYTES for part in parts):
         raise budget.refuse(f"holds a file name that is too long, {name[:100]!r}")
+    if len(parts) > _DEEPEST:
+        raise budget.refuse(f"nests more than {_DEEPEST} folders, {name[:100]!r}")
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
     if not parts or hidden or Path(parts[-1]).suffix.lower() not in _WANTED:
         return None
