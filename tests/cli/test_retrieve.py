@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
 import webbrowser
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from typer.testing import Result
 
 from cmpagl_core.encoders.feature_set import load_feature_set
 from cmpagl_core.imagery.pictures import open_picture, to_pixel_values
+from cmpagl_core.locks import hold
 from cmpagl_core.runs import open_run, save_run
 
 Ask = Callable[..., Result]
@@ -67,6 +70,23 @@ def find(cmpagl: Ask, indexed_workspace: Path) -> Ask:
 def answer(result: Result) -> Any:
     assert result.exit_code == 0, result.stderr
     return json.loads(result.stdout)
+
+
+def test_readers_need_no_lock_and_writers_are_told_who_has_it(
+    cmpagl: Ask, find: Ask, indexed_workspace: Path, tiny_pictures: Path
+) -> None:
+    with ExitStack() as stack:
+        for root in sorted(indexed_workspace.glob("*/*/")):
+            stack.enter_context(hold(root))
+        assert len(answer(find("a square of kind 2", "-k", "3", "--format", "json"))) == 3
+        picture = next(tiny_pictures.rglob("*.jpg"))
+        assert len(answer(find("--image", picture, "-k", "3", "--format", "json"))) == 3
+        shown = cmpagl("--workspace", indexed_workspace, "evaluate", "--rerank", "none")
+        assert shown.exit_code == 0, shown.stderr
+        refused = cmpagl("--workspace", indexed_workspace, "index")
+    assert refused.exit_code == 1
+    assert f"indexes/tiny is being written by process {os.getpid()} on " in refused.stderr
+    assert "wait until it has ended, or choose another --name" in " ".join(refused.stderr.split())
 
 
 def test_the_first_question_makes_an_index_of_the_whole_data_set_once(ask: Ask, workspace: Path) -> None:
