@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,8 +28,20 @@ _PARTIAL = re.compile(rf"\..*\.([^.]+)\.[^.]+{re.escape(PARTIAL_SUFFIX)}", re.DO
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a path beside `target` to write to; it takes the target's place if the block succeeds.
 
-    Raises CmpaglError when the disk refuses (full, read-only), after removing the partial file.
+    A link stays and what it leads to is replaced; a pipe or a terminal is written to when all is there. Raises
+    CmpaglError when the disk refuses (full, read-only) or the target is a disk, a folder or a socket, after removing
+    the partial file.
     """
+    if _is_regular(target):
+        with _replaced(Path(os.path.realpath(target))) as partial:
+            yield partial
+    else:
+        with _written_through(target) as partial:
+            yield partial
+
+
+@contextmanager
+def _replaced(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=partial_prefix(target), suffix=PARTIAL_SUFFIX, dir=target.parent)
@@ -46,6 +59,33 @@ def atomic_path(target: Path) -> Iterator[Path]:
         raise _cannot_write(target, error) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _written_through(target: Path) -> Iterator[Path]:
+    try:
+        with tempfile.TemporaryDirectory(prefix="cmpagl-") as folder:
+            partial = Path(folder, target.name)
+            partial.touch()
+            yield partial
+            with partial.open("rb") as written, target.open("wb") as stream:
+                shutil.copyfileobj(written, stream)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+
+
+def _is_regular(target: Path) -> bool:
+    """False for a pipe or a terminal. Raises CmpaglError for what must be neither replaced nor written to."""
+    try:
+        kind = stat.S_IFMT(target.stat().st_mode)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    if kind in (stat.S_IFDIR, stat.S_IFBLK, stat.S_IFSOCK):
+        what = {stat.S_IFDIR: "folder", stat.S_IFBLK: "disk", stat.S_IFSOCK: "socket"}[kind]
+        raise CmpaglError(f"cannot write {target} (it is a {what})", hint="name a file")
+    return kind == stat.S_IFREG
 
 
 def partial_prefix(target: Path) -> str:

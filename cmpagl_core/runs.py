@@ -23,6 +23,7 @@ from cmpagl_core.workspace import Workspace
 if TYPE_CHECKING:  # opening a run costs neither torch nor transformers; building its model does
     import torch
 
+    from cmpagl_core.models.bert import BertShape
     from cmpagl_core.models.cmpagl import CmpaglModel
     from cmpagl_core.models.tokenizer import CaptionTokenizer
 
@@ -38,6 +39,7 @@ LOG_FILE = "log.jsonl"
 RESUME_FOLDER = "resume"
 
 _MAX_JSON_BYTES = 64 << 20
+_WORDS = "text_encoder.embeddings.word_embeddings.weight"
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,11 @@ class Run:
         from cmpagl_core.models.tokenizer import CaptionTokenizer
 
         shape = BertShape.from_dict(self.info.text_shape)
+        tensors = read_tensors(self.weights_path)
+        _check_vocabulary(self, shape, tensors)
         model = build_model(self.recipe, self.info.vocab_size, pretrained=False, text_shape=shape)
         try:
-            model.load_state_dict(read_tensors(self.weights_path))
+            model.load_state_dict(tensors)
         except RuntimeError as error:
             raise MismatchError(
                 f"{self.weights_path} does not fit {self.root / RECIPE_FILE} ({_first_line(error)})",
@@ -265,6 +269,19 @@ def _read_info(path: Path) -> RunInfo:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         raise DataError(f"{path}: {key}: {first['msg']}", hint="the file was changed by hand or is broken") from error
+
+
+def _check_vocabulary(run: Run, shape: BertShape, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a shape that the weights do not have, before a model of that size is built."""
+    words = tensors.get(_WORDS)
+    found = (shape.vocab_size, shape.hidden_size)
+    if words is not None and (found != tuple(words.shape) or run.info.vocab_size > shape.vocab_size):
+        held = " x ".join(map(str, words.shape))
+        raise MismatchError(
+            f"{run.root / INFO_FILE} speaks of {run.info.vocab_size:,} words and of embeddings of "
+            f"{found[0]:,} x {found[1]:,}, {WEIGHTS_FILE} holds {held}",
+            hint="restore the run folder as it was, or train again",
+        )
 
 
 def _read_text(path: Path) -> str:

@@ -162,6 +162,14 @@ def _read_info(file: TensorFile) -> FeatureInfo:
     return FeatureInfo(**values)
 
 
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _problem(features: FeatureSet) -> str | None:
     images, texts, rows = features.image_features, features.text_features, features.text_image
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1] or images.shape[1] == 0:
@@ -174,6 +182,10 @@ def _problem(features: FeatureSet) -> str | None:
         return f"{len(texts)} text features have {len(features.captions)} captions and {len(rows)} picture rows"
     if len(rows) and (rows.min() < 0 or rows.max() >= len(images)):
         return f"text_image names row {int(rows.max())} or {int(rows.min())} of {len(images)} pictures"
+    for name, said in (("captions", features.captions), ("image_ids", features.image_ids)):
+        wrong = next((row for row, text in enumerate(said) if not _is_utf8(text)), None)
+        if wrong is not None:
+            return f"row {wrong:,} of {name} is not UTF-8 text"
     if len(set(features.image_ids)) != len(features.image_ids):
         return "two pictures have one image_id"
     for name, block in (("image_features", images), ("text_features", texts)):

@@ -156,10 +156,17 @@ def _read_header(raw: Array) -> tuple[dict[str, Any], int]:
     (length,) = struct.unpack("<Q", raw[:8].tobytes())
     if length > min(_MAX_HEADER_BYTES, len(raw) - 8):
         raise ValueError("its header is longer than the file or too long")
-    header = json.loads(raw[8 : 8 + length].tobytes().decode("utf-8"))
+    header = json.loads(raw[8 : 8 + length].tobytes().decode("utf-8"), object_pairs_hook=_distinct)
     if not isinstance(header, dict):
         raise ValueError("its header is no JSON object")
     return header, 8 + length
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("its header has a key twice")
+    return found
 
 
 def _map_array(data: Array, name: str, entry: Any) -> Array:

@@ -42,13 +42,21 @@ class BertShape:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BertShape:
-        """Raises MismatchError when a value is missing or of another kind."""
+        """Raises MismatchError when a value is missing, of another kind or absurd."""
         try:
-            return cls(**{name: _number(values[name]) for name in cls.__dataclass_fields__})
+            given = {name: _number(values[name]) for name in cls.__dataclass_fields__}
+            for name, most in _MOST.items():
+                if not 1 <= given[name] <= most or int(given[name]) != given[name]:
+                    raise ValueError(f"{name} = {given[name]}")
+            return cls(**given)
         except (KeyError, TypeError, ValueError) as error:
             raise MismatchError(f"this is not the shape of a BERT ({error!r})") from error
 
 
+_MOST = {
+    "vocab_size": 2_000_000, "hidden_size": 16_384, "num_layers": 512, "num_heads": 512,
+    "intermediate_size": 131_072, "max_positions": 131_072, "token_types": 64,
+}  # fmt: skip
 _SHAPES: dict[str, tuple[int, int, int, int]] = {  # hidden, layers, heads, intermediate
     "bert-base": (768, 12, 12, 3072),
     "minilm-l6": (384, 6, 12, 1536),
