@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from _measure import in_turns_s, report
 
+from cmpagl_core.encoders.cmpagl import write_text_tower
 from cmpagl_core.encoders.tensor_file import TextTable
 from cmpagl_core.encoders.text_tower import open_text_tower
 from cmpagl_core.models.cmpagl import build_model
@@ -19,7 +20,7 @@ from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.recipe_files import parse_recipe
 from cmpagl_core.runs import LoadedModel
 from cmpagl_core.search.index import FileStamps, GalleryIndex, IndexInfo, save_index
-from cmpagl_core.search.indexing import write_text_tower
+from cmpagl_core.search.marker import write_named
 
 PICTURES, DIM = 10_000, 256
 QUERY = "two baseball fields next to a road"
@@ -49,15 +50,17 @@ def make_index(root: Path, size: str) -> None:
         image_features=values,
         image_ids=TextTable.of(ids),
         paths=TextTable.of(f"/pictures/{name}" for name in ids),
+        windows=None,
         captions=TextTable.of(f"caption {number} of many" for number in range(PICTURES)),
         text_features=values,
         caption_image=np.repeat(np.arange(PICTURES), 5),
         caption_text=np.resize(np.arange(PICTURES), 5 * PICTURES),
         tie_order=None,
         stamps=FileStamps(nothing, nothing, np.zeros((PICTURES, 32), dtype=np.uint8)),
-        info=IndexInfo("many", "folder", "/pictures", "", "", "run", "", "0" * 64, "", "bf16"),
+        info=IndexInfo("many", "folder", "/pictures", "", "", "model", "run", "", "0" * 64, "", "bf16"),
     )
-    tower = save_index(index, "", [], lambda path: write_text_tower(path, loaded)).tower
+    written = write_named(root, "text_tower", lambda path: write_text_tower(path, loaded))
+    tower = save_index(index, "", [], written).tower
     assert tower is not None
     assert np.abs(open_text_tower(tower).encode([QUERY]) - expected).max() < 1e-4, "not the model's features"
 

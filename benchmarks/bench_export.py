@@ -19,6 +19,7 @@ from PIL import Image
 
 from cmpagl_core.device import autocast, keep_freed_memory
 from cmpagl_core.encoders.encode import encode_pictures
+from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.pictures import open_picture, to_pixel_values
 from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.models.tokenizer import load_tokenizer
@@ -66,9 +67,10 @@ def main() -> int:
             with torch.inference_mode(), autocast(loaded.device, "bf16"):
                 return [model.encode_images(batch).features for batch in ready.split(BATCH)]
 
-        cosines = (encode_pictures(loaded, paths, Silent()) * torch.cat(encoder_alone()).float().numpy()).sum(axis=1)
+        images = [ImageRef(path.name, path) for path in paths]
+        cosines = (encode_pictures(loaded, images, Silent()) * torch.cat(encoder_alone()).float().numpy()).sum(axis=1)
         assert cosines.min() > 0.999, "not the features of the encoder"
-        ours, alone = in_turns_s(lambda: encode_pictures(loaded, paths, Silent()), encoder_alone)
+        ours, alone = in_turns_s(lambda: encode_pictures(loaded, images, Silent()), encoder_alone)
     title = f"export from {PICTURES} JPEG files, Gswin-T, {PRECISION}"
     return 0 if report(title, ours, "s", 0.9, "the encoder alone on ready tensors", alone) else 1
 

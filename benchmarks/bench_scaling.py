@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cmpagl_core.encoders.encode import encode_pictures
+from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.progress import Silent
@@ -67,7 +68,7 @@ def export(folder: Path) -> Callable[[int], object]:
     pixels = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     path = folder / "picture.jpg"
     Image.fromarray(pixels).save(path)
-    return lambda count: encode_pictures(loaded, [path] * count, Silent())
+    return lambda count: encode_pictures(loaded, [ImageRef("one", path)] * count, Silent())
 
 
 def smr(count: int) -> object:

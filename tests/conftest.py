@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -87,6 +87,89 @@ def tiny_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place.mkdir(exist_ok=True)
         Image.fromarray(pixels).save(place / f"scene_{number:02d}.jpg", quality=95)
     return folder
+
+
+TINY_CLIP: dict[str, Any] = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny open_clip model of random weights: its description `tiny-clip.json`, and `plain.pt`."""
+    import json
+    import warnings
+
+    import torch
+
+    folder = tmp_path_factory.mktemp("clip")
+    (folder / "tiny-clip.json").write_text(json.dumps(TINY_CLIP))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its dependencies, on import
+        import open_clip
+    open_clip.add_model_config(folder / "tiny-clip.json")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(open_clip.create_model("tiny-clip").eval().state_dict(), folder / "plain.pt")
+    return folder
+
+
+class FakeEncoder:
+    """An Encoder that starts in no time: images by the colours of their quarters, texts by their words."""
+
+    def __init__(self, name: str = "fake", preprocessing: str = "colours of quarters", precision: str = "fp32") -> None:
+        from cmpagl_core.encoders.encoder import Fingerprint, Origin
+        from cmpagl_core.files import sha256_text
+
+        self.name, self.dim = name, 12
+        self.fingerprint = Fingerprint(sha256_text(name), preprocessing, precision)
+        self.origin = Origin("run", f"/nowhere/{name}")
+        self.batch_size = 5
+        self.images: list[Any] = []  # that it was asked for
+        self.texts: list[str] = []
+
+    def encode_images(self, images: Sequence[Any]) -> Iterator[Any]:
+        import numpy as np
+
+        from cmpagl_core.encoders.encoder import EncodedBatch
+        from cmpagl_core.imagery.reader import ReadImage, read_image
+
+        self.images += images
+        for start in range(0, len(images), self.batch_size):
+            rows = range(start, min(start + self.batch_size, len(images)))
+            seen = [(row, read_image(images[row])) for row in rows]
+            read = [(row, one) for row, one in seen if isinstance(one, ReadImage)]
+            features = [np.asarray(one.pixels.resize((2, 2)), dtype=np.float32).ravel() for _, one in read]
+            yield EncodedBatch(
+                self._unit(np.stack(features)) if read else np.empty((0, self.dim), dtype=np.float32),
+                [row for row, _ in read],
+                [one.stamp for _, one in read],
+                [one for _, one in seen if not isinstance(one, ReadImage)],
+            )
+
+    def encode_texts(self, texts: Sequence[str]) -> Any:
+        import zlib
+
+        import numpy as np
+
+        self.texts += texts
+        words = [np.random.default_rng(zlib.crc32(f"{self.name} {text}".encode())) for text in texts]
+        drawn = [generator.standard_normal(self.dim) for generator in words]
+        return self._unit(np.array(drawn, dtype=np.float32).reshape(-1, self.dim))
+
+    def _unit(self, rows: Any) -> Any:
+        import numpy as np
+
+        turned = np.roll(rows + 1, len(self.name), axis=1)  # other names, other features
+        return turned / np.linalg.norm(turned, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def fake_encoder() -> type[FakeEncoder]:
+    """The class, so that a test can have several."""
+    return FakeEncoder
 
 
 @pytest.fixture(scope="session")

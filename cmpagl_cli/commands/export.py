@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cmpagl_cli.commands.options import DataOption, FormatOption, OutOption, RunOption, Settings, settings
+from cmpagl_cli.commands.options import DataOption, FormatOption, ModelOption, OutOption, RunOption, Settings, settings
 from cmpagl_cli.views import Column, emit
 
 if TYPE_CHECKING:
@@ -21,17 +21,12 @@ def export(
     out: OutOption = None,
     run: RunOption = None,
     data: DataOption = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", metavar="open_clip:NAME[:CHECKPOINT]", help="A foreign model in place of a run (extra clip)."
-        ),
-    ] = None,
+    model: ModelOption = None,
     format: FormatOption = "table",
 ) -> None:
     """Write the image and text features of a split to one safetensors file; a re-run gives the same bytes.
 
-    A foreign model is any that open_clip knows, with a local checkpoint or one that open_clip can fetch.
+    A foreign model is any that open_clip knows, with a local checkpoint, or a tag of one that open_clip then fetches.
 
     Examples:
       cmpagl export --split test --out ucm.safetensors
@@ -84,13 +79,13 @@ def _of_run(
 
 def _of_foreign(given: Settings, model: str, data: str | None, split: str, out: Path | None) -> tuple[FeatureSet, Path]:
     from cmpagl_core.encoders.feature_set import save_feature_set
-    from cmpagl_core.encoders.foreign import foreign_features, load_foreign
+    from cmpagl_core.encoders.open_clip import encoder_features, open_clip_encoder
 
     prepared = _data(given, data, "", None)
     chosen = prepared.split(split)
-    loaded = load_foreign(model, given.compute_device(), given.progress)
-    path = out or Path(f"{loaded.short_name}-{prepared.name}-{split}.safetensors")
-    features = foreign_features(loaded, chosen, given.progress, prepared.manifest.sha256)
+    encoder = open_clip_encoder(model, given.progress, given.compute_device())
+    path = out or Path(f"{encoder.name.replace(':', '-')}-{prepared.name}-{split}.safetensors")
+    features = encoder_features(encoder, chosen, given.progress, prepared.manifest.sha256)
     save_feature_set(path, features)
     return features, path
 

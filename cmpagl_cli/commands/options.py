@@ -24,6 +24,12 @@ DataOption = Annotated[
     str | None, typer.Option("--data", metavar="NAME|DIR", help="Prepared data set; the newest if left out.")
 ]
 RunOption = Annotated[str | None, typer.Option("--run", metavar="NAME|DIR", help="Run; the newest if left out.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="open_clip:NAME:CHECKPOINT", help="A model of open_clip in place of a run (extra clip)."
+    ),
+]
 IndexOption = Annotated[
     str | None, typer.Option("--index", metavar="NAME|DIR", help="Gallery index; the newest if left out.")
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -90,10 +91,11 @@ def _gallery(given: Settings, index: str | None, features: Path | None, run: str
 
     found = find_gallery(given.workspace, index, features)
     if found is None:
-        from cmpagl_cli.commands.index import index_dataset
+        from cmpagl_core.search.build import IndexRequest, make_index
 
         given.progress.say("there is no index yet: making one of all pictures of the run's data set, once")
-        return index_dataset(given, None, run, None, wait=True).index
+        request = IndexRequest(run=run, wait=True)
+        return make_index(request, given.workspace, given.progress, given.compute_device).index
     newer = None if index is not None or run is not None else newer_run(found, given.workspace)
     if newer is not None:
         given.progress.say(
@@ -104,10 +106,10 @@ def _gallery(given: Settings, index: str | None, features: Path | None, run: str
 
 
 def _query(given: Settings, found: GalleryIndex, text: str | None, image: Path | None, run: str | None) -> Any:
-    from cmpagl_core.search.query import picture_features, text_features
+    from cmpagl_core.search.query import image_features, text_features
 
     if image is not None:
-        return picture_features(image, found, given.workspace, run, given.progress, given.compute_device)
+        return image_features(image, found, given.workspace, run, given.progress, given.compute_device)
     return text_features(text or "", found, given.workspace, run, given.progress)
 
 
@@ -129,14 +131,24 @@ def _rematched(given: Settings, found: GalleryIndex, query: Any, text: str, k: i
 def _show_hits(hits: Sequence[Hit], format: OutputFormat) -> None:
     if format == "table":
         rows = [
-            {"rank": hit.rank, "score": hit.score, "image_id": hit.image_id, "captions": _in_short(hit.captions)}
+            {"rank": hit.rank, "score": hit.score, "image_id": hit.image.image_id, "captions": _in_short(hit.captions)}
             for hit in hits
         ]
         last = [Column("captions")] if any(hit.captions for hit in hits) else []
         emit(rows, [Column("rank"), Column("score", digits=3), Column("image_id", "image"), *last])
         return
     keys = ("rank", "image_id", "path", "score", "captions")
-    machine = [{key: getattr(hit, key) for key in keys} for hit in hits]
+    machine = [
+        {
+            "rank": hit.rank,
+            "image_id": hit.image.image_id,
+            "path": str(hit.image.path),
+            "score": hit.score,
+            "captions": hit.captions,
+            **({} if hit.image.window is None else {"window": astuple(hit.image.window)}),
+        }
+        for hit in hits
+    ]
     emit(machine, [Column(key, digits=3) for key in keys], format)
 
 

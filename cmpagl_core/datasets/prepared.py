@@ -16,6 +16,7 @@ from cmpagl_core.datasets.manifest import CAPTIONS_FILE, IMAGES_FILE, SPLITS, Ma
 from cmpagl_core.datasets.same_caption import normalise_whitespace
 from cmpagl_core.errors import DataError
 from cmpagl_core.files import sha256_file, sha256_unordered
+from cmpagl_core.imagery.image_ref import ImageRef
 
 IMAGE_COLUMNS = ("image_id", "path", "split", "width", "height", "sha256", "scene")
 CAPTION_COLUMNS = ("caption_id", "image_id", "text")
@@ -50,6 +51,11 @@ class DataSplit:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    @cached_property
+    def images(self) -> tuple[ImageRef, ...]:
+        """The images, in the order of the rows."""
+        return tuple(map(ImageRef, self.image_ids, self.paths))
 
     @cached_property
     def sha256(self) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cmpagl_core.datasets.loading import WHOLE, Draw
 from cmpagl_core.datasets.views import dihedral
-from cmpagl_core.encoders.encode import Features, forward_pass, unit_rows
+from cmpagl_core.encoders.encode import forward_pass, unit_rows
+from cmpagl_core.encoders.encoder import Features
 from cmpagl_core.encoders.stem_cache import (
     CachedMaps,
     StemCache,

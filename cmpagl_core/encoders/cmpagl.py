@@ -1,24 +1,24 @@
-"""A run as the encoder of a gallery: loaded when it is first needed, and one file gives one feature (ours).
+"""A run as an Encoder: loaded when it is first needed, and one image gives one feature (ours).
 
-A stem that stayed frozen gives its maps in half precision, as trainings cache them. So a picture whose maps are in the
+A stem that stayed frozen gives its maps in half precision, as trainings cache them. So an image whose maps are in the
 cache, and one that has to be decoded, get the features that they would get the other way round.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
 import torch
 
-from cmpagl_core.datasets.views import view_count
+from cmpagl_core.datasets.views import Views, view_count
 from cmpagl_core.device import usable_precision
 from cmpagl_core.encoders.cached import cache_of_run, cached_features, rounded_features
 from cmpagl_core.encoders.encode import (
-    EncodedBatch,
-    Features,
     decoder,
     encode_captions,
     encode_with,
@@ -26,97 +26,152 @@ from cmpagl_core.encoders.encode import (
     forward_pass,
     preprocessing,
 )
+from cmpagl_core.encoders.encoder import EncodedBatch, Features, Fingerprint, Origin
 from cmpagl_core.encoders.stem_cache import CachedMaps, StemCache
-from cmpagl_core.errors import DataError
+from cmpagl_core.encoders.text_tower import TowerInfo, save_text_tower
+from cmpagl_core.errors import DataError, UsageError
+from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.stamps import FileStamp, stamp_file
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
+from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.runs import LoadedModel, Run
+
+_ROUNDED = ", the stem's maps in half precision"
 
 
 class CmpaglEncoder:
-    """A run's two encoders. cache_root: a workspace's cache, where trainings may have left maps of the run's stem."""
+    """A run's two encoders, in the recipe's views.
+
+    cache_root: a workspace's cache, where trainings may have left maps of the run's stem. rounded: whether a frozen
+    stem's maps are rounded; exported features are of maps that are not.
+    Raises UsageError for a run whose features rank nothing.
+    """
 
     def __init__(
-        self, run: Run, progress: Progress, device: torch.device | None = None, cache_root: Path | None = None
+        self,
+        run: Run,
+        progress: Progress,
+        device: torch.device | None = None,
+        cache_root: Path | None = None,
+        rounded: bool = True,
     ) -> None:
-        self.run = run
-        self._progress, self._cache_root = progress, cache_root
+        if not (run.recipe.losses.uses_itc or run.recipe.losses.uses_triplet):
+            raise UsageError(
+                f"run {run.root.name} was trained without pre-alignment, so its features cannot be searched",
+                hint="name another run with --run",
+            )
+        self._run, self._progress, self._cache_root = run, progress, cache_root
         self._device = device or torch.device("cpu")
+        self._rounds = rounded and _has_frozen_stem(run.recipe)
 
     @property
-    def model_sha256(self) -> str:
-        """Of the weights."""
-        return self.run.info.weights_sha256
+    def name(self) -> str:
+        return self._run.root.name
 
     @property
-    def preprocessing(self) -> str:
-        """What happens to a picture, in words that artefacts keep."""
-        return gallery_preprocessing(self.run.recipe)
+    def dim(self) -> int:
+        return self._run.recipe.losses.embed_dim
 
     @property
-    def precision(self) -> str:
-        """That features are computed in."""
-        return usable_precision(self._device, self.run.recipe.train.precision)
+    def fingerprint(self) -> Fingerprint:
+        recipe = self._run.recipe
+        return Fingerprint(
+            model_sha256=self._run.info.weights_sha256,
+            preprocessing=preprocessing(recipe) + (_ROUNDED if self._rounds else ""),
+            precision=usable_precision(self._device, recipe.train.precision),
+        )
+
+    @property
+    def origin(self) -> Origin:
+        return Origin("run", os.path.abspath(self._run.root))  # noqa: PTH100 - resolve() would follow links
 
     @cached_property
     def loaded(self) -> LoadedModel:
         """The model."""
-        return self.run.load(self._device)
+        return self._run.load(self._device)
 
-    def encode_images(self, paths: Sequence[Path]) -> Generator[EncodedBatch, None, None]:
-        """Features of picture files, batch by batch in any order: those with cached maps come first."""
+    def in_views(self, views: Views) -> CmpaglEncoder:
+        """The same, with an image seen in other views than the recipe's."""
+        recipe = override_recipe(self._run.recipe, [f"evaluate.views={views}"])
+        run = replace(self._run, recipe=recipe)
+        return CmpaglEncoder(run, self._progress, self._device, self._cache_root, self._rounds)
+
+    def preparing_as(self, before: str) -> CmpaglEncoder:
+        """The same, with images prepared in the way that these words are of; as it is where no way fits them."""
+        exact = CmpaglEncoder(self._run, self._progress, self._device, self._cache_root, rounded=False)
+        ways = (encoder.in_views(views) for encoder in (self, exact) for views in get_args(Views))
+        return next((encoder for encoder in ways if encoder.fingerprint.preprocessing == before), self)
+
+    def encode_images(self, images: Sequence[ImageRef]) -> Generator[EncodedBatch, None, None]:
+        """As `Encoder` has it; images with cached maps come first."""
         cache, stamps = self._cache(), {}
         if cache is not None:
-            found = enumerate(map(_stamp, paths))
+            found = enumerate(map(_stamp, images))
             stamps = {row: stamp for row, stamp in found if stamp is not None and stamp.sha256 in cache.rows}
             if stamps:
-                self._progress.say(f"{len(stamps):,} of {len(paths):,} pictures have maps that a training cached")
+                self._progress.say(f"{len(stamps):,} of {len(images):,} pictures have maps that a training cached")
         with forward_pass(self.loaded):
             if cache is not None:
                 yield from self._from_cache(cache, stamps)
-            others = [row for row in range(len(paths)) if row not in stamps]
-            for batch in self._from_files([paths[row] for row in others]):
+            others = [row for row in range(len(images)) if row not in stamps]
+            for batch in self._from_files([images[row] for row in others]):
                 yield replace(batch, rows=[others[row] for row in batch.rows])
 
     def encode_texts(self, texts: Sequence[str]) -> Features:
-        """float32 [M, D] of unit length, in the order of `texts`."""
         return encode_captions(self.loaded, texts, self._progress)
+
+    def write_text_tower(self, path: Path) -> None:
+        write_text_tower(path, self.loaded)
 
     def _from_cache(self, cache: StemCache, stamps: dict[int, FileStamp]) -> Iterator[EncodedBatch]:
         rows = list(stamps)
         source = CachedMaps(cache, tuple(stamp.sha256 for stamp in stamps.values()))
-        views = view_count(self.run.recipe.evaluate.views)
+        views = view_count(self._run.recipe.evaluate.views)
         for places, features in cached_features(self.loaded, source, views):
             found = [rows[place] for place in places]
             yield EncodedBatch(features, found, [stamps[row] for row in found], [])
 
-    def _from_files(self, paths: Sequence[Path]) -> Iterator[EncodedBatch]:
-        recipe = self.run.recipe
-        if not _has_frozen_stem(recipe):
-            return encoded_batches(self.loaded, paths)
+    def _from_files(self, images: Sequence[ImageRef]) -> Iterator[EncodedBatch]:
+        recipe = self._run.recipe
+        if not self._rounds:
+            return encoded_batches(self.loaded, images)
         views = view_count(recipe.evaluate.views)
         return encode_with(
             lambda pixel_values: rounded_features(self.loaded, pixel_values, views),
             decoder(recipe),
-            paths,
+            images,
             recipe.evaluate.batch_size,
         )
 
     def _cache(self) -> StemCache | None:
-        if self._cache_root is None or not _has_frozen_stem(self.run.recipe):
+        if self._cache_root is None or not self._rounds:
             return None
         try:
-            return cache_of_run(self.run, self.loaded, self._cache_root)
+            return cache_of_run(self._run, self.loaded, self._cache_root)
         except DataError as error:
             self._progress.say(f"cached maps are not used: {error}")
             return None
 
 
-def gallery_preprocessing(recipe: Recipe) -> str:
-    """What happens to a picture of a gallery, in words that artefacts keep."""
-    rounded = ", the stem's maps in half precision" if _has_frozen_stem(recipe) else ""
-    return preprocessing(recipe) + rounded
+def write_text_tower(path: Path, loaded: LoadedModel) -> None:
+    """Write the text half of a model as a tower. Raises CmpaglError when the disk refuses."""
+    encoder = loaded.model.text_encoder
+    projection = loaded.model.text_projection.state_dict()
+    tensors = {**encoder.state_dict(), **{f"text_projection.{name}": found for name, found in projection.items()}}
+    info = TowerInfo(
+        model_sha256=loaded.sha256,
+        pooling=encoder.pooling,
+        layers=len(encoder.layers),
+        num_heads=encoder.shape.num_heads,
+        layer_norm_eps=encoder.shape.layer_norm_eps,
+        max_tokens=loaded.tokenizer.max_tokens,
+        probes=loaded.model.probes,
+    )
+    weights = {
+        name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items() if tensor.is_floating_point()
+    }
+    save_text_tower(path, weights, loaded.tokenizer.to_json(), info)
 
 
 def _has_frozen_stem(recipe: Recipe) -> bool:
@@ -124,9 +179,11 @@ def _has_frozen_stem(recipe: Recipe) -> bool:
     return part.stem != "patch" and (not part.stem_trainable or recipe.optim.image_lr_scale == 0)
 
 
-def _stamp(path: Path) -> FileStamp | None:
-    """None where the file cannot be read: whoever decodes it says why."""
+def _stamp(image: ImageRef) -> FileStamp | None:
+    """None where the file cannot be read: whoever decodes it says why; and for a piece, whose maps are not cached."""
+    if image.window is not None:
+        return None
     try:
-        return stamp_file(path)
+        return stamp_file(image.path)
     except DataError:
         return None

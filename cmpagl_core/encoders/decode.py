@@ -7,15 +7,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from cmpagl_core.errors import DataError
-from cmpagl_core.imagery.pictures import decode_picture
-from cmpagl_core.imagery.stamps import Broken, FileStamp, opened_with_stamp
+from cmpagl_core.imagery.image_ref import ImageRef
+from cmpagl_core.imagery.reader import read_image
+from cmpagl_core.imagery.stamps import Broken, FileStamp
 
 _BATCHES_AHEAD = 3
 _MAX_WORKERS = 8
@@ -31,7 +30,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """The readable pictures of up to `batch_size` paths: their rows and stamps, and pixel_values [B, 3, S, S]."""
+    """The readable images of up to `batch_size`: their rows and stamps, and pixel_values [B, 3, S, S]."""
 
     rows: list[int]
     stamps: list[FileStamp]
@@ -39,42 +38,34 @@ class DecodedBatch:
     broken: list[Broken]
 
 
-Decode = Callable[[Path], Decoded | Broken]
+Decode = Callable[[ImageRef], Decoded | Broken]
 
 
-def file_decoder(transform: Callable[[Image], Tensor], at_least_px: int | None = None) -> Decode:
-    """From a path to what a transform makes of its picture; at_least_px: as in `open_picture`."""
+def image_decoder(transform: Callable[[Image], Tensor], at_least_px: int | None = None) -> Decode:
+    """From an image to what a transform makes of its pixels; at_least_px: as in `open_picture`."""
 
-    def decode(path: Path) -> Decoded | Broken:
-        try:
-            with opened_with_stamp(path) as (stream, stamp):
-                try:
-                    picture = decode_picture(stream, path, at_least_px=at_least_px)
-                except DataError as error:
-                    lasting = not isinstance(error.__cause__, MemoryError)
-                    return Broken(path, str(error), stamp if lasting else None)
-            return Decoded(transform(picture), stamp)
-        except DataError as error:
-            return Broken(path, str(error))
+    def decode(ref: ImageRef) -> Decoded | Broken:
+        seen = read_image(ref, at_least_px)
+        return seen if isinstance(seen, Broken) else Decoded(transform(seen.pixels), seen.stamp)
 
     return decode
 
 
 def decoded_batches(
-    paths: Sequence[Path], decode: Decode, batch_size: int, workers: int | None = None
+    images: Sequence[ImageRef], decode: Decode, batch_size: int, workers: int | None = None
 ) -> Iterator[DecodedBatch]:
-    """Decode all paths in order on background threads, at most three batches ahead of the caller.
+    """Decode all images in order on background threads, at most three batches ahead of the caller.
 
     A batch in which no picture is readable has pixel_values of length 0.
     """
     threads = min(_MAX_WORKERS, os.cpu_count() or 1) if workers is None else workers
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     waiting: deque[tuple[int, Future[Decoded | Broken]]] = deque()
-    rows = iter(range(len(paths)))
+    rows = iter(range(len(images)))
 
     def refill() -> None:
         while len(waiting) < _BATCHES_AHEAD * batch_size and (row := next(rows, None)) is not None:
-            waiting.append((row, pool.submit(decode, paths[row])))
+            waiting.append((row, pool.submit(decode, images[row])))
 
     try:
         refill()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,13 @@ from torch.nn import functional as F
 
 from cmpagl_core.datasets.views import Views, dihedral, view_count
 from cmpagl_core.device import autocast
-from cmpagl_core.encoders.decode import Decode, decoded_batches, file_decoder
+from cmpagl_core.encoders.decode import Decode, decoded_batches, image_decoder
+from cmpagl_core.encoders.encoder import EncodedBatch, Features, collect
 from cmpagl_core.encoders.feature_set import unique_texts
 from cmpagl_core.errors import DataError
 from cmpagl_core.files import atomic_path
+from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.pictures import decoded_px, to_pixel_values
-from cmpagl_core.imagery.stamps import Broken, FileStamp
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.runs import LoadedModel
@@ -29,20 +30,8 @@ from cmpagl_core.runs import LoadedModel
 if TYPE_CHECKING:  # an index with nothing new costs no transformers; loading a model does
     from cmpagl_core.models.cmpagl import TextEncoding
 
-Features = NDArray[np.float32]
-
 _TOKENS_PER_BATCH = 2048
 _TEXTS_AT_ONCE = 65_536
-
-
-@dataclass(frozen=True)
-class EncodedBatch:
-    """Unit features [B, D] of the readable pictures of a batch, their rows and stamps, and the broken ones."""
-
-    features: Features
-    rows: list[int]
-    stamps: list[FileStamp]
-    broken: list[Broken]
 
 
 @dataclass(frozen=True)
@@ -55,52 +44,36 @@ class TextGroup:
 
 def encode_pictures(
     loaded: LoadedModel,
-    paths: Sequence[Path],
+    images: Sequence[ImageRef],
     progress: Progress,
     batch_size: int | None = None,
     views: Views | None = None,
 ) -> Features:
-    """image_features, float32 [N, D] of unit length, in the order of `paths`.
+    """image_features, float32 [N, D] of unit length, in the order of `images`.
 
     batch_size and views: the recipe's `evaluate` part when None; views "dihedral" averages over the eight flips and
     right angles [ours]. Raises DataError for the first picture that cannot be read.
     """
     with forward_pass(loaded):
-        return collect(encoded_batches(loaded, paths, batch_size, views), len(paths), progress)
+        return collect(encoded_batches(loaded, images, batch_size, views), len(images), progress)
 
 
 def encoded_batches(
-    loaded: LoadedModel, paths: Sequence[Path], batch_size: int | None = None, views: Views | None = None
+    loaded: LoadedModel, images: Sequence[ImageRef], batch_size: int | None = None, views: Views | None = None
 ) -> Iterator[EncodedBatch]:
     """As `encode_pictures`, batch by batch, with the broken pictures named instead of raised."""
     chosen = loaded.recipe.evaluate.views if views is None else views
     size = loaded.recipe.evaluate.batch_size if batch_size is None else batch_size
-    return encode_with(lambda batch: _image_features(loaded, batch, chosen), decoder(loaded.recipe), paths, size)
+    return encode_with(lambda batch: _image_features(loaded, batch, chosen), decoder(loaded.recipe), images, size)
 
 
 def encode_with(
-    encode: Callable[[Tensor], Tensor], decode: Decode, paths: Sequence[Path], batch_size: int
+    encode: Callable[[Tensor], Tensor], decode: Decode, images: Sequence[ImageRef], batch_size: int
 ) -> Iterator[EncodedBatch]:
-    """Run any image encoder ([B, 3, S, S] to [B, D]) over picture files, decoding in the background."""
-    for batch in decoded_batches(paths, decode, batch_size):
+    """Run any image encoder ([B, 3, S, S] to [B, D]) over images, decoding in the background."""
+    for batch in decoded_batches(images, decode, batch_size):
         features = unit_rows(encode(batch.pixel_values)) if batch.rows else np.empty((0, 0), dtype=np.float32)
         yield EncodedBatch(features, batch.rows, batch.stamps, batch.broken)
-
-
-def collect(batches: Iterable[EncodedBatch], count: int, progress: Progress) -> Features:
-    """All batches as one array [N, D], with a progress bar. Raises DataError for the first broken picture."""
-    features: Features | None = None
-    with progress.task("encode pictures", count, "img") as advance:
-        for batch in batches:
-            if batch.broken:
-                raise DataError(batch.broken[0].why, hint=f"mend or remove {batch.broken[0].path.name}")
-            if features is None:
-                features = np.empty((count, batch.features.shape[1]), dtype=np.float32)
-            features[batch.rows] = batch.features
-            advance(len(batch.rows))
-    if features is None:
-        raise DataError("there is no picture to encode", hint="choose a split with pictures")
-    return features
 
 
 def encode_captions(loaded: LoadedModel, texts: Sequence[str], progress: Progress) -> Features:
@@ -138,7 +111,7 @@ def encode_text_groups(loaded: LoadedModel, texts: Sequence[str]) -> Iterator[Te
 
 
 def encode_image_tokens(
-    loaded: LoadedModel, paths: Sequence[Path], out: Path, progress: Progress
+    loaded: LoadedModel, images: Sequence[ImageRef], out: Path, progress: Progress
 ) -> NDArray[np.float16]:
     """image_tokens of every picture, float16 [N, 1 + T, C], in a memory-mapped `.npy` file at `out`.
 
@@ -146,15 +119,15 @@ def encode_image_tokens(
     Raises DataError for the first picture that cannot be read.
     """
     tokens: np.memmap[Any, np.dtype[np.float16]] | None = None
-    bar = progress.task("encode image tokens", len(paths), "img")
+    bar = progress.task("encode image tokens", len(images), "img")
     with atomic_path(out) as partial, forward_pass(loaded), bar as advance:
-        for batch in decoded_batches(paths, decoder(loaded.recipe), loaded.recipe.evaluate.batch_size):
+        for batch in decoded_batches(images, decoder(loaded.recipe), loaded.recipe.evaluate.batch_size):
             if batch.broken:
-                raise DataError(batch.broken[0].why, hint=f"mend or remove {batch.broken[0].path.name}")
+                raise DataError(batch.broken[0].why, hint=f"mend or remove {batch.broken[0].image.path.name}")
             block = _image_tokens(loaded, batch.pixel_values)
             if tokens is None:
                 tokens = np.lib.format.open_memmap(
-                    partial, mode="w+", dtype=np.float16, shape=(len(paths), *block.shape[1:])
+                    partial, mode="w+", dtype=np.float16, shape=(len(images), *block.shape[1:])
                 )
             tokens[batch.rows] = block
             advance(len(batch.rows))
@@ -173,9 +146,9 @@ def forward_pass(loaded: LoadedModel) -> Iterator[None]:
 
 
 def decoder(recipe: Recipe) -> Decode:
-    """From a path to the pixel_values that the recipe's image encoder takes."""
+    """From an image to the pixel_values that the recipe's image encoder takes."""
     size = recipe.data.image_size_px
-    return file_decoder(lambda picture: to_pixel_values(picture, size), decoded_px(size))
+    return image_decoder(lambda picture: to_pixel_values(picture, size), decoded_px(size))
 
 
 def preprocessing(recipe: Recipe) -> str:

@@ -41,7 +41,7 @@ def run_features(
 ) -> FeatureSet:
     """Encode a split. model: the name that the features are known by."""
     return FeatureSet(
-        image_features=encode_pictures(loaded, split.paths, progress),
+        image_features=encode_pictures(loaded, split.images, progress),
         text_features=encode_captions(loaded, split.captions, progress),
         text_image=split.caption_image,
         image_ids=split.image_ids,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +25,11 @@ from cmpagl_core.datasets.loading import Draw
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.datasets.views import allowed_views, dihedral
 from cmpagl_core.device import autocast, usable_precision
-from cmpagl_core.encoders.decode import decoded_batches, file_decoder
+from cmpagl_core.encoders.decode import decoded_batches, image_decoder
 from cmpagl_core.encoders.tensor_file import open_tensor_file, write_tensor_file
 from cmpagl_core.errors import CmpaglError, DataError
 from cmpagl_core.files import canonical_json, sha256_file, sha256_text
+from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.pictures import IMAGE_MEAN, IMAGE_STD, decoded_px, to_pixel_values
 from cmpagl_core.locks import hold
 from cmpagl_core.models.stem import FeatureStem
@@ -269,15 +271,15 @@ def _fill(
 
     pictures: files by the sha256 of their content.
     """
-    size_px, expected, paths = settings.image_size_px, list(pictures), list(pictures.values())
-    decode = file_decoder(lambda picture: to_pixel_values(picture, size_px), decoded_px(size_px))
+    size_px, images = settings.image_size_px, list(itertools.starmap(ImageRef, pictures.items()))
+    decode = image_decoder(lambda picture: to_pixel_values(picture, size_px), decoded_px(size_px))
     done = 0
-    for batch in decoded_batches(paths, decode, max(1, _VIEWS_AT_ONCE // len(settings.views))):
+    for batch in decoded_batches(images, decode, max(1, _VIEWS_AT_ONCE // len(settings.views))):
         if batch.broken:
-            raise DataError(batch.broken[0].why, hint=f"mend or remove {batch.broken[0].path.name}")
+            raise DataError(batch.broken[0].why, hint=f"mend or remove {batch.broken[0].image.path.name}")
         for row, stamp in zip(batch.rows, batch.stamps, strict=True):
-            if stamp.sha256 != expected[row]:
-                raise _was_changed(paths[row])
+            if stamp.sha256 != images[row].image_id:
+                raise _was_changed(images[row].path)
         pixel_values = batch.pixel_values.to(device)
         count = len(pixel_values)
         turned = torch.stack([dihedral(pixel_values, view) for view in settings.views], dim=1)  # [B, V, 3, S, S]

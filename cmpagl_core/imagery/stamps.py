@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cmpagl_core.errors import DataError
+from cmpagl_core.imagery.image_ref import ImageRef
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,12 @@ class FileStamp:
 
 @dataclass(frozen=True)
 class Broken:
-    """A picture that could not be read, and why.
+    """An image that could not be read, and why.
 
     stamp: of the content that is broken; None where the file was not there, or another try may go better.
     """
 
-    path: Path
+    image: ImageRef
     why: str
     stamp: FileStamp | None = None
 

@@ -77,7 +77,7 @@ def itm_scores(loaded: LoadedModel, split: DataSplit, scores: ScoreMatrix, k: in
     texts, text_of = unique_texts(split.captions)
     pairs = choose_candidates(scores, text_of, len(texts), k)
     with tempfile.TemporaryDirectory(prefix="cmpagl-itm-") as folder:
-        image_tokens = encode_image_tokens(loaded, split.paths, Path(folder) / "tokens.npy", progress)
+        image_tokens = encode_image_tokens(loaded, split.images, Path(folder) / "tokens.npy", progress)
         probabilities = match_probabilities(loaded, image_tokens, texts, pairs, progress)
     base = ScoreMatrix.zeros(scores.shape, scores.budget_bytes) if k == ALL_PAIRS else scores
     return base.with_candidates(*_to_captions(pairs, probabilities, text_of))

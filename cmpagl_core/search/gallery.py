@@ -71,7 +71,7 @@ def _tile(hit: Hit, hits: Sequence[Hit]) -> _Tile:
     """The bar runs from a little under the worst score shown to the best, so that differences can be seen."""
     best, worst = hits[0].score, hits[-1].score
     share = 15 + 85 * (hit.score - worst) / (best - worst) if best > worst else 100.0
-    thumbnail, problem = _thumbnail(Path(hit.path), _THUMBNAIL_PX)
+    thumbnail, problem = _thumbnail(hit.image.path, _THUMBNAIL_PX)
     return _Tile(hit, tuple(dict.fromkeys(hit.captions)), thumbnail, problem, share)
 
 

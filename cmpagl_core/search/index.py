@@ -7,22 +7,26 @@ the model, so that a query needs no torch; `index.json` says where all comes fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cmpagl_core.encoders.encoder import Fingerprint
 from cmpagl_core.encoders.feature_set import FeatureSet, unique_texts
 from cmpagl_core.encoders.tensor_file import Array, TensorFile, TextTable, open_tensor_file, write_tensor_file
 from cmpagl_core.errors import CmpaglError, DataError, MismatchError
+from cmpagl_core.imagery.image_ref import ImageRef, Window
 from cmpagl_core.imagery.stamps import Broken, FileStamp
 from cmpagl_core.search.marker import (
     AGAIN,
     INDEX_FORMAT,
     INFO_FILE,
+    IndexFile,
     Marker,
     read_marker,
     write_marker,
@@ -37,6 +41,7 @@ class IndexInfo:
     """Where a gallery comes from. Hashes are hex digests of SHA-256.
 
     source: the folder of a "folder" gallery, the root of a "dataset" one, the file of a "features" one.
+    model: the encoder's name; model_kind, model_source: how to make it again, empty where that is not known.
     """
 
     name: str
@@ -45,11 +50,17 @@ class IndexInfo:
     dataset: str
     manifest_sha256: str
     model: str
-    run: str
+    model_kind: Literal["run", "open_clip", ""]
+    model_source: str
     model_sha256: str
     preprocessing: str
     precision: str
     format_version: int = INDEX_FORMAT
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """That of the encoder that made the features."""
+        return Fingerprint(self.model_sha256, self.preprocessing, self.precision)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,13 +105,16 @@ class GalleryIndex:
     """N pictures with unit features [N, D]; U different captions with features [U, D], which M links tie to pictures.
 
     caption_image, caption_text: int64 [M], rows of the picture (rising) and of the caption that belong together.
-    tie_order: [N], the place of each picture's id among all ids; None when the rows are in that order already.
+    windows: int64 [N, 4], left, top, width and height of a piece of its file, of width 0 where it is the whole; None
+    where all are whole. tie_order: [N], the place of each picture's id among all ids; None when the rows are in that
+    order already.
     """
 
     root: Path
     image_features: NDArray[np.float32]
     image_ids: TextTable
     paths: TextTable
+    windows: NDArray[np.int64] | None
     captions: TextTable
     text_features: NDArray[np.float32]
     caption_image: NDArray[np.int64]
@@ -112,6 +126,10 @@ class GalleryIndex:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def image(self, row: int) -> ImageRef:
+        """One image."""
+        return ImageRef(self.image_ids[row], Path(self.paths[row]), window_of(self.windows, row))
 
     def captions_of(self, row: int) -> list[str]:
         """The captions of one picture; none for a gallery without captions."""
@@ -150,6 +168,7 @@ def index_of_features(path: Path, features: FeatureSet) -> GalleryIndex:
         image_features=features.image_features,
         image_ids=TextTable.of(features.image_ids),
         paths=TextTable.of(features.paths),
+        windows=None,
         captions=TextTable.of(captions),
         text_features=features.text_features[first],
         caption_image=features.text_image[by_image],
@@ -163,12 +182,30 @@ def index_of_features(path: Path, features: FeatureSet) -> GalleryIndex:
             dataset=info.dataset,
             manifest_sha256=info.manifest_sha256,
             model=info.model,
-            run="",
+            model_kind="",
+            model_source="",
             model_sha256=info.model_sha256,
             preprocessing=info.preprocessing,
             precision=info.precision,
         ),
     )
+
+
+def stored_windows(windows: Sequence[Window | None]) -> NDArray[np.int64] | None:
+    """Windows as they are stored, [N, 4]; None where all images are whole."""
+    if all(window is None for window in windows):
+        return None
+    return np.array([(0, 0, 0, 0) if window is None else astuple(window) for window in windows], dtype=np.int64)
+
+
+def read_windows(file: TensorFile, count: int) -> NDArray[np.int64] | None:
+    """The windows of `count` images. Raises DataError when they are not as `stored_windows` made them."""
+    return file.array("windows", "<i8", (count, 4)) if "windows" in file.arrays else None
+
+
+def window_of(windows: NDArray[np.int64] | None, row: int) -> Window | None:
+    """One of them."""
+    return None if windows is None or not windows[row, 2] else Window(*windows[row].tolist())
 
 
 def places(texts: Sequence[str]) -> NDArray[np.int64]:
@@ -179,13 +216,11 @@ def places(texts: Sequence[str]) -> NDArray[np.int64]:
     return place
 
 
-def save_index(
-    index: GalleryIndex, reader: str, left_out: Sequence[Broken], write_tower: Callable[[Path], object] | None
-) -> GalleryIndex:
+def save_index(index: GalleryIndex, reader: str, left_out: Sequence[Broken], tower: IndexFile | None) -> GalleryIndex:
     """Write an index and return it as opened again.
 
-    reader: what found the pictures broken that are left out. write_tower: writes the text half of the index's model
-    to a path; None keeps the one that is named there now. Raises CmpaglError when the disk refuses.
+    reader: what found the images broken that are left out. tower: the text half of the index's model, where it has
+    one. Raises CmpaglError when the disk refuses.
     """
     assert index.stamps is not None, "an index of files knows its files"
     arrays: dict[str, Array] = {
@@ -198,14 +233,11 @@ def save_index(
         **index.paths.arrays("paths"),
         **index.captions.arrays("captions"),
     }
-    files = {
-        "features": write_named(
-            index.root, "features", lambda path: write_tensor_file(path, arrays, _about(index.info))
-        ),
-        "text_tower": read_marker(index.root).files["text_tower"]
-        if write_tower is None
-        else write_named(index.root, "text_tower", write_tower),
-    }
+    if index.windows is not None:
+        arrays["windows"] = index.windows
+    files = {"features": write_named(index.root, "features", partial(_write_features, arrays, index.info))}
+    if tower is not None:
+        files["text_tower"] = tower
     about = {**asdict(index.info), "pictures": len(index), "captions": len(index.caption_text)}
     write_marker(index.root, about, files, reader, left_out)
     return open_index(index.root)
@@ -223,10 +255,13 @@ def _open_named(marker: Marker) -> GalleryIndex:
     return _from_file(marker.root, file, info, tower)
 
 
+def _write_features(arrays: Mapping[str, Array], info: IndexInfo, path: Path) -> None:
+    write_tensor_file(path, arrays, _about(info))
+
+
 def _about(info: IndexInfo) -> dict[str, str]:
     """What features were made by, said in their file too."""
-    made_by = {"model_sha256": info.model_sha256, "preprocessing": info.preprocessing, "precision": info.precision}
-    return {"kind": INDEX_KIND, **made_by}
+    return {"kind": INDEX_KIND, **asdict(info.fingerprint)}
 
 
 def _from_file(root: Path, file: TensorFile, info: IndexInfo, tower: Path | None) -> GalleryIndex:
@@ -248,6 +283,7 @@ def _from_file(root: Path, file: TensorFile, info: IndexInfo, tower: Path | None
         image_features=image_features,
         image_ids=file.texts("image_ids", count),
         paths=file.texts("paths", count),
+        windows=read_windows(file, count),
         captions=file.texts("captions", len(text_features)),
         text_features=text_features,
         caption_image=caption_image,

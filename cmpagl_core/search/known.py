@@ -1,70 +1,83 @@
-"""What an earlier indexing knows of pictures: from the index that is there, and from parts of a broken-off one."""
+"""What an earlier indexing knows of images: from the index that is there, and from parts of a broken-off one."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cmpagl_core.encoders.encoder import Features
 from cmpagl_core.encoders.tensor_file import Array, TextTable, open_tensor_file, write_tensor_file
 from cmpagl_core.errors import CmpaglError, DataError, UsageError
+from cmpagl_core.imagery.image_ref import ImageRef, Window
 from cmpagl_core.imagery.stamps import Broken, FileStamp, stamp_file
-from cmpagl_core.search.index import FileStamps, GalleryIndex, IndexInfo, open_index
+from cmpagl_core.search.index import (
+    FileStamps,
+    GalleryIndex,
+    IndexInfo,
+    open_index,
+    read_windows,
+    stored_windows,
+    window_of,
+)
 from cmpagl_core.search.marker import INFO_FILE, read_marker
 
 _PARTS_FOLDER = "parts"
 _PART_KIND = "index_part"
-_PICTURES_PER_PART = 512
+_IMAGES_PER_PART = 512
+
+Place = tuple[Path, Window | None]
 
 
 @dataclass(frozen=True)
 class Known:
-    """A picture file whose features are known: as it was read, and their row."""
+    """An image whose features are known: as it was read, and their row."""
 
     stamp: FileStamp
     row: int
 
 
 @dataclass
-class PicturePart:
-    """Pictures that were just encoded, on their way to the disk."""
+class ImagePart:
+    """Images that were just encoded, on their way to the disk."""
 
-    stamps: dict[Path, FileStamp] = field(default_factory=dict)
-    features: list[NDArray[np.float32]] = field(default_factory=list)
+    images: list[ImageRef] = field(default_factory=list)
+    stamps: list[FileStamp] = field(default_factory=list)
+    features: list[Features] = field(default_factory=list)
 
-    def add(self, stamps: Mapping[Path, FileStamp], features: NDArray[np.float32]) -> None:
+    def add(self, images: Sequence[ImageRef], stamps: Sequence[FileStamp], features: Features) -> None:
         """Take up a batch."""
-        if stamps:
-            self.stamps.update(stamps)
+        if images:
+            self.images += images
+            self.stamps += stamps
             self.features.append(features)
 
     @property
     def is_full(self) -> bool:
-        return len(self.stamps) >= _PICTURES_PER_PART
+        return len(self.images) >= _IMAGES_PER_PART
 
 
-class KnownPictures:
+class KnownImages:
     """Features by path and by content, of the same model and preprocessing only; and which contents are broken."""
 
     def __init__(self, root: Path, info: IndexInfo) -> None:
         self._root, self._info = root, info
-        self._features: list[NDArray[np.float32]] = []
+        self._features: list[Features] = []
         self._stamps: list[FileStamp] = []
-        self._row_of_path: dict[Path, int] = {}
-        self._row_of_content: dict[str, int] = {}
-        self._broken: dict[Path, Broken] = {}
+        self._row_of_place: dict[Place, int] = {}
+        self._row_of_content: dict[tuple[str, Window | None], int] = {}
+        self._broken: dict[Place, Broken] = {}
         self._broken_content: dict[str, Broken] = {}
         self._sizes: set[int] = set()
-        self._captions: dict[str, NDArray[np.float32]] = {}
+        self._captions: dict[str, Features] = {}
         self.kept_now = 0
         self.why_anew = ""
 
     @classmethod
-    def read(cls, root: Path, info: IndexInfo, reader: str) -> KnownPictures:
+    def read(cls, root: Path, info: IndexInfo, reader: str) -> KnownImages:
         """What is known under `root`; reader: what would decode pictures now.
 
         Raises UsageError when it holds the index of another source.
@@ -85,49 +98,57 @@ class KnownPictures:
                 path.unlink(missing_ok=True)
         return known
 
-    def look_up(self, path: Path) -> Known | Broken | None:
-        """What is known of a picture file as it is now. Its content is read only if that may spare encoding it.
+    def look_up(self, image: ImageRef) -> Known | Broken | None:
+        """What is known of an image as it is now. Its content is read only if that may spare encoding it.
 
         Raises OSError or DataError when it cannot be read.
         """
-        state = path.stat()
+        state = image.path.stat()
         seen = (state.st_size, state.st_mtime_ns)
-        row, broken = self._row_of_path.get(path), self._broken.get(path)
+        row, broken = self._row_of_place.get(image.place), self._broken.get(image.place)
         if row is not None and _seen(self._stamps[row]) == seen:
             return Known(self._stamps[row], row)
         if broken is not None and broken.stamp is not None and _seen(broken.stamp) == seen:
-            return broken
+            return replace(broken, image=image)
         if state.st_size not in self._sizes:
             return None
-        stamp = stamp_file(path)
-        if stamp.sha256 in self._row_of_content:
-            return Known(stamp, self._row_of_content[stamp.sha256])
+        stamp = stamp_file(image.path)
+        row = self._row_of_content.get((stamp.sha256, image.window))
+        if row is not None:
+            return Known(stamp, row)
         broken = self._broken_content.get(stamp.sha256)
-        return None if broken is None else Broken(path, broken.why.replace(str(broken.path), str(path)), stamp)
+        if broken is None or image.window != broken.image.window:
+            return None
+        return Broken(image, broken.why.replace(str(broken.image.path), str(image.path)), stamp)
 
-    def caption(self, text: str) -> NDArray[np.float32] | None:
+    def caption(self, text: str) -> Features | None:
         """The features of a caption, if they are known."""
         return self._captions.get(text)
 
-    def keep(self, part: PicturePart) -> None:
+    def keep(self, part: ImagePart) -> None:
         """Write a part beside the index, so that it survives an interruption, and know it from now on."""
-        if not part.stamps:
+        if not part.images:
             return
         features = np.concatenate(part.features)
-        paths = TextTable.of(str(path) for path in part.stamps)
-        stamps = FileStamps.of(list(part.stamps.values()))
+        paths = TextTable.of(str(image.path) for image in part.images)
+        windows = stored_windows([image.window for image in part.images])
         path = self._root / _PARTS_FOLDER / f"{len(self._stamps):09d}.safetensors"
-        arrays: dict[str, Array] = {"image_features": features, **stamps.arrays(), **paths.arrays("paths")}
+        arrays: dict[str, Array] = {
+            "image_features": features,
+            **FileStamps.of(part.stamps).arrays(),
+            **paths.arrays("paths"),
+            **({} if windows is None else {"windows": windows}),
+        }
         write_tensor_file(path, arrays, {"kind": _PART_KIND, **self._settings()})
-        self._take(features, list(part.stamps), list(part.stamps.values()))
-        self.kept_now += len(part.stamps)
+        self._take(features, [image.place for image in part.images], part.stamps)
+        self.kept_now += len(part.images)
 
-    def row_of(self, path: Path) -> Known:
-        """Where the features of a picture are that was just kept."""
-        row = self._row_of_path[path]
+    def just_kept(self, image: ImageRef) -> Known:
+        """Where the features of an image are that was just kept."""
+        row = self._row_of_place[image.place]
         return Known(self._stamps[row], row)
 
-    def collect(self, rows: Sequence[int]) -> NDArray[np.float32]:
+    def collect(self, rows: Sequence[int]) -> Features:
         """Features [N, D] of known rows."""
         starts = np.cumsum([0, *(len(block) for block in self._features)])
         features = np.empty((len(rows), self._features[0].shape[1]), dtype=np.float32)
@@ -142,8 +163,7 @@ class KnownPictures:
         shutil.rmtree(self._root / _PARTS_FOLDER, ignore_errors=True)
 
     def _settings(self) -> dict[str, str]:
-        info = self._info
-        return {"model_sha256": info.model_sha256, "preprocessing": info.preprocessing, "precision": info.precision}
+        return asdict(self._info.fingerprint)
 
     def _take_index(self, index: GalleryIndex) -> None:
         before, now = index.info, self._info
@@ -155,13 +175,13 @@ class KnownPictures:
         self.why_anew = _why_anew(before, now)
         if self.why_anew or index.stamps is None:
             return
-        self._take(index.image_features, [Path(path) for path in index.paths], list(index.stamps))
+        self._take(index.image_features, [index.image(row).place for row in range(len(index))], list(index.stamps))
         self._captions = dict(zip(index.captions, index.text_features, strict=True))
 
     def _take_broken(self, left_out: Sequence[Broken]) -> None:
         for broken in left_out:
             if broken.stamp is not None:
-                self._broken[broken.path] = self._broken_content[broken.stamp.sha256] = broken
+                self._broken[broken.image.place] = self._broken_content[broken.stamp.sha256] = broken
                 self._sizes.add(broken.stamp.size)
 
     def _take_part(self, path: Path) -> None:
@@ -169,13 +189,15 @@ class KnownPictures:
         if file.about != {"kind": _PART_KIND, **self._settings()}:
             raise DataError(f"{path} is of another model")
         features = file.array("image_features", "<f4", (None, None))
-        stamps = FileStamps.read(file, len(features))
-        self._take(features, [Path(text) for text in file.texts("paths", len(features))], list(stamps))
+        count = len(features)
+        windows = read_windows(file, count)
+        places = [(Path(path), window_of(windows, row)) for row, path in enumerate(file.texts("paths", count))]
+        self._take(features, places, list(FileStamps.read(file, count)))
 
-    def _take(self, features: NDArray[np.float32], paths: Sequence[Path], stamps: Sequence[FileStamp]) -> None:
-        for row, (path, stamp) in enumerate(zip(paths, stamps, strict=True), start=len(self._stamps)):
-            self._row_of_path[path] = row
-            self._row_of_content[stamp.sha256] = row
+    def _take(self, features: Features, places: Sequence[Place], stamps: Sequence[FileStamp]) -> None:
+        for row, (place, stamp) in enumerate(zip(places, stamps, strict=True), start=len(self._stamps)):
+            self._row_of_place[place] = row
+            self._row_of_content[stamp.sha256, place[1]] = row
             self._sizes.add(stamp.size)
         self._stamps += stamps
         self._features.append(features)
@@ -190,7 +212,7 @@ def _why_anew(before: IndexInfo, now: IndexInfo) -> str:
     if before.model_sha256 != now.model_sha256:
         return "it holds features of another model"
     if before.preprocessing != now.preprocessing:
-        return "its pictures were prepared otherwise"
+        return "its images were prepared otherwise"
     if before.precision != now.precision:
         return f"it was computed in {before.precision}, and here it is {now.precision}"
     return ""

@@ -13,6 +13,7 @@ from typing import Any
 
 from cmpagl_core.errors import CmpaglError, DataError, MismatchError
 from cmpagl_core.files import PARTIAL_SUFFIX, partial_prefix, read_json, sha256_file, write_json
+from cmpagl_core.imagery.image_ref import ImageRef, Window
 from cmpagl_core.imagery.stamps import Broken, FileStamp, stamp_file
 
 INDEX_FORMAT = 2
@@ -94,7 +95,7 @@ def write_marker(
 ) -> None:
     """Write index.json, then remove what it no longer names. Raises CmpaglError when the disk refuses."""
     listed = [
-        {"path": str(one.path), "why": one.why, **(asdict(one.stamp) if one.stamp is not None else {})}
+        {**_named(one.image), "why": one.why, **(asdict(one.stamp) if one.stamp is not None else {})}
         for one in left_out
     ]
     named = {key: asdict(file) for key, file in files.items()}
@@ -122,4 +123,10 @@ def write_named(root: Path, stem: str, write: Callable[[Path], object]) -> Index
 
 def _broken(entry: dict[str, Any]) -> Broken:
     stamp = FileStamp(entry["size"], entry["mtime_ns"], entry["sha256"]) if "sha256" in entry else None
-    return Broken(Path(entry["path"]), str(entry["why"]), stamp)
+    window = Window(**entry["window"]) if "window" in entry else None
+    return Broken(ImageRef(entry["image_id"], Path(entry["path"]), window), str(entry["why"]), stamp)
+
+
+def _named(image: ImageRef) -> dict[str, Any]:
+    window = {} if image.window is None else {"window": asdict(image.window)}
+    return {"image_id": image.image_id, "path": str(image.path), **window}

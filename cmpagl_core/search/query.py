@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cmpagl_core.encoders.encoder import Encoder, Features, collect
 from cmpagl_core.encoders.feature_set import load_feature_set, require_same_model
 from cmpagl_core.encoders.text_tower import TextTower, open_text_tower
 from cmpagl_core.errors import CmpaglError, DataError, UsageError
 from cmpagl_core.files import newest, read_json
+from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.progress import Progress
 from cmpagl_core.search.index import GalleryIndex, index_of_features, open_index, places
 from cmpagl_core.search.search import top_k
@@ -57,7 +58,7 @@ def find_gallery(workspace: Workspace, index: str | None, features: Path | None)
 
 def text_features(
     text: str, gallery: GalleryIndex, workspace: Workspace, run: str | None, progress: Progress
-) -> NDArray[np.float32]:
+) -> Features:
     """The features [D] of a query text. Raises UsageError for a blank one, MismatchError for another model's run."""
     if not text.strip():
         raise UsageError("the query is blank", hint='say what to look for, as in `cmpagl retrieve "airport near sea"`')
@@ -69,32 +70,42 @@ def text_features(
     if tower is not None:
         _say_how_it_reads(tower, text, progress)
         return np.asarray(tower.encode([text])[0])
-    from cmpagl_core.encoders.encode import encode_captions
-
-    loaded = run_of(gallery, workspace, run).load()
-    return np.asarray(encode_captions(loaded, [text], progress)[0])
+    return np.asarray(encoder_of(gallery, workspace, run, progress).encode_texts([text])[0])
 
 
-def picture_features(
-    picture: Path,
+def image_features(
+    path: Path,
     gallery: GalleryIndex,
     workspace: Workspace,
     run: str | None,
     progress: Progress,
     device: Callable[[], torch.device],
-) -> NDArray[np.float32]:
-    """The features [D] of a query picture. Raises DataError for a broken one, MismatchError for another model's run."""
-    if not picture.is_file():
-        raise DataError(f"picture {picture} does not exist")
+) -> Features:
+    """The features [D] of a query image. Raises DataError for a broken one, MismatchError for another model's run."""
+    if not path.is_file():
+        raise DataError(f"picture {path} does not exist")
+    encoder = encoder_of(gallery, workspace, run, progress, device)
+    return np.asarray(collect(encoder.encode_images([ImageRef(path.name, path)]), 1, progress)[0])
+
+
+def encoder_of(
+    gallery: GalleryIndex,
+    workspace: Workspace,
+    run: str | None,
+    progress: Progress,
+    device: Callable[[], torch.device] | None = None,
+) -> Encoder:
+    """The encoder that made a gallery, made again; on the CPU when device is None.
+
+    Raises MismatchError when that is another model now, DataError when it is gone.
+    """
+    if gallery.info.model_kind == "open_clip" and run is None:
+        return _open_clip_of(gallery, progress, device)
     found = run_of(gallery, workspace, run)
     from cmpagl_core.encoders.cmpagl import CmpaglEncoder
-    from cmpagl_core.encoders.encode import collect, encode_pictures
-    from cmpagl_core.search.indexing import seen_as
 
-    if gallery.info.kind == "features":
-        return np.asarray(encode_pictures(found.load(device()), [picture], progress)[0])
-    encoder = CmpaglEncoder(seen_as(found, gallery.info.preprocessing), progress, device())
-    return np.asarray(collect(encoder.encode_images([picture]), 1, progress)[0])
+    encoder = CmpaglEncoder(found, progress, None if device is None else device())
+    return encoder.preparing_as(gallery.info.preprocessing)
 
 
 def run_of(gallery: GalleryIndex, workspace: Workspace, run: str | None) -> Run:
@@ -106,7 +117,7 @@ def run_of(gallery: GalleryIndex, workspace: Workspace, run: str | None) -> Run:
 
     if run is not None:
         return _check_run(workspace.find("runs", run), gallery)
-    remembered = Path(gallery.info.run) if gallery.info.run else None
+    remembered = Path(gallery.info.model_source) if gallery.info.model_kind == "run" else None
     folders = [path.parent for path in sorted((workspace.root / "runs").glob(f"*/{MARKERS['runs']}"))]
     for folder in [*([remembered] if remembered is not None else []), *folders]:
         if _model_of(folder) == gallery.info.model_sha256:
@@ -116,7 +127,7 @@ def run_of(gallery: GalleryIndex, workspace: Workspace, run: str | None) -> Run:
     return _check_run(workspace.find("runs"), gallery)
 
 
-def search_captions(gallery: GalleryIndex, query: NDArray[np.float32], k: int) -> list[CaptionHit]:
+def search_captions(gallery: GalleryIndex, query: Features, k: int) -> list[CaptionHit]:
     """The k captions of the gallery nearest to a query [D]. Raises DataError when the gallery has no captions."""
     if not len(gallery.captions):
         raise DataError(f"gallery {gallery.info.name} has no captions", hint="index a data set with captions")
@@ -130,7 +141,7 @@ def search_captions(gallery: GalleryIndex, query: NDArray[np.float32], k: int) -
 def newer_run(gallery: GalleryIndex, workspace: Workspace) -> Path | None:
     """The newest run of the workspace if it is another model than the gallery's and was trained after it."""
     latest = newest(workspace.root / "runs", MARKERS["runs"])
-    if latest is None or gallery.info.kind == "features" or _model_of(latest) == gallery.info.model_sha256:
+    if latest is None or gallery.info.model_kind != "run" or _model_of(latest) == gallery.info.model_sha256:
         return None
     made = (gallery.root / MARKERS["indexes"]).stat().st_mtime_ns
     return latest if (latest / MARKERS["runs"]).stat().st_mtime_ns > made else None
@@ -149,6 +160,18 @@ def _say_how_it_reads(tower: TextTower, text: str, progress: Progress) -> None:
         progress.say(f"the query is long: the model reads its first {tower.info.max_tokens} tokens")
     if reading.known == 0:
         progress.say("no word of the query is known to the model, so the order says little")
+
+
+def _open_clip_of(gallery: GalleryIndex, progress: Progress, device: Callable[[], torch.device] | None) -> Encoder:
+    import torch
+
+    from cmpagl_core.encoders.open_clip import open_clip_encoder
+
+    computed_on = torch.device("cpu") if device is None else device()
+    encoder = open_clip_encoder(f"open_clip:{gallery.info.model_source}", progress, computed_on, may_fetch=False)
+    found = encoder.fingerprint.model_sha256
+    require_same_model(gallery.info.model_sha256, found, str(gallery.root), encoder.name)
+    return encoder
 
 
 def _check_run(folder: Path, gallery: GalleryIndex) -> Run:

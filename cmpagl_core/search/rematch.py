@@ -26,13 +26,13 @@ def rematch(loaded: LoadedModel, text: str, hits: Sequence[Hit], k: int, progres
     """
     if loaded.model.itm_head is None:
         raise UsageError("this run has no ITM head", hint="leave --rerank out, or train with losses.itm above 0")
-    there = [row for row, hit in enumerate(hits) if Path(hit.path).is_file()]
+    there = [row for row, hit in enumerate(hits) if hit.image.path.is_file()]
     scores = np.array([hit.score for hit in hits])
     if there:
-        paths = [Path(hits[row].path) for row in there]
+        images = [hits[row].image for row in there]
         pairs = Candidates(np.arange(len(there)), np.zeros(len(there), dtype=np.int64))
         with tempfile.TemporaryDirectory(prefix="cmpagl-itm-") as folder:
-            image_tokens = encode_image_tokens(loaded, paths, Path(folder) / "tokens.npy", progress)
+            image_tokens = encode_image_tokens(loaded, images, Path(folder) / "tokens.npy", progress)
             scores[there] += match_probabilities(loaded, image_tokens, [text], pairs, progress)
-    order = sorted(range(len(hits)), key=lambda row: (-scores[row], hits[row].image_id))[:k]
+    order = sorted(range(len(hits)), key=lambda row: (-scores[row], hits[row].image.image_id))[:k]
     return [replace(hits[row], rank=rank, score=float(scores[row])) for rank, row in enumerate(order, start=1)]

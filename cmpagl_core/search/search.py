@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmpagl_core.errors import DataError, MismatchError, UsageError
+from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.search.index import GalleryIndex
 
 BUDGET_BYTES = 32 << 20  # larger blocks of scores leave the caches, and cost more than they save
@@ -25,11 +26,10 @@ _FIRST_BLOCK = 4096
 
 @dataclass(frozen=True)
 class Hit:
-    """One retrieved picture. rank counts from 1; score is the cosine with the query."""
+    """One retrieved image. rank counts from 1; score is the cosine with the query."""
 
     rank: int
-    image_id: str
-    path: str
+    image: ImageRef
     score: float
     captions: tuple[str, ...]
 
@@ -46,7 +46,7 @@ def search(index: GalleryIndex, query: NDArray[np.float32], k: int) -> list[Hit]
     """The k pictures of the gallery nearest to one query [D], the best first."""
     best = top_k(index.image_features, query[None], k, index.tie_order)
     return [
-        Hit(rank, index.image_ids[row], index.paths[row], score, tuple(index.captions_of(row)))
+        Hit(rank, index.image(row), score, tuple(index.captions_of(row)))
         for rank, (score, row) in enumerate(zip(best.scores[0].tolist(), best.rows[0].tolist(), strict=True), start=1)
     ]
 

@@ -88,7 +88,7 @@ def selection_scores(
         images = np.concatenate([features for _, features in blocks])
     else:
         kind: Views = "dihedral" if views == VIEWS else "one"
-        images = encode_pictures(loaded, selection.paths, Silent(), views=kind)
+        images = encode_pictures(loaded, selection.images, Silent(), views=kind)
     scores = ScoreMatrix.from_features(images, texts)
     if learner.recipe.losses.pre_alignment:
         return scores

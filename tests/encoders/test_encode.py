@@ -24,6 +24,7 @@ from cmpagl_core.encoders.encode import (
 )
 from cmpagl_core.encoders.feature_set import unique_texts
 from cmpagl_core.errors import DataError
+from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.pictures import open_picture, to_pixel_values
 from cmpagl_core.imagery.stamps import FileStamp
 from cmpagl_core.progress import Silent
@@ -40,6 +41,10 @@ def pictures(tiny_pictures: Path) -> list[Path]:
     return sorted(tiny_pictures.rglob("*.jpg"))
 
 
+def refs(paths: list[Path]) -> list[ImageRef]:
+    return [ImageRef(path.name, path) for path in paths]
+
+
 def one_by_one(loaded: LoadedModel, paths: list[Path]) -> np.ndarray:
     size = loaded.recipe.data.image_size_px
     with torch.inference_mode():
@@ -50,7 +55,7 @@ def one_by_one(loaded: LoadedModel, paths: list[Path]) -> np.ndarray:
 def test_pictures_encoded_in_batches_equal_those_encoded_alone(loaded: LoadedModel, pictures: list[Path]) -> None:
     expected = one_by_one(loaded, pictures)
     for batch_size in (1, 5, 64):
-        found = encode_pictures(loaded, pictures, Silent(), batch_size=batch_size)
+        found = encode_pictures(loaded, refs(pictures), Silent(), batch_size=batch_size)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=2e-6)
 
@@ -60,15 +65,15 @@ def test_the_average_over_views_is_that_of_the_eight_encoded_apart(loaded: Loade
     with torch.inference_mode():
         apart = [loaded.model.encode_images(dihedral(values, view)).features[0] for view in range(8)]
     mean = torch.stack(apart).mean(dim=0)
-    found = encode_pictures(loaded, pictures[:1], Silent(), views="dihedral")[0]
+    found = encode_pictures(loaded, refs(pictures[:1]), Silent(), views="dihedral")[0]
     np.testing.assert_allclose(found, (mean / mean.norm()).numpy(), atol=2e-6)
 
 
 def test_the_recipe_chooses_the_views(loaded: LoadedModel, pictures: list[Path]) -> None:
     part = loaded.recipe.evaluate.model_copy(update={"views": "dihedral"})
     recipe = loaded.recipe.model_copy(update={"evaluate": part})
-    found = encode_pictures(replace(loaded, recipe=recipe), pictures[:2], Silent())
-    np.testing.assert_array_equal(found, encode_pictures(loaded, pictures[:2], Silent(), views="dihedral"))
+    found = encode_pictures(replace(loaded, recipe=recipe), refs(pictures[:2]), Silent())
+    np.testing.assert_array_equal(found, encode_pictures(loaded, refs(pictures[:2]), Silent(), views="dihedral"))
 
 
 def test_a_broken_picture_is_named_and_stops_an_export(
@@ -77,7 +82,7 @@ def test_a_broken_picture_is_named_and_stops_an_export(
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(pictures[0].read_bytes()[:300])
     with pytest.raises(DataError, match=r"broken\.jpg.*mend or remove"):
-        encode_pictures(loaded, [*pictures[:3], broken], Silent())
+        encode_pictures(loaded, refs([*pictures[:3], broken]), Silent())
 
 
 def test_broken_pictures_can_be_left_out_and_the_others_keep_their_rows(
@@ -85,9 +90,9 @@ def test_broken_pictures_can_be_left_out_and_the_others_keep_their_rows(
 ) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no picture")
-    batches = list(encoded_batches(loaded, [broken, *pictures[:2], broken, pictures[2]], batch_size=2))
+    batches = list(encoded_batches(loaded, refs([broken, *pictures[:2], broken, pictures[2]]), batch_size=2))
     assert [row for batch in batches for row in batch.rows] == [1, 2, 4]
-    assert [item.path for batch in batches for item in batch.broken] == [broken, broken]
+    assert [item.image.path for batch in batches for item in batch.broken] == [broken, broken]
     found = np.concatenate([batch.features for batch in batches if batch.rows])
     np.testing.assert_allclose(found, one_by_one(loaded, pictures[:3]), atol=2e-6)
 
@@ -97,13 +102,13 @@ def test_decoding_stays_a_few_batches_ahead_and_no_more() -> None:
     count = [0]
     lock = threading.Lock()
 
-    def decode(path: Path) -> Decoded:
+    def decode(image: ImageRef) -> Decoded:
         with lock:
             count[0] += 1
         decoded.release()
         return Decoded(torch.zeros(3, 2, 2), FileStamp(0, 0, ""))
 
-    batches = decoded_batches([Path(str(row)) for row in range(1000)], decode, batch_size=10, workers=2)
+    batches = decoded_batches(refs([Path(str(row)) for row in range(1000)]), decode, batch_size=10, workers=2)
     next(batches)
     time.sleep(0.1)
     assert 20 <= count[0] <= 40
@@ -112,11 +117,11 @@ def test_decoding_stays_a_few_batches_ahead_and_no_more() -> None:
 
 
 def test_an_error_that_is_not_the_pictures_fault_is_raised() -> None:
-    def decode(path: Path) -> Decoded:
+    def decode(image: ImageRef) -> Decoded:
         raise RuntimeError("out of order")
 
     with pytest.raises(RuntimeError, match="out of order"):
-        list(decoded_batches([Path("a")], decode, batch_size=2))
+        list(decoded_batches(refs([Path("a")]), decode, batch_size=2))
 
 
 def test_captions_encoded_in_groups_equal_those_encoded_alone(loaded: LoadedModel) -> None:
@@ -154,7 +159,7 @@ def test_unique_texts_lead_back_to_every_text() -> None:
 def test_image_tokens_are_kept_on_disk_in_half_precision(
     loaded: LoadedModel, pictures: list[Path], tmp_path: Path
 ) -> None:
-    found = encode_image_tokens(loaded, pictures, tmp_path / "tokens.npy", Silent())
+    found = encode_image_tokens(loaded, refs(pictures), tmp_path / "tokens.npy", Silent())
     size = loaded.recipe.data.image_size_px
     values = torch.stack([to_pixel_values(open_picture(path), size) for path in pictures])
     with torch.inference_mode():
@@ -170,10 +175,10 @@ def test_a_large_photo_is_decoded_at_a_reduced_size_without_changing_what_is_see
     generator = np.random.default_rng(1)
     small = Image.fromarray(generator.integers(0, 256, (12, 12, 3), dtype=np.uint8))
     small.resize((1200, 1200), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg", quality=92)
-    decoded = decoder(loaded.recipe)(tmp_path / "large.jpg")
+    decoded = decoder(loaded.recipe)(ImageRef("large", tmp_path / "large.jpg"))
     assert isinstance(decoded, Decoded)
     whole = to_pixel_values(open_picture(tmp_path / "large.jpg"), loaded.recipe.data.image_size_px)
     assert 0 < float((decoded.pixel_values - whole).abs().max()) < 0.2  # one grey level of 256 is about 0.017
-    found = encode_pictures(loaded, [tmp_path / "large.jpg"], Silent())
+    found = encode_pictures(loaded, refs([tmp_path / "large.jpg"]), Silent())
     cosine = float((found * one_by_one(loaded, [tmp_path / "large.jpg"])).sum())
     assert cosine > 0.999

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from cmpagl_core import device
 from cmpagl_core.datasets.prepared import open_prepared
+from cmpagl_core.encoders.cmpagl import CmpaglEncoder
 from cmpagl_core.encoders.encode import encode_captions, encode_pictures
 from cmpagl_core.encoders.export import export_features
 from cmpagl_core.encoders.feature_set import (
@@ -29,7 +30,8 @@ from cmpagl_core.processes import Process, own_process
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.runs import open_run
-from cmpagl_core.search.indexing import build_index, dataset_source
+from cmpagl_core.search.indexing import build_index
+from cmpagl_core.search.listing import dataset_source
 
 INFO = FeatureInfo("run", "a" * 64, "ucm", "b" * 64, "test", "c" * 64, "as usual", "bf16")
 
@@ -152,7 +154,7 @@ def test_an_export_is_what_the_model_says_and_byte_identical_when_repeated(
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
 
     read, loaded = load_feature_set(tmp_path / "1"), run.load()
-    np.testing.assert_allclose(read.image_features, encode_pictures(loaded, split.paths, Silent()), atol=2e-6)
+    np.testing.assert_allclose(read.image_features, encode_pictures(loaded, split.images, Silent()), atol=2e-6)
     np.testing.assert_allclose(read.text_features, encode_captions(loaded, split.captions, Silent()), atol=2e-6)
     np.testing.assert_array_equal(read.text_image, split.caption_image)
     assert read.info == made.info
@@ -168,7 +170,7 @@ def test_an_export_and_an_index_name_the_precision_that_they_were_computed_in(
     half = replace(run, recipe=override_recipe(run.recipe, ["train.precision=bf16"]))
     monkeypatch.setattr(device, "_computes", lambda *_: False)
     made = export_features(half, prepared.split("test"), tmp_path / "f", Silent(), torch.device("cpu"))
-    index = build_index(half, dataset_source(prepared), tmp_path / "index", Silent()).index
+    index = build_index(CmpaglEncoder(half, Silent()), dataset_source(prepared), tmp_path / "index", Silent()).index
     assert made.info.precision == index.info.precision == "fp32"
 
 

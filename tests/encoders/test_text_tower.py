@@ -12,6 +12,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from cmpagl_core.encoders.cmpagl import write_text_tower
 from cmpagl_core.encoders.tensor_file import open_tensor_file, write_tensor_file
 from cmpagl_core.encoders.text_tower import TextTower, open_text_tower
 from cmpagl_core.errors import DataError, MismatchError
@@ -19,7 +20,6 @@ from cmpagl_core.models.bert import BertShape
 from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.runs import LoadedModel, open_run
-from cmpagl_core.search.indexing import write_text_tower
 
 TEXTS = [
     "a square",

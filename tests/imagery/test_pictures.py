@@ -15,8 +15,9 @@ from PIL import Image
 
 from cmpagl_core.datasets.loading import WHOLE, Draw, PictureFiles
 from cmpagl_core.datasets.prepared import DataSplit
-from cmpagl_core.encoders.decode import Decoded, file_decoder
+from cmpagl_core.encoders.decode import Decoded, image_decoder
 from cmpagl_core.errors import DataError
+from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.pictures import (
     IMAGE_MEAN,
     IMAGE_STD,
@@ -177,7 +178,7 @@ def test_every_path_decodes_one_file_to_the_same_pixels(tmp_path: Path) -> None:
     path = large_jpeg(tmp_path / "large.jpg")
     expected = read_pixel_values(path, 32)
     assert not torch.equal(expected, to_pixel_values(open_picture(path), 32))
-    indexed = file_decoder(lambda picture: to_pixel_values(picture, 32), decoded_px(32))(path)
+    indexed = image_decoder(lambda picture: to_pixel_values(picture, 32), decoded_px(32))(ImageRef("large", path))
     assert isinstance(indexed, Decoded)
     assert torch.equal(indexed.pixel_values, expected)
     none = np.empty(0, dtype=np.int64)

@@ -49,7 +49,7 @@ def split(tiny_prepared: Path) -> DataSplit:
 
 @pytest.fixture(scope="module")
 def cosines(loaded: LoadedModel, split: DataSplit) -> ScoreMatrix:
-    images = encode_pictures(loaded, split.paths, Silent())
+    images = encode_pictures(loaded, split.images, Silent())
     return ScoreMatrix.from_features(images, encode_captions(loaded, split.captions, Silent()))
 
 
@@ -169,7 +169,7 @@ def test_the_lower_half_sees_each_different_text_once_and_each_image_is_cached_o
     )
     texts, text_of = unique_texts(split.captions)
     pairs = choose_candidates(cosines, text_of, len(texts), 4)
-    tokens = encode_image_tokens(loaded, split.paths, tmp_path / "tokens.npy", Silent())
+    tokens = encode_image_tokens(loaded, split.images, tmp_path / "tokens.npy", Silent())
     match_probabilities(loaded, tokens, texts, pairs, Silent())
     assert seen == {"texts": len(texts), "images": len(split)}
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.progress import Silent
 from cmpagl_core.search.gallery import GalleryQuery, render_gallery, write_gallery
 from cmpagl_core.search.search import Hit
@@ -43,10 +45,10 @@ def hits(tiny_pictures: Path, tmp_path: Path) -> list[Hit]:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no picture")
     return [
-        Hit(1, "first", str(paths[0]), 0.91234, ("a square", "a square", "bright")),
-        Hit(2, HOSTILE, str(paths[1]), 0.5, (HOSTILE,)),
-        Hit(3, "gone", str(tmp_path / "gone.jpg"), 0.4, ()),
-        Hit(4, "broken", str(broken), -0.1, ("\N{AIRPLANE}",)),
+        Hit(1, ImageRef("first", paths[0]), 0.91234, ("a square", "a square", "bright")),
+        Hit(2, ImageRef(HOSTILE, paths[1]), 0.5, (HOSTILE,)),
+        Hit(3, ImageRef("gone", tmp_path / "gone.jpg"), 0.4, ()),
+        Hit(4, ImageRef("broken", broken), -0.1, ("\N{AIRPLANE}",)),
     ]
 
 
@@ -100,7 +102,7 @@ def test_a_query_picture_heads_the_page(hits: list[Hit], tiny_pictures: Path) ->
 
 
 def test_one_hit_and_equal_scores_have_a_full_bar(hits: list[Hit]) -> None:
-    for some in (hits[:1], [hits[0], Hit(2, "b", hits[0].path, hits[0].score, ())]):
+    for some in (hits[:1], [hits[0], Hit(2, replace(hits[0].image, image_id="b"), hits[0].score, ())]):
         assert {bar["style"] for bar in page_of(some).all("span") if "style" in bar} == {"width: 100.0%"}
 
 

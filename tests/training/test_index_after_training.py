@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from cmpagl_core.datasets.prepared import PreparedDataset
+from cmpagl_core.encoders.cmpagl import CmpaglEncoder
 from cmpagl_core.encoders.decode import decoded_batches
+from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.runs import Run
 from cmpagl_core.search.index import GalleryIndex
-from cmpagl_core.search.indexing import build_index, dataset_source, folder_source
+from cmpagl_core.search.indexing import build_index
+from cmpagl_core.search.listing import dataset_source, folder_source
 from cmpagl_core.training import loop
 
 CPU = torch.device("cpu")
@@ -43,16 +46,16 @@ def decoded_files(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Every file that is decoded from now on."""
     found: list[Path] = []
 
-    def noted(paths: list[Path], *rest: object) -> object:
-        found.extend(paths)
-        return decoded_batches(paths, *rest)  # type: ignore[arg-type]
+    def noted(images: list[ImageRef], *rest: object) -> object:
+        found.extend(image.path for image in images)
+        return decoded_batches(images, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr("cmpagl_core.encoders.encode.decoded_batches", noted)
     return found
 
 
 def index_of(run: Run, data: PreparedDataset, root: Path, told: Told, cache_root: Path | None) -> GalleryIndex:
-    return build_index(run, dataset_source(data), root, told, CPU, cache_root).index
+    return build_index(CmpaglEncoder(run, told, CPU, cache_root), dataset_source(data), root, told).index
 
 
 def test_an_index_takes_cached_maps_and_encodes_the_rest(
@@ -91,7 +94,8 @@ def test_nothing_is_said_where_no_picture_was_cached(run: Run, squares: Prepared
     path.mkdir()
     (path / "new.png").write_bytes(squares.split("test").paths[0].read_bytes())
     told = Told()
-    built = build_index(run, folder_source(path), tmp_path / "index", told, CPU, tmp_path / "cache")
+    encoder = CmpaglEncoder(run, told, CPU, tmp_path / "cache")
+    built = build_index(encoder, folder_source(path), tmp_path / "index", told)
     assert (built.encoded, told.lines) == (1, [])
 
 

@@ -116,7 +116,7 @@ def test_kept_weights_give_the_mr_that_was_validated(tiny_run: Run, squares: Pre
     from cmpagl_core.ranking.scores import ScoreMatrix
 
     loaded, selection = tiny_run.load(), squares.split("val")
-    images = encode_pictures(loaded, selection.paths, Silent())
+    images = encode_pictures(loaded, selection.images, Silent())
     texts = encode_captions(loaded, selection.captions, Silent())
     scores = ScoreMatrix.from_features(images, texts)
     assert recall(scores, Matches.own(selection.caption_image, len(selection))).mr == pytest.approx(

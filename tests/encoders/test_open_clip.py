@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,12 @@ import pytest
 import torch
 
 from cmpagl_core.datasets.prepared import DataSplit, open_prepared
-from cmpagl_core.encoders.foreign import foreign_features, load_foreign
+from cmpagl_core.encoders.open_clip import encoder_features, open_clip_encoder
 from cmpagl_core.errors import CmpaglError, DataError, MismatchError, UsageError
 from cmpagl_core.imagery.pictures import open_picture
 from cmpagl_core.progress import Silent
 
 CPU = torch.device("cpu")
-CONFIG: dict[str, Any] = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-}
 
 
 @pytest.fixture(scope="module")
@@ -35,21 +29,19 @@ def open_clip() -> Any:
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("clip") / "tiny-clip.json"
-    path.write_text(json.dumps(CONFIG))
-    return path
+def config(tiny_clip: Path) -> Path:
+    return tiny_clip / "tiny-clip.json"
 
 
 @pytest.fixture(scope="module")
-def published(open_clip: Any, config: Path) -> Any:
-    """A tiny random open_clip model; its checkpoint lies beside its description."""
-    open_clip.add_model_config(config)
-    torch.manual_seed(0)
+def published(open_clip: Any, tiny_clip: Path) -> Any:
+    """The tiny model as open_clip builds it; beside its description a trainer's file of it."""
+    open_clip.add_model_config(tiny_clip / "tiny-clip.json")
+    state = torch.load(tiny_clip / "plain.pt", weights_only=True)
+    wrapped = {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}}
+    torch.save(wrapped, tiny_clip / "trainer.pt")
     model = open_clip.create_model("tiny-clip").eval()
-    torch.save(model.state_dict(), config.parent / "plain.pt")
-    wrapped = {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in model.state_dict().items()}}
-    torch.save(wrapped, config.parent / "trainer.pt")
+    model.load_state_dict(state)
     return model
 
 
@@ -62,8 +54,8 @@ def split(tiny_prepared: Path) -> DataSplit:
 def test_the_features_are_those_of_open_clip_itself(
     open_clip: Any, published: Any, config: Path, split: DataSplit, checkpoint: str
 ) -> None:
-    loaded = load_foreign(f"open_clip:{config}:{config.parent / checkpoint}", CPU, Silent())
-    found = foreign_features(loaded, split, Silent(), "m" * 64)
+    loaded = open_clip_encoder(f"open_clip:{config}:{config.parent / checkpoint}", Silent(), CPU)
+    found = encoder_features(loaded, split, Silent(), "m" * 64)
     prepare = open_clip.image_transform(32, is_train=False)
     with torch.inference_mode():
         images = published.encode_image(torch.stack([prepare(open_picture(path)) for path in split.paths]), True)
@@ -76,15 +68,15 @@ def test_the_features_are_those_of_open_clip_itself(
 
 
 def test_one_model_has_one_hash_however_it_is_stored(published: Any, config: Path) -> None:
-    one, other = (load_foreign(f"open_clip:{config}:{config.parent / name}", CPU, Silent()) for name in
+    one, other = (open_clip_encoder(f"open_clip:{config}:{config.parent / name}", Silent(), CPU) for name in
                   ("plain.pt", "trainer.pt"))  # fmt: skip
-    assert one.sha256 == other.sha256
+    assert one.fingerprint == other.fingerprint
 
 
 def test_a_checkpoint_of_another_model_is_refused(published: Any, config: Path, tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(MismatchError, match=r"other\.pt does not hold the weights of open_clip's tiny-clip"):
-        load_foreign(f"open_clip:{config}:{tmp_path / 'other.pt'}", CPU, Silent())
+        open_clip_encoder(f"open_clip:{config}:{tmp_path / 'other.pt'}", Silent(), CPU)
 
 
 class Harmful:
@@ -100,7 +92,7 @@ def test_a_checkpoint_with_code_in_it_is_never_run(
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Harmful()}, tmp_path / "harmful.pt")
     with pytest.raises(CmpaglError, match=r"harmful\.pt"):
-        load_foreign(f"open_clip:{config}:{tmp_path / 'harmful.pt'}", CPU, Silent())
+        open_clip_encoder(f"open_clip:{config}:{tmp_path / 'harmful.pt'}", Silent(), CPU)
     assert not (tmp_path / "harm").exists()
 
 
@@ -109,22 +101,27 @@ def test_a_checkpoint_with_code_in_it_is_never_run(
     [
         ("clip:ViT-B-32", UsageError, "is not open_clip:NAME"),
         ("open_clip:", UsageError, "is not open_clip:NAME"),
+        (
+            "open_clip:ViT-B-32",
+            UsageError,
+            "names no checkpoint; add a file, .*, or a tag that open_clip fetches",
+        ),
         ("open_clip:ViT-Z-99", UsageError, "open_clip has no model 'ViT-Z-99'"),
         ("open_clip:ViT-B-32:none.pt", DataError, "checkpoint none.pt is neither a file nor one of open_clip's"),
     ],
 )
 def test_a_model_that_is_not_there_is_refused(open_clip: Any, spec: str, kind: type[CmpaglError], said: str) -> None:
     with pytest.raises(kind, match=said):
-        load_foreign(spec, CPU, Silent())
+        open_clip_encoder(spec, Silent(), CPU)
 
 
 def test_a_description_that_is_none_is_refused(open_clip: Any, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(UsageError, match="does not describe an open_clip model"):
-        load_foreign(f"open_clip:{tmp_path / 'a.json'}", CPU, Silent())
+        open_clip_encoder(f"open_clip:{tmp_path / 'a.json'}", Silent(), CPU)
     (tmp_path / "b.json").write_text("[")
     with pytest.raises(UsageError, match="is not the JSON of an open_clip model"):
-        load_foreign(f"open_clip:{tmp_path / 'b.json'}", CPU, Silent())
+        open_clip_encoder(f"open_clip:{tmp_path / 'b.json'}", Silent(), CPU)
 
 
 def test_without_open_clip_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,4 +129,9 @@ def test_without_open_clip_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(UsageError, match=r"pip install 'cmpagl\[clip\]'"):
-        load_foreign("open_clip:ViT-B-32", CPU, Silent())
+        open_clip_encoder("open_clip:ViT-B-32", Silent(), CPU)
+
+
+def test_nothing_is_fetched_to_answer_a_query(open_clip: Any) -> None:
+    with pytest.raises(DataError, match="openai for ViT-B-32 is not on this machine, and nothing is fetched"):
+        open_clip_encoder("open_clip:ViT-B-32:openai", Silent(), CPU, may_fetch=False)

@@ -1,0 +1,242 @@
+"""An open_clip model as an Encoder: a local checkpoint, or one that open_clip fetches when it is named.
+
+RemoteCLIP, GeoRSCLIP and SkyCLIP are checkpoints of open_clip models, so that they can be searched with, and scored
+under our protocol. Needs the extra `clip`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cmpagl_core.datasets.prepared import DataSplit
+from cmpagl_core.encoders.decode import image_decoder
+from cmpagl_core.encoders.encode import encode_with, unit_rows
+from cmpagl_core.encoders.encoder import EncodedBatch, Encoder, Features, Fingerprint, Origin, collect
+from cmpagl_core.encoders.export import absolute_paths
+from cmpagl_core.encoders.feature_set import FeatureInfo, FeatureSet, unique_texts
+from cmpagl_core.errors import CmpaglError, DataError, MismatchError, UsageError
+from cmpagl_core.files import canonical_json
+from cmpagl_core.imagery.image_ref import ImageRef
+from cmpagl_core.progress import Progress
+
+_IMAGES_AT_ONCE = 32
+_TEXTS_AT_ONCE = 256
+_MAX_CONFIG_BYTES = 1 << 20
+_EXAMPLE = "open_clip:ViT-B-32:RemoteCLIP-ViT-B-32.pt"
+
+
+class OpenClipEncoder:
+    """An open_clip model, ready to encode in float32."""
+
+    def __init__(self, built: _Built, progress: Progress, device: torch.device) -> None:
+        self._built, self._progress, self._device = built, progress, device
+        self._model = built.model.to(device).eval()
+        self._sha256 = _sha256(built.model.state_dict())
+
+    @property
+    def name(self) -> str:
+        return f"open_clip:{self._built.name}:{Path(self._built.checkpoint).name}"
+
+    @property
+    def dim(self) -> int:
+        return self._built.dim
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return Fingerprint(self._sha256, self._built.preprocessing, "fp32")
+
+    @property
+    def origin(self) -> Origin:
+        return Origin("open_clip", self._built.source)
+
+    def encode_images(self, images: Sequence[ImageRef]) -> Generator[EncodedBatch, None, None]:
+        """As `Encoder` has it."""
+
+        def encode(pixel_values: Tensor) -> Tensor:
+            with torch.inference_mode():
+                features: Tensor = self._model.encode_image(pixel_values.to(self._device))  # type: ignore[operator]
+            return features
+
+        yield from encode_with(encode, image_decoder(self._built.transform), images, _IMAGES_AT_ONCE)
+
+    def encode_texts(self, texts: Sequence[str]) -> Features:
+        unique, row_of = unique_texts(texts)
+        blocks: list[Features] = [np.empty((0, self.dim), dtype=np.float32)]
+        with self._progress.task("encode captions", len(unique), "captions") as advance:
+            for start in range(0, len(unique), _TEXTS_AT_ONCE):
+                part = unique[start : start + _TEXTS_AT_ONCE]
+                with torch.inference_mode():
+                    tokens = self._built.tokenize(part).to(self._device)
+                    blocks.append(unit_rows(self._model.encode_text(tokens)))  # type: ignore[operator]
+                advance(len(part))
+        return np.concatenate(blocks)[row_of]
+
+
+@dataclass(frozen=True)
+class _Built:
+    """What open_clip makes of a name and a checkpoint. source: NAME:CHECKPOINT, with files by their whole paths."""
+
+    name: str
+    checkpoint: str
+    source: str
+    model: nn.Module
+    dim: int
+    transform: Callable[[Any], Tensor]
+    tokenize: Callable[[list[str]], Tensor]
+    preprocessing: str
+
+
+def open_clip_encoder(spec: str, progress: Progress, device: torch.device, may_fetch: bool = True) -> OpenClipEncoder:
+    """Build `open_clip:NAME:CHECKPOINT`.
+
+    NAME: an open_clip architecture, or a JSON file that describes one. CHECKPOINT: a local file, or a tag of
+    open_clip's, which fetches it if it is not on this machine and `may_fetch`. Raises UsageError for a name that is
+    not known, a checkpoint left out, or when open_clip is not installed, DataError for one that is not there,
+    MismatchError when the checkpoint is not of that architecture.
+    """
+    kind, _, rest = spec.partition(":")
+    name, _, checkpoint = rest.partition(":")
+    if kind != "open_clip" or not name:
+        raise UsageError(f"model {spec!r} is not open_clip:NAME:CHECKPOINT", hint=f"for instance {_EXAMPLE}")
+    try:
+        import open_clip
+    except ImportError as error:
+        raise UsageError("open_clip is not installed", hint="pip install 'cmpagl[clip]'") from error
+    known = _known_name(open_clip, name)
+    if not checkpoint:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(known)[:5])
+        raise UsageError(
+            f"{spec} names no checkpoint",
+            hint=f"add a file, as in {_EXAMPLE}" + (f", or a tag that open_clip fetches ({tags})" if tags else ""),
+        )
+    file = Path(checkpoint)
+    if not file.is_file():
+        _check_tag(open_clip, known, checkpoint, may_fetch)
+    model, transform, tokenize = _build(open_clip, known, None if file.is_file() else checkpoint)
+    if file.is_file():
+        _load_checkpoint(model, file, known)
+    parts = (part.absolute() if part.is_file() else part for part in (Path(name), file))
+    built = _Built(
+        name=known,
+        checkpoint=checkpoint,
+        source=":".join(map(str, parts)),
+        model=model,
+        dim=int(open_clip.get_model_config(known)["embed_dim"]),
+        transform=transform,
+        tokenize=tokenize,
+        preprocessing=f"open_clip: {canonical_json(open_clip.get_model_preprocess_cfg(model))}",
+    )
+    return OpenClipEncoder(built, progress, device)
+
+
+def encoder_features(encoder: Encoder, split: DataSplit, progress: Progress, manifest_sha256: str = "") -> FeatureSet:
+    """Encode a split with any encoder. Raises DataError for an image that cannot be read, or without captions."""
+    if not split.captions:
+        raise DataError("the split has no captions", hint="choose a split with captions")
+    return FeatureSet(
+        image_features=collect(encoder.encode_images(split.images), len(split), progress),
+        text_features=encoder.encode_texts(split.captions),
+        text_image=split.caption_image,
+        image_ids=split.image_ids,
+        paths=absolute_paths(split.paths),
+        captions=split.captions,
+        info=FeatureInfo(
+            model=encoder.name,
+            dataset=split.dataset,
+            manifest_sha256=manifest_sha256,
+            split=split.name,
+            split_sha256=split.sha256,
+            **asdict(encoder.fingerprint),
+        ),
+    )
+
+
+def _known_name(open_clip: Any, name: str) -> str:
+    path = Path(name)
+    if path.suffix == ".json" and path.is_file():
+        _check_config(path)
+        open_clip.add_model_config(path)
+        return path.stem
+    known = open_clip.list_models()
+    if name not in known:
+        raise UsageError(f"open_clip has no model {name!r}", hint=f"it has {len(known)}, for instance ViT-B-32")
+    return name
+
+
+def _check_config(path: Path) -> None:
+    try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise ValueError("too large")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not the JSON of an open_clip model") from error
+    if not isinstance(content, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= content.keys():
+        raise UsageError(
+            f"{path} does not describe an open_clip model", hint="it needs embed_dim, vision_cfg and text_cfg"
+        )
+
+
+def _check_tag(open_clip: Any, name: str, tag: str, may_fetch: bool) -> None:
+    if tag not in open_clip.list_pretrained_tags_by_model(name):
+        raise DataError(f"checkpoint {tag} is neither a file nor one of open_clip's for {name}")
+    if not may_fetch and not _is_here(open_clip, name, tag):
+        raise DataError(
+            f"open_clip's checkpoint {tag} for {name} is not on this machine, and nothing is fetched to answer a query",
+            hint="run the `cmpagl index` again that made the index, which fetches it",
+        )
+
+
+def _is_here(open_clip: Any, name: str, tag: str) -> bool:
+    """Whether open_clip has fetched a checkpoint before, from the hub that it prefers."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, _, file = open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "").rpartition("/")
+    wanted = Path(file or "open_clip_pytorch_model.bin")
+    files = [wanted.name, wanted.with_suffix(".safetensors").name, "open_clip_model.safetensors"]
+    return bool(repository) and any(isinstance(try_to_load_from_cache(repository, one), str) for one in files)
+
+
+def _build(open_clip: Any, name: str, tag: str | None) -> tuple[nn.Module, Callable[[Any], Tensor], Any]:
+    try:
+        logging.disable(logging.WARNING)  # it warns of random weights, which our checkpoint is about to replace
+        model, _, transform = open_clip.create_model_and_transforms(name, pretrained=tag)
+        return model, transform, open_clip.get_tokenizer(name)
+    except Exception as error:  # a hub that cannot be reached raises one of many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise CmpaglError(
+            f"open_clip could not build {name} ({reason})", hint="give a local checkpoint file"
+        ) from error
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _load_checkpoint(model: nn.Module, path: Path, name: str) -> None:
+    """Tensors only (weights_only=True), also where they lie under state_dict or carry a trainer's `module.`."""
+    from cmpagl_core.models.weights import read_foreign
+
+    tensors = read_foreign(path)
+    state = {key.removeprefix("module."): value for key, value in tensors.items()}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:200]
+        raise MismatchError(f"{path} does not hold the weights of open_clip's {name} ({first})") from error
+
+
+def _sha256(state: Mapping[str, Tensor]) -> str:
+    """Hash of names and values, so that a file and a fetched copy of it are one model."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode("utf-8"))
+        digest.update(state[name].detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

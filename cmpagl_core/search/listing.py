@@ -1,0 +1,56 @@
+"""The images that a gallery is to hold: those of a folder, or of a prepared data set with their captions."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from cmpagl_core.datasets.prepared import PreparedDataset
+from cmpagl_core.imagery.image_ref import ImageRef
+from cmpagl_core.imagery.pictures import list_pictures
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image that is to be found, and its captions (none for a plain folder)."""
+
+    image: ImageRef
+    captions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GallerySource:
+    """The images of a gallery, sorted by image id, and where they come from."""
+
+    kind: Literal["folder", "dataset"]
+    source: str
+    dataset: str
+    manifest_sha256: str
+    entries: tuple[Entry, ...]
+
+
+def folder_source(folder: Path) -> GallerySource:
+    """Every image under a folder; its id is its path inside it. Raises DataError when there is none."""
+    root = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow links
+    entries = [Entry(ImageRef(path.relative_to(root).as_posix(), path)) for path in list_pictures(root)]
+    return GallerySource("folder", str(root), "", "", _by_id(entries))
+
+
+def dataset_source(prepared: PreparedDataset) -> GallerySource:
+    """Every image of a prepared data set, of all its splits, with its captions."""
+    split = prepared.split("all")
+    entries = [
+        Entry(
+            replace(image, path=Path(os.path.abspath(image.path))),  # noqa: PTH100 - resolve() would follow links
+            tuple(split.captions[caption] for caption in split.captions_of(row)),
+        )
+        for row, image in enumerate(split.images)
+    ]
+    root = os.path.abspath(prepared.root)  # noqa: PTH100 - as above
+    return GallerySource("dataset", root, prepared.name, prepared.manifest.sha256, _by_id(entries))
+
+
+def _by_id(entries: list[Entry]) -> tuple[Entry, ...]:
+    return tuple(sorted(entries, key=lambda entry: entry.image.image_id))

@@ -1,0 +1,77 @@
+"""`index` and `retrieve` with an open_clip model in place of a run: nothing has to be trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+Ask = Callable[..., Result]
+
+
+def answer(result: Result) -> Any:
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.fixture
+def spec(tiny_clip: Path) -> str:
+    return f"open_clip:{tiny_clip / 'tiny-clip.json'}:{tiny_clip / 'plain.pt'}"
+
+
+def test_a_folder_is_indexed_and_asked_with_an_open_clip_model(
+    cmpagl: Ask, spec: str, tiny_pictures: Path, tmp_path: Path
+) -> None:
+    made = answer(cmpagl("index", tiny_pictures, "--name", "archive", "--model", spec, "--format", "json"))[0]
+    assert (made["pictures"], made["encoded"], made["run"]) == (12, 12, "open_clip:tiny-clip:plain.pt")
+    assert not (tmp_path / "runs").exists()
+    hits = answer(cmpagl("retrieve", "a bright square", "--format", "json"))
+    assert len(hits) == 10
+    again = answer(cmpagl("index", tiny_pictures, "--name", "archive", "--format", "json"))[0]  # as it was made
+    assert again["encoded"] == 0
+    assert answer(cmpagl("retrieve", "a bright square", "--format", "json")) == hits
+    picture = tiny_pictures / "north" / "scene_05.jpg"
+    best = answer(cmpagl("retrieve", "--image", picture, "-k", "1", "--format", "json"))[0]
+    assert best["image_id"] == "north/scene_05.jpg"
+    assert best["score"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_data_set_is_indexed_with_an_open_clip_model(cmpagl: Ask, spec: str, tiny_prepared: Path) -> None:
+    made = answer(cmpagl("index", "--data", tiny_prepared, "--model", spec, "--format", "json"))[0]
+    assert (made["pictures"], made["captions"]) == (12, 24)
+    captions = answer(cmpagl("retrieve", "--image", next(tiny_prepared.parent.parent.parent.rglob("scene_05.jpg")),
+                             "--to", "captions", "--format", "json"))  # fmt: skip
+    assert len(captions) == 10
+
+
+def test_an_open_clip_index_is_asked_with_no_other_model(
+    cmpagl: Ask, spec: str, tiny_clip: Path, tiny_run: Path, tiny_pictures: Path, tmp_path: Path
+) -> None:
+    mine = Path(shutil.copytree(tiny_clip, tmp_path / "clip"))
+    spec = f"open_clip:{mine / 'tiny-clip.json'}:{mine / 'plain.pt'}"
+    assert cmpagl("index", tiny_pictures, "--name", "archive", "--model", spec).exit_code == 0
+    refused = cmpagl("retrieve", "square", "--run", tiny_run)
+    assert refused.exit_code == 5
+    assert "holds features of another model" in refused.stderr
+    (mine / "plain.pt").unlink()
+    gone = cmpagl("retrieve", "square")
+    assert gone.exit_code == 3
+    assert "plain.pt is neither a file nor" in gone.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--run", "tiny"], "--model and --run both name a model"),
+        (["--views", "one"], "--views is for runs"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(cmpagl: Ask, spec: str, more: list[str], said: str) -> None:
+    result = cmpagl("index", ".", "--model", spec, *more)
+    assert result.exit_code == 2
+    assert said in result.stderr
