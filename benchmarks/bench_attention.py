@@ -13,7 +13,7 @@ from _measure import CPU, DTYPES, PRECISION, median_s, report
 from torch import Tensor
 
 from cmpagl_core.device import autocast
-from cmpagl_core.models.attention import attend
+from cmpagl_core.models.kernels.attention import attend
 
 DTYPE = DTYPES[PRECISION]
 

@@ -16,6 +16,7 @@ from cmpagl_core.encoders.cmpagl import write_text_tower
 from cmpagl_core.encoders.tensor_file import TextTable
 from cmpagl_core.encoders.text_tower import open_text_tower
 from cmpagl_core.models.cmpagl import build_model
+from cmpagl_core.models.kernels.use import use_kernels
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.recipe_files import parse_recipe
 from cmpagl_core.runs import LoadedModel
@@ -36,7 +37,7 @@ def make_index(root: Path, size: str) -> None:
     recipe = parse_recipe(RECIPE.replace("SIZE", size), "the benchmark")
     words = [f"word{number}" for number in range(8000)]
     tokenizer = load_tokenizer(recipe.text_encoder, 64, [QUERY, *words])
-    model = build_model(recipe, tokenizer.vocab_size).eval()
+    model = use_kernels(build_model(recipe, tokenizer.vocab_size), torch.device("cpu")).eval()
     loaded = LoadedModel(model, tokenizer, recipe, "0" * 64, torch.device("cpu"))
     tokens = tokenizer([QUERY])
     with torch.inference_mode():

@@ -13,6 +13,8 @@ import torch
 from _measure import compare, gemm_flops, in_turns_s, note
 from bench_image_encoder import PEER, SIZE_PX, check, encode, encoders, training_step
 
+from cmpagl_core.models.kernels.use import use_kernels
+
 PICTURES = 256
 
 
@@ -37,7 +39,7 @@ def main() -> None:
     for global_window in (True, False):
         models = [model.eval() for model in encoders(global_window)]
         check(*models, torch.randn(4, 3, SIZE_PX, SIZE_PX))
-        models = [model.to(device) for model in models]
+        models = [use_kernels(model, device) for model in models]
         name = "Gswin-T, " + ("with its global window" if global_window else "global window off")
         ours_s, peer_s = in_turns_s(*(finished(partial(encode, model, pixel_values)) for model in models))
         compare(f"encode {PICTURES} pictures on CUDA, {name}, bf16", ours_s, "s", PEER, peer_s)

@@ -22,6 +22,7 @@ from cmpagl_core.encoders.encode import encode_pictures
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.pictures import open_picture, to_pixel_values
 from cmpagl_core.models.cmpagl import build_model
+from cmpagl_core.models.kernels.use import use_kernels
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe_files import parse_recipe
@@ -58,7 +59,7 @@ def main() -> int:
     keep_freed_memory()  # as every command of ours begins on a CPU
     recipe = parse_recipe(RECIPE, "the benchmark")
     tokenizer = load_tokenizer(recipe.text_encoder, 64, ["a caption"])
-    model = build_model(recipe, tokenizer.vocab_size).eval()
+    model = use_kernels(build_model(recipe, tokenizer.vocab_size), torch.device("cpu")).eval()
     loaded = LoadedModel(model, tokenizer, recipe, "", torch.device("cpu"))
     with some_pictures() as paths:
         ready = torch.stack([to_pixel_values(open_picture(path), recipe.data.image_size_px) for path in paths])

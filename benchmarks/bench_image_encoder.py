@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple, get_args
 import timm
 import torch
 import torch.nn.functional as F
-from _measure import PRECISION, PROFILED, apart_in_turns_s, gemm_flops, memory_bytes_s, note, report
+from _measure import CPU, PRECISION, PROFILED, apart_in_turns_s, gemm_flops, memory_bytes_s, note, report
 from _traffic import Traffic
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cmpagl_core.device import autocast, keep_freed_memory
 from cmpagl_core.models.gswin import GswinEncoder
+from cmpagl_core.models.kernels.use import use_kernels
 from cmpagl_core.recipe import ImageEncoderPart
 
 PEER = "timm swin_tiny_patch4_window7_224, eager"
@@ -59,7 +60,8 @@ def encoders(global_window: bool) -> tuple[GswinEncoder, nn.Module]:
     """Ours with the peer's weights and drop path; with its gate at zero the global window changes nothing."""
     torch.manual_seed(0)
     peer = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False, num_classes=0)
-    ours = GswinEncoder(ImageEncoderPart(size="tiny", global_window=global_window, drop_path=0.1), SIZE_PX)
+    part = ImageEncoderPart(size="tiny", global_window=global_window, drop_path=0.1)
+    ours = use_kernels(GswinEncoder(part, SIZE_PX), CPU)
     state = {name: value for name, value in peer.state_dict().items() if name in ours.state_dict()}
     renamed = ours.load_state_dict(state, strict=False)
     left = [name for name in renamed.missing_keys if "global_branch" not in name and "generator" not in name]

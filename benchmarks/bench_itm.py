@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from cmpagl_core.device import autocast
 from cmpagl_core.encoders.feature_set import unique_texts
 from cmpagl_core.models.cmpagl import build_model
+from cmpagl_core.models.kernels.use import use_kernels
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.progress import Silent
 from cmpagl_core.ranking.galr import candidates
@@ -68,7 +69,7 @@ def some_captions() -> list[str]:
 def random_model(captions: list[str]) -> LoadedModel:
     recipe: Recipe = parse_recipe(RECIPE, "the benchmark's recipe")
     tokenizer = load_tokenizer(recipe.text_encoder, recipe.data.max_caption_tokens, captions)
-    model = build_model(recipe, tokenizer.vocab_size, pretrained=False)
+    model = use_kernels(build_model(recipe, tokenizer.vocab_size, pretrained=False), torch.device("cpu"))
     return LoadedModel(model.eval(), tokenizer, recipe, "", torch.device("cpu"))
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from cmpagl_core.encoders.encode import encode_pictures
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.models.cmpagl import build_model
+from cmpagl_core.models.kernels.use import use_kernels
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.progress import Silent
 from cmpagl_core.ranking.chain import Directions, Gammas, Tuned, rerank
@@ -63,7 +64,7 @@ def export(folder: Path) -> Callable[[int], object]:
     """From files to features: decoding, encoding."""
     recipe = parse_recipe(RECIPE, "the benchmark")
     tokenizer = load_tokenizer(recipe.text_encoder, 64, ["a caption"])
-    model = build_model(recipe, tokenizer.vocab_size).eval()
+    model = use_kernels(build_model(recipe, tokenizer.vocab_size), torch.device("cpu")).eval()
     loaded = LoadedModel(model, tokenizer, recipe, "", torch.device("cpu"))
     pixels = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     path = folder / "picture.jpg"

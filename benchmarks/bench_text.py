@@ -19,6 +19,7 @@ from transformers import BertConfig, BertModel
 from cmpagl_core.device import autocast
 from cmpagl_core.encoders.encode import encode_captions
 from cmpagl_core.models.cmpagl import build_model
+from cmpagl_core.models.kernels.use import use_kernels
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe_files import parse_recipe
@@ -54,7 +55,7 @@ def main() -> int:
     captions = [sentence["raw"] for image in images for sentence in image["sentences"]][:CAPTIONS]
     recipe = parse_recipe(RECIPE, "the benchmark")
     tokenizer = load_tokenizer(recipe.text_encoder, recipe.data.max_caption_tokens, captions)
-    model = build_model(recipe, tokenizer.vocab_size).eval()
+    model = use_kernels(build_model(recipe, tokenizer.vocab_size), torch.device("cpu")).eval()
     loaded = LoadedModel(model, tokenizer, recipe, "", torch.device("cpu"))
     shape, half = model.text_encoder.shape, model.text_encoder
     config = BertConfig(

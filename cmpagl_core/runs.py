@@ -150,6 +150,7 @@ class Run:
 
         from cmpagl_core.models.bert import BertShape
         from cmpagl_core.models.cmpagl import build_model
+        from cmpagl_core.models.kernels.use import use_kernels
         from cmpagl_core.models.tokenizer import CaptionTokenizer
 
         shape = BertShape.from_dict(self.info.text_shape)
@@ -167,7 +168,7 @@ class Run:
         target = torch.device("cpu") if device is None else device
         text = _read_text(self.tokenizer_path)
         tokenizer = CaptionTokenizer.from_json(text, self.recipe.data.max_caption_tokens)
-        return LoadedModel(model.to(target).eval(), tokenizer, self.recipe, found, target)
+        return LoadedModel(use_kernels(model, target).eval(), tokenizer, self.recipe, found, target)
 
 
 def open_run(path: Path) -> Run:

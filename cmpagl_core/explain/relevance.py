@@ -23,7 +23,7 @@ from cmpagl_core.errors import UsageError
 from cmpagl_core.imagery.pictures import read_pixel_values
 from cmpagl_core.models.bert import FusionEncoder, attention_bias
 from cmpagl_core.models.cmpagl import CmpaglModel
-from cmpagl_core.models.gswin import GswinBranch, GswinEncoder
+from cmpagl_core.models.gswin import GswinBranch, GswinEncoder, scaled
 from cmpagl_core.runs import LoadedModel
 
 Heat = NDArray[np.float32]
@@ -150,19 +150,25 @@ def stage_shares(encoder: GswinEncoder) -> Iterator[list[StageShare]]:
     added: dict[tuple[int, str], list[float]] = {}
     handles = []
 
-    def listen(stage: int, name: str, module: nn.Module, scale: Tensor | None) -> None:
-        def note(_: nn.Module, __: object, out: Tensor) -> None:
-            scaled = out if scale is None else out * scale
-            added.setdefault((stage, name), []).append(float(scaled.float().norm(dim=-1).mean()))
+    def listen(stage: int, block: GswinBranch) -> None:
+        """Note what the block's attentions add, computed once more beside it: the block itself may fuse its steps."""
 
-        handles.append(module.register_forward_hook(note))
+        def note(name: str, branch: Tensor) -> None:
+            added.setdefault((stage, name), []).append(float(branch.float().norm(dim=-1).mean()))
+
+        def before(_: nn.Module, inputs: tuple[Tensor, Tensor | None]) -> None:
+            x, global_window = inputs
+            local = scaled(block.attn(block.norm1(x)), block.scale1)
+            note("local", local)
+            if block.global_branch is not None:
+                note("global", block.global_branch(x + local, global_window))
+
+        handles.append(block.register_forward_pre_hook(before))
 
     for key, stage in encoder.layers.items():
         for block in stage.modules():
             if isinstance(block, GswinBranch):
-                listen(int(key) + 1, "local", block.attn, block.scale1)
-                if block.global_branch is not None:
-                    listen(int(key) + 1, "global", block.global_branch, None)
+                listen(int(key) + 1, block)
     shares: list[StageShare] = []
     try:
         yield shares

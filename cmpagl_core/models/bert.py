@@ -16,12 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, BertPredictionHeadTransform
 
 from cmpagl_core.errors import MismatchError, RecipeError
-from cmpagl_core.models.attention import BERT_ATTENTION, attend
 from cmpagl_core.models.weights import parse_source, text_files
 from cmpagl_core.recipe import FusionEncoderPart, TextEncoderPart
+
+PLAIN_ATTENTION = "sdpa"
+"""Which of transformers' attentions the layers use as they are built: torch's own."""
 
 
 @dataclass(frozen=True)
@@ -268,9 +271,8 @@ def _cross_attend(layer: Any, text: Tensor, key: Tensor, value: Tensor) -> Tenso
     attention = layer.crossattention
     batch, heads, _, depth = key.shape  # with one image the texts are one long row of queries
     query = attention.self.query(text).view(batch, -1, heads, depth).transpose(1, 2)
-    rate = attention.self.dropout.p if layer.training else 0.0
-    attended = attend(query, key, value, dropout=rate)
-    out: Tensor = attention.output(attended.transpose(1, 2).reshape(text.shape), text)
+    attended = _attend(attention.self, query, key, value, None)
+    out: Tensor = attention.output(attended.reshape(text.shape), text)
     return out
 
 
@@ -279,9 +281,17 @@ def _attend_from_first(layer: Any, text: Tensor, bias: Tensor, num_heads: int) -
     attention, first = layer.attention.self, text[:, :1]
     parts = attention.query(first), attention.key(text), attention.value(text)
     query, key, value = (part.unflatten(2, (num_heads, -1)).transpose(1, 2) for part in parts)
-    attended = attend(query, key, value, bias, attention.dropout.p if layer.training else 0.0)
-    out: Tensor = layer.attention.output(attended.transpose(1, 2).flatten(2), first)
+    attended = _attend(attention, query, key, value, bias)
+    out: Tensor = layer.attention.output(attended.flatten(2), first)
     return out
+
+
+def _attend(attention: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """The attention that a BertLayer's own configuration names: [B, heads, L, d] in, [B, L, heads, d] out."""
+    function = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation]
+    rate = attention.dropout.p if attention.training else 0.0
+    attended: Tensor = function(attention, query, key, value, bias, dropout=rate, is_causal=False)[0]
+    return attended
 
 
 def _config(shape: BertShape, dropout: float, cross_attention: bool) -> BertConfig:
@@ -299,7 +309,7 @@ def _config(shape: BertShape, dropout: float, cross_attention: bool) -> BertConf
         is_decoder=cross_attention,
         add_cross_attention=cross_attention,
     )
-    config._attn_implementation = BERT_ATTENTION
+    config._attn_implementation = PLAIN_ATTENTION
     return config
 
 

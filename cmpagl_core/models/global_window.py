@@ -6,23 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmpagl_core.models.attention import attend, attend_shared
-from cmpagl_core.models.linear import behind_norm, linear, norm_linear, project, standardised
-from cmpagl_core.models.windows import (
-    WindowGeometry,
-    attend_windows,
-    fitted_window,
-    gather_bias,
-    pair_offsets,
-)
+from cmpagl_core.models.attention import attend, attend_windows, join_heads, split_heads
+from cmpagl_core.models.windows import WindowGeometry, fitted_window, pair_offsets, window_bias
 
 _SQUEEZE = 4  # channels are squeezed by this factor before they are excited
-_TOKENS_A_CHANNEL = 2  # from so many on projections are folded into the global window's keys
-
-
-def _many_tokens(x: Tensor) -> bool:
-    """Whether a map [B, H, W, C] has so many tokens that it pays to make keys of its own width for each picture."""
-    return x.shape[1] * x.shape[2] >= _TOKENS_A_CHANNEL * x.shape[3]
 
 
 def halvings(map_size: int, window_size: int) -> int:
@@ -42,12 +29,10 @@ class SqueezeExcite(nn.Module):
         self.squeeze = nn.Linear(width, squeezed)
         self.excite = nn.Linear(squeezed, width)
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """rows: [B, H, W, C]. Returns the same shape."""
-        # The gradient of a sum, unlike a mean's, takes no pass over the map.
-        means = rows.sum(dim=(1, 2)) / (rows.shape[1] * rows.shape[2])
-        gates = self.excite(F.gelu(self.squeeze(means))).sigmoid()
-        scaled: Tensor = rows * gates[:, None, None]
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, C, H, W]. Returns the same shape."""
+        gates = self.excite(F.gelu(self.squeeze(x.mean(dim=(2, 3))))).sigmoid()  # [B, C]
+        scaled: Tensor = x * gates[:, :, None, None]
         return scaled
 
 
@@ -61,9 +46,8 @@ class GeneratorStep(nn.Module):
         self.pointwise = nn.Conv2d(width, width, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, C, H, W], channels last in memory. Returns the same shape, laid out alike."""
-        rows = self.squeeze_excite(F.gelu(self.depthwise(x)).permute(0, 2, 3, 1))  # [B, H, W, C]
-        out: Tensor = x + project(rows, self.pointwise.weight.flatten(1), self.pointwise.bias).permute(0, 3, 1, 2)
+        """x: [B, C, H, W]. Returns the same shape."""
+        out: Tensor = x + self.pointwise(self.squeeze_excite(F.gelu(self.depthwise(x))))
         return out
 
 
@@ -79,7 +63,7 @@ class ConvGenerator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, H, W, C]. Returns G: [B, w * w, C]."""
-        x = x.permute(0, 3, 1, 2)  # [B, C, H, W], channels last in memory
+        x = x.permute(0, 3, 1, 2)  # [B, C, H, W]
         for index, step in enumerate(self.steps):
             x = step(x)
             if index < self.halvings:
@@ -106,7 +90,7 @@ class AveragePoolGenerator(nn.Module):
 
 
 class LocalQueryAttention(nn.Module):
-    """gate * GLCA(X, G), GLCA(X, G) = softmax(X Wq (G Wk)^T / sqrt(d)) G Wv Wo [section 2].
+    """GLCA(X, G) = softmax(X Wq (G Wk)^T / sqrt(d)) G Wv Wo [section 2].
 
     Keys and values are the same for every local token, so windows and their shift do not matter here and no
     partition is needed: it is one attention of H * W queries over w * w keys.
@@ -120,36 +104,13 @@ class LocalQueryAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, global_window: Tensor, gate: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
-        """x: [B, H, W, C]. global_window: [B, w * w, C]. gate: [C]. norm: of x's tokens, or None. Returns x's shape."""
-        batch, height, width, channels = x.shape
-        pair = linear(self.key_value, global_window).view(batch, -1, 2, self.num_heads, channels // self.num_heads)
-        key, value = pair.permute(2, 0, 3, 1, 4)  # each [B, heads, w * w, d]
-        if x.device.type == "cpu" and _many_tokens(x):
-            folded: Tensor = self.proj_drop(self._folded(x.flatten(1, 2), key, value, gate, norm))
-            return folded.view_as(x)
-        query = norm_linear(norm, self.query, x).view(batch, height * width, self.num_heads, -1).transpose(1, 2)
-        attended = attend(query, key, value).transpose(1, 2)
-        out: Tensor = self.proj_drop(linear(self.proj, attended.reshape(batch, height, width, channels), gate))
+    def forward(self, x: Tensor, global_window: Tensor) -> Tensor:
+        """x: [B, H, W, C]. global_window: [B, w * w, C]. Returns x's shape."""
+        query = split_heads(self.query(x.flatten(1, 2)), self.num_heads)  # [B, heads, H * W, d]
+        key, value = (split_heads(part, self.num_heads) for part in self.key_value(global_window).chunk(2, dim=-1))
+        attended = join_heads(attend(query, key, value)).view_as(x)
+        out: Tensor = self.proj_drop(self.proj(attended))
         return out
-
-    def _folded(self, x: Tensor, key: Tensor, value: Tensor, gate: Tensor, norm: nn.LayerNorm | None) -> Tensor:
-        """`forward` with Wq and the norm in the keys and gate * Wo in the values.
-
-        The values hold the projection's bias too, since the weights of a row sum to 1.
-
-        x: [B, H * W, C]. key, value: [B, heads, w * w, d]. gate: [C]. Returns [B, H * W, C].
-        """
-        depth = key.shape[-1]
-        scale = depth**-0.5
-        weight, bias = (self.query.weight, self.query.bias) if norm is None else behind_norm(norm, self.query)
-        x = x if norm is None else standardised(norm, x)
-        query_weight = (weight * scale).view(self.num_heads, depth, -1)  # [heads, d, C]
-        query_bias = (bias * scale).view(self.num_heads, depth, 1)
-        proj_weight = (self.proj.weight * gate[:, None]).t().view(self.num_heads, depth, -1)  # [heads, d, C]
-        values = value @ proj_weight + (self.proj.bias * gate / self.num_heads).to(value.dtype)
-        keys, key_bias = key @ query_weight, key @ query_bias
-        return attend_shared(x, keys.flatten(1, 2), key_bias.flatten(1, 2), values.flatten(1, 2), self.num_heads)
 
 
 class GlobalQueryAttention(nn.Module):
@@ -172,17 +133,15 @@ class GlobalQueryAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, global_window: Tensor, gate: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
-        """x: [B, H, W, C]. global_window: [B, w * w, C]. gate: [C]. norm: of x's tokens, or None. Returns x's shape."""
-        x = x if norm is None else norm(x)
-        batch, _, _, channels = x.shape
-        depth = channels // self.num_heads
+    def forward(self, x: Tensor, global_window: Tensor) -> Tensor:
+        """x: [B, H, W, C]. global_window: [B, w * w, C]. Returns x's shape."""
         windows = self.geometry.cut(x)  # [B * windows, N, C]
-        count, tokens, _ = windows.shape
-        pair = linear(self.key_value, windows).view(count, tokens, 2, self.num_heads, depth)
-        key, value = pair.permute(2, 0, 3, 1, 4)
-        query = linear(self.query, global_window).view(batch, 1, tokens, self.num_heads, depth).transpose(2, 3)
-        query = query.expand(-1, count // batch, -1, -1, -1).reshape(count, self.num_heads, tokens, depth)
-        bias = gather_bias(self.relative_position_bias_table, self.relative_position_index)
-        attended = attend_windows(query, key, value, bias, self.geometry.mask)
-        return self.geometry.uncut(self.proj_drop(linear(self.proj, attended, gate)))
+        key, value = (split_heads(part, self.num_heads) for part in self.key_value(windows).chunk(2, dim=-1))
+        query = split_heads(self.query(global_window), self.num_heads)  # [B, heads, N, d], the same in every window
+        query = query.repeat_interleave(len(windows) // len(x), dim=0)
+        attended = join_heads(attend_windows(query, key, value, self.bias()))
+        return self.geometry.uncut(self.proj_drop(self.proj(attended)))
+
+    def bias(self) -> Tensor:
+        """What is added to the scores: [1 or windows, heads, N, N]."""
+        return window_bias(self.relative_position_bias_table, self.relative_position_index, self.geometry.mask)

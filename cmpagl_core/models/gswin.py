@@ -12,12 +12,9 @@ from cmpagl_core.models.global_window import (
     GlobalQueryAttention,
     LocalQueryAttention,
 )
-from cmpagl_core.models.linear import linear, norm_linear
 from cmpagl_core.models.stem import FeatureStem, PatchStem, StemProjection
 from cmpagl_core.models.windows import WindowAttention, WindowGeometry
 from cmpagl_core.recipe import ImageEncoderPart
-
-_VALUES_AT_ONCE = 8 * 56 * 56 * 96  # of a stage's map; the MLP between makes four times as many, 19 MB in bf16
 
 
 class DropPath(nn.Module):
@@ -27,12 +24,14 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
-        """Two [B, ...]. Returns their sum, [B, ...]; what is kept of the branch is scaled by 1 / (1 - rate)."""
-        if not self.training or self.rate == 0.0:
-            return x + branch
-        keep = torch.rand(x.shape[0], *([1] * (x.dim() - 1)), device=x.device) >= self.rate
-        return torch.addcmul(x, branch, (keep / (1.0 - self.rate)).to(branch.dtype))
+    def forward(self, branch: Tensor) -> Tensor:
+        """branch: [B, ...]. Returns what is added to the residual, the same shape."""
+        return branch * self.kept(branch) if self.training and self.rate > 0.0 else branch
+
+    def kept(self, branch: Tensor) -> Tensor:
+        """Drawn for each picture: 0, or 1 / (1 - rate), so that the mean stays: [B, 1, ...]."""
+        drawn = torch.rand(branch.shape[0], *([1] * (branch.dim() - 1)), device=branch.device)
+        return ((drawn >= self.rate) / (1.0 - self.rate)).to(branch.dtype)
 
 
 class Mlp(nn.Module):
@@ -45,10 +44,10 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor, norm: nn.LayerNorm, scale: Tensor | None) -> Tensor:
-        """x: [..., C]. norm: of each token. scale: [C], of what comes out, or None. Returns the shape of x."""
-        hidden = self.drop(self.act(norm_linear(norm, self.fc1, x)))
-        out: Tensor = self.drop(linear(self.fc2, hidden, scale))
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., C]. Returns the same shape."""
+        hidden = self.drop(self.act(self.fc1(x)))  # [..., hidden]
+        out: Tensor = self.drop(self.fc2(hidden))
         return out
 
 
@@ -67,7 +66,7 @@ class GlobalBranch(nn.Module):
 
     def forward(self, x: Tensor, global_window: Tensor) -> Tensor:
         """x: [B, H, W, C]. global_window: [B, w * w, C]. Returns what is added to x."""
-        out: Tensor = self.attn(x, global_window, self.gate, self.norm)
+        out: Tensor = self.gate * self.attn(self.norm(x), global_window)
         return out
 
 
@@ -95,11 +94,16 @@ class GswinBranch(nn.Module):
 
     def forward(self, x: Tensor, global_window: Tensor | None) -> Tensor:
         """x: [B, H, W, C]. global_window: [B, w * w, C], or None. Returns [B, H, W, C]."""
-        x = self.drop_path(x, self.attn(x, self.norm1, self.scale1))
+        x = x + self.drop_path(scaled(self.attn(self.norm1(x)), self.scale1))
         if self.global_branch is not None and global_window is not None:
-            x = self.drop_path(x, self.global_branch(x, global_window))
-        out: Tensor = self.drop_path(x, self.mlp(x, self.norm2, self.scale2))
+            x = x + self.drop_path(self.global_branch(x, global_window))
+        out: Tensor = x + self.drop_path(scaled(self.mlp(self.norm2(x)), self.scale2))
         return out
+
+
+def scaled(branch: Tensor, scale: Tensor | None) -> Tensor:
+    """branch: [..., C]. scale: [C], or None where there is no layer scale."""
+    return branch if scale is None else branch * scale
 
 
 def _layer_scale(width: int, start: float) -> nn.Parameter | None:
@@ -139,15 +143,18 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, H, W, C]. Returns [B, ceil(H / 2), ceil(W / 2), 2 C]; an odd side is padded with zeros."""
-        _, height, width, _ = x.shape
-        if height % 2 or width % 2:
-            x = nn.functional.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        batch, height, width, channels = x.shape
-        x = x.view(batch, height // 2, 2, width // 2, 2, channels)
-        # Swin's order of the four neighbours: down first, then right.
-        merged = x.permute(0, 1, 3, 4, 2, 5).reshape(batch, height // 2, width // 2, 4 * channels)
-        out: Tensor = norm_linear(self.norm, self.reduction, merged)
+        out: Tensor = self.reduction(self.norm(merged_neighbours(x)))
         return out
+
+
+def merged_neighbours(x: Tensor) -> Tensor:
+    """[B, H, W, C] to [B, ceil(H / 2), ceil(W / 2), 4 C]; Swin's order of the four: down first, then right."""
+    _, height, width, _ = x.shape
+    if height % 2 or width % 2:
+        x = nn.functional.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+    batch, height, width, channels = x.shape
+    x = x.view(batch, height // 2, 2, width // 2, 2, channels)
+    return x.permute(0, 1, 3, 4, 2, 5).reshape(batch, height // 2, width // 2, 4 * channels)
 
 
 class GswinStage(nn.Module):
@@ -172,17 +179,7 @@ class GswinStage(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, H, W, C]. Returns the stage's map, [B, h, w, c].
-
-        On the CPU pictures pass in groups whose maps stay in its caches.
-        """
-        if x.device.type != "cpu":
-            return self._forward(x)
-        pictures = max(1, _VALUES_AT_ONCE // (self.map_size**2 * self.width))
-        groups = [self._forward(group) for group in torch.split(x, pictures)]
-        return groups[0] if len(groups) == 1 else torch.cat(groups)
-
-    def _forward(self, x: Tensor) -> Tensor:
+        """x: [B, H, W, C]. Returns the stage's map, [B, h, w, c]."""
         if self.downsample is not None:
             x = self.downsample(x)
         global_window = None if self.generator is None else self.generator(x)
@@ -220,7 +217,7 @@ class StemSkip(nn.Module):
         pooled = self.dropout(stem_map.float().mean(dim=(2, 3)))  # [B, C of the stem]
         shares = torch.split(pooled, self.channels, dim=1)
         probed = [projection(share) for projection, share in zip(self.projections, shares, strict=True)]
-        out: Tensor = self.drop_path(torch.cat(probed, dim=1), projected * self.gate)
+        out: Tensor = torch.cat(probed, dim=1) + self.drop_path(projected * self.gate)
         return out
 
 

@@ -13,8 +13,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from cmpagl_core.errors import RecipeError
 from cmpagl_core.recipe import ImageEncoderPart
 
-_PICTURES_AT_ONCE = 8  # through an extractor on the CPU: their maps stay in its caches
-
 
 class PatchStem(nn.Module):
     """Swin's patch embedding: a 4 x 4 convolution of stride 4, and a LayerNorm."""
@@ -103,12 +101,6 @@ class FeatureStem(nn.Module):
 
         Behind them the averaged map of each further extractor, [B, C_i, 1, 1].
         """
-        if pixel_values.device.type != "cpu" or (self.trainable and torch.is_grad_enabled()):
-            return self._parts(pixel_values)
-        groups = [self._parts(group) for group in torch.split(pixel_values, _PICTURES_AT_ONCE)]
-        return groups[0] if len(groups) == 1 else [torch.cat(maps) for maps in zip(*groups, strict=True)]
-
-    def _parts(self, pixel_values: Tensor) -> list[Tensor]:
         if _channels_last_is_faster(pixel_values.device.type):
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):

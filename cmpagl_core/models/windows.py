@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmpagl_core.models.attention import attend, attend_packed
-from cmpagl_core.models.linear import linear, norm_linear
+from cmpagl_core.models.attention import attend_windows, join_heads, split_heads
 
 _OUTSIDE = -100.0  # what timm adds for a pair of tokens that shifting brought into one window
 
@@ -67,8 +64,6 @@ class WindowGeometry(nn.Module):
     """
 
     mask: Tensor | None
-    order: Tensor | None
-    inverse: Tensor | None
 
     def __init__(self, map_size: int, window_size: int, shifted: bool) -> None:
         super().__init__()
@@ -78,9 +73,6 @@ class WindowGeometry(nn.Module):
         self.padded_size = -(-map_size // self.window_size) * self.window_size
         mask = shift_mask(self.padded_size, self.window_size, self.shift) if self.shift else None
         self.register_buffer("mask", mask, persistent=False)
-        order = self._rolled_and_cut() if self.shift else None
-        self.register_buffer("order", order, persistent=False)
-        self.register_buffer("inverse", None if order is None else order.argsort(), persistent=False)
 
     @property
     def pads(self) -> bool:
@@ -89,44 +81,24 @@ class WindowGeometry(nn.Module):
 
     def cut(self, x: Tensor) -> Tensor:
         """[B, H, W, C] to [B * windows, w * w, C]; what pads the map is zero, as in Swin."""
-        if self.pads:
-            padding = self.padded_size - self.map_size
-            x = F.pad(x, (0, 0, 0, padding, 0, padding))
-        if self.order is None:
-            return partition(x, self.window_size)
-        batch, _, _, channels = x.shape
-        moved: Tensor = _Reorder.apply(x.reshape(batch, -1, channels), self.order, self.inverse)
-        return moved.view(-1, self.window_size**2, channels)
+        return partition(self._rolled(self.pad(x), -self.shift), self.window_size)
 
     def uncut(self, windows: Tensor) -> Tensor:
         """[B * windows, w * w, C] to [B, H, W, C]."""
-        size, channels = self.padded_size, windows.shape[-1]
-        if self.order is None:
-            x = join(windows, self.window_size, size, size)
-        else:
-            moved: Tensor = _Reorder.apply(windows.reshape(-1, size * size, channels), self.inverse, self.order)
-            x = moved.view(-1, size, size, channels)
-        return x[:, : self.map_size, : self.map_size] if self.pads else x
+        x = join(windows, self.window_size, self.padded_size, self.padded_size)
+        return self.crop(self._rolled(x, self.shift))
 
-    def _rolled_and_cut(self) -> Tensor:
-        """Which token of the padded map, in reading order, comes to each place of the windows: [P * P]."""
-        places = torch.arange(self.padded_size**2).view(1, self.padded_size, self.padded_size, 1)
-        rolled = torch.roll(places, shifts=(-self.shift, -self.shift), dims=(1, 2))
-        return partition(rolled, self.window_size).flatten()
+    def pad(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] to [B, P, P, C], P a multiple of the window."""
+        padding = self.padded_size - self.map_size
+        return F.pad(x, (0, 0, 0, padding, 0, padding)) if padding else x
 
+    def crop(self, x: Tensor) -> Tensor:
+        """Undo `pad`."""
+        return x[:, : self.map_size, : self.map_size]
 
-class _Reorder(torch.autograd.Function):
-    """Tokens [B, N, C] in another order, in one copy; the gradient goes back by the inverse order in one copy too."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return x.index_select(1, order)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        return gradient.index_select(1, inverse), None, None
+    def _rolled(self, x: Tensor, shift: int) -> Tensor:
+        return torch.roll(x, shifts=(shift, shift), dims=(1, 2)) if shift else x
 
 
 class WindowAttention(nn.Module):
@@ -148,41 +120,22 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, norm: nn.LayerNorm | None = None, scale: Tensor | None = None) -> Tensor:
-        """x: [B, H, W, C]. norm: of its tokens, or None. scale: [C], of what comes out, or None. Returns x's shape."""
-        if norm is not None and self.geometry.pads:
-            x, norm = norm(x), None  # what pads the map stays zero
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, H, W, C]. Returns the same shape."""
         windows = self.geometry.cut(x)  # [B * windows, N, C]
-        bias, mask = self.bias()[None], self.geometry.mask
-        bias = bias if mask is None else bias + mask[:, None]  # [1 or windows, heads, N, N], for all pictures
-        attended = attend_packed(norm_linear(norm, self.qkv, windows), bias, self.num_heads)
-        return self.geometry.uncut(self.proj_drop(linear(self.proj, attended, scale)))
+        query, key, value = (split_heads(part, self.num_heads) for part in self.qkv(windows).chunk(3, dim=-1))
+        attended = join_heads(attend_windows(query, key, value, self.bias()))
+        return self.geometry.uncut(self.proj_drop(self.proj(attended)))
 
     def bias(self) -> Tensor:
-        """The relative position bias: [heads, N, N]."""
-        return gather_bias(self.relative_position_bias_table, self.relative_position_index)
+        """What is added to the scores: [1 or windows, heads, N, N]."""
+        return window_bias(self.relative_position_bias_table, self.relative_position_index, self.geometry.mask)
 
 
-def gather_bias(table: Tensor, index: Tensor) -> Tensor:
-    """Rows of a bias table [offsets, heads] laid out for each pair of tokens: [heads, N, N]."""
-    return table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1).contiguous()
+def window_bias(table: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
+    """Relative position bias, and the mask of shifted windows: [1 or windows, heads, N, N].
 
-
-def attend_windows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention in all windows at once.
-
-    query, key, value: [B * windows, heads, N, d]. bias: [heads, N, N]. mask: [windows, N, N] or None.
-    Returns [B * windows, N, heads * d].
+    table: [offsets, heads]. index: rows of the table for each pair of tokens, [N, N]. mask: [windows, N, N].
     """
-    count, heads, tokens, depth = query.shape
-    if mask is None:
-        attended = attend(query, key, value, bias[None])
-    else:
-        # One mask for the windows of a picture, broadcast over the batch: never expanded per picture.
-        windows = mask.shape[0]
-        merged = bias[None] + mask[:, None]  # [windows, heads, N, N]
-        query, key, value = (part.reshape(-1, windows * heads, tokens, depth) for part in (query, key, value))
-        merged = merged.view(1, windows * heads, tokens, tokens)
-        attended = attend(query, key, value, merged)
-        attended = attended.view(count, heads, tokens, depth)
-    return attended.transpose(1, 2).reshape(count, tokens, heads * depth)
+    bias = table[index.flatten()].view(1, *index.shape, -1).permute(0, 3, 1, 2).contiguous()
+    return bias if mask is None else bias + mask[:, None]

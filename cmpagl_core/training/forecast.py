@@ -16,6 +16,7 @@ from cmpagl_core.datasets.splits import selection_splits
 from cmpagl_core.errors import DataError
 from cmpagl_core.models.bert import bert_shape
 from cmpagl_core.models.cmpagl import build_model
+from cmpagl_core.models.kernels.use import use_kernels
 from cmpagl_core.models.summary import BERT_VOCABULARY
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.models.weights import reachable
@@ -144,7 +145,7 @@ def _blank_learner(recipe: Recipe, sizes: Sizes, device: torch.device) -> tuple[
     shape = bert_shape(part, vocabulary or tokenizer.vocab_size)
     model = build_model(recipe, shape.vocab_size, pretrained=False, text_shape=shape)
     origins = {parameter: _likely_origin(parameter, recipe) for parameter, _ in model.named_parameters()}
-    return make_learner(recipe, tokenizer, device, model.to(device), origins), notes
+    return make_learner(recipe, tokenizer, device, use_kernels(model, device), origins), notes
 
 
 def _likely_origin(name: str, recipe: Recipe) -> str:

@@ -18,6 +18,7 @@ from cmpagl_core.errors import DataError
 from cmpagl_core.files import write_text
 from cmpagl_core.models.bert import BertShape
 from cmpagl_core.models.cmpagl import build_model
+from cmpagl_core.models.kernels.use import use_kernels
 from cmpagl_core.models.tokenizer import CaptionTokenizer, load_tokenizer
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
@@ -77,7 +78,7 @@ def begin(
     """
     train, selection = selection_splits(prepared, recipe.data.selection)
     tokenizer = load_tokenizer(recipe.text_encoder, recipe.data.max_caption_tokens, train.captions)
-    model = build_model(recipe, tokenizer.vocab_size).to(device)
+    model = use_kernels(build_model(recipe, tokenizer.vocab_size), device)
     learner = make_learner(recipe, tokenizer, device, model, model.parameter_origins())
     for report in learner.model.import_reports:
         progress.say(report.sentence())
@@ -106,7 +107,8 @@ def take_up(
         raise DataError(f"{root / TOKENIZER_FILE} cannot be read as UTF-8 text", hint="train anew") from error
     tokenizer = CaptionTokenizer.from_json(text, recipe.data.max_caption_tokens)
     shape = BertShape.from_dict(identity.text_shape)
-    model = build_model(recipe, tokenizer.vocab_size, pretrained=False, text_shape=shape).to(device)
+    empty = build_model(recipe, tokenizer.vocab_size, pretrained=False, text_shape=shape)
+    model = use_kernels(empty, device)
     learner = make_learner(recipe, tokenizer, device, model, identity.origins)
     learner.restore(tensors)
     if position.scaler:

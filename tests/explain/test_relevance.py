@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -133,13 +134,15 @@ def test_an_explanation_has_a_heat_for_each_word_and_sums_to_the_whole(loaded: L
 
 
 def test_stage_shares_are_the_lengths_of_what_each_attention_adds(loaded: LoadedModel) -> None:
-    encoder, pixels = loaded.model.image_encoder, torch.randn(2, 3, 32, 32)
+    encoder, pixels = copy.deepcopy(loaded.model.image_encoder), torch.randn(2, 3, 32, 32)
+    first = encoder.layers["0"].blocks[0]
+    first.scale1 = torch.nn.Parameter(torch.rand(first.norm1.normalized_shape))
     with torch.no_grad():
         with stage_shares(encoder) as shares:
             encoder(pixels)
         stage, x = encoder.layers["0"], encoder.stem(pixels).permute(0, 2, 3, 1)
         block = stage.blocks[0]
-        local = block.attn(block.norm1(x))
+        local = block.attn(block.norm1(x)) * block.scale1
         whole = block.global_branch(x + local, stage.generator(x))
     assert shares[0].local == pytest.approx(float(local.norm(dim=-1).mean()), rel=1e-4)
     assert shares[0].global_window == pytest.approx(float(whole.norm(dim=-1).mean()), rel=1e-4)

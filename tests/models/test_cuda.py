@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cmpagl_core.models.cmpagl import CmpaglModel, build_model
+from cmpagl_core.models.kernels.use import use_kernels
 from cmpagl_core.recipe import Recipe
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
@@ -53,7 +54,7 @@ def test_a_cuda_device_gives_the_cpus_features_and_gradients() -> None:
     model = with_open_gates()
     found: dict[str, list[Tensor]] = {}
     for device in ("cpu", "cuda"):
-        model.to(device).zero_grad(set_to_none=True)
+        use_kernels(model, torch.device(device)).zero_grad(set_to_none=True)
         outputs = scores(model, device)
         torch.cat([output.square().flatten() for output in outputs]).mean().backward()
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -68,6 +69,6 @@ def test_half_precision_on_a_cuda_device_is_fp32_to_rounding() -> None:
     with torch.inference_mode():
         exact = scores(model, "cpu")
         with torch.autocast("cuda", torch.bfloat16):
-            rounded = scores(model.to("cuda"), "cuda")
+            rounded = scores(use_kernels(model, torch.device("cuda")), "cuda")
     for expected, out in zip(exact[:2], rounded[:2], strict=True):
         assert nn.functional.cosine_similarity(out.float().cpu(), expected).min() > 0.999

@@ -74,11 +74,8 @@ STEM = ("image_encoder.stem=resnet10t", "image_encoder.stem_strides=[16, 32]", "
     ],
     ids=["as it is", "stem", "global query", "parallel", "no mlm"],
 )
-def test_the_counts_are_those_of_a_real_pass_of_the_whole_model(
-    overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_counts_are_those_of_a_real_pass_of_the_whole_model(overrides: tuple[str, ...]) -> None:
     """torch's counter over real tensors, the model called as training calls it, against the rows' own passes."""
-    monkeypatch.setattr("cmpagl_core.models.global_window._TOKENS_A_CHANNEL", 10**6)  # formulas as they are written
     recipe = override_recipe(Recipe.model_validate(SMALL), overrides)
     model = build_model(recipe, 50).eval()
     ids, mask = torch.randint(5, 50, (1, 9)), torch.ones(1, 9, dtype=torch.bool)

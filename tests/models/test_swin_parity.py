@@ -15,7 +15,7 @@ from torchvision.models.swin_transformer import shifted_window_attention
 from cmpagl_core.errors import MismatchError
 from cmpagl_core.models.gswin import GswinEncoder
 from cmpagl_core.models.imports import import_swin
-from cmpagl_core.models.windows import WindowAttention, WindowGeometry
+from cmpagl_core.models.windows import WindowAttention, WindowGeometry, window_bias
 from cmpagl_core.recipe import ImageEncoderPart
 
 SLOW = pytest.mark.slow
@@ -58,9 +58,10 @@ def test_windows_of_a_padded_map_are_torchvisions(map_size: int, shifted: bool) 
     own = WindowAttention(8, 2, WindowGeometry(map_size, 7, shifted), dropout=0.0)
     with torch.no_grad():
         for parameter in own.parameters():
-            parameter.copy_(torch.randn_like(parameter))
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
     x = torch.randn(2, map_size, map_size, 8)
-    layers = (own.qkv.weight, own.proj.weight, own.bias()[None], [7, 7], 2, [3 * shifted, 3 * shifted])
+    bias = window_bias(own.relative_position_bias_table, own.relative_position_index, None)
+    layers = (own.qkv.weight, own.proj.weight, bias, [7, 7], 2, [3 * shifted, 3 * shifted])
     theirs = shifted_window_attention(x, *layers, qkv_bias=own.qkv.bias, proj_bias=own.proj.bias)
     assert torch.allclose(own(x), theirs, atol=1e-5)
 

@@ -65,7 +65,7 @@ def test_attention_in_windows_equals_attention_over_the_whole_map_with_that_mask
         scores = query @ key.T / math.sqrt(width) + layer.relative_position_bias_table[offset.squeeze(-1), 0]
         weights = scores.masked_fill(~near, -math.inf).softmax(dim=-1)
         expected = layer.proj(weights @ value).view(side, side, width)[:map_size, :map_size]
-        found = own(x) if layer is own else asked(x, global_window, torch.ones(width).double())
+        found = own(x) if layer is own else asked(x, global_window)
         assert torch.allclose(found[0], expected, atol=1e-10)
 
 

@@ -1,0 +1,61 @@
+"""Exchange a model's layers for the variants that are fastest on its device: the one place where that is chosen.
+
+A variant is a subclass of its plain layer with the same parameters under the same names and another way to compute,
+so exchanging one is changing its class, and weights, optimisers and checkpoints do not see it.
+`tests/models/test_kernels.py` holds each to its plain layer, in values and gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+from torch import nn
+from transformers import BertConfig
+
+from cmpagl_core.models.bert import PLAIN_ATTENTION
+from cmpagl_core.models.global_window import GeneratorStep
+from cmpagl_core.models.gswin import GlobalBranch, GswinBranch, GswinStage, PatchMerging
+from cmpagl_core.models.kernels.bert import WRITTEN_OUT
+from cmpagl_core.models.kernels.global_window import FoldedGlobalBranch, RowsGeneratorStep
+from cmpagl_core.models.kernels.gswin import FoldedBranch, FoldedPatchMerging, GroupedStage
+from cmpagl_core.models.kernels.stem import GroupedStem
+from cmpagl_core.models.kernels.windows import PackedWindowAttention, ReorderedGeometry
+from cmpagl_core.models.stem import FeatureStem
+from cmpagl_core.models.windows import WindowAttention, WindowGeometry
+
+Layer = type[nn.Module]
+Module = TypeVar("Module", bound=nn.Module)
+
+_ANYWHERE: Mapping[Layer, Layer] = {
+    WindowGeometry: ReorderedGeometry,
+    WindowAttention: PackedWindowAttention,
+    GlobalBranch: FoldedGlobalBranch,
+    GswinBranch: FoldedBranch,
+    GeneratorStep: RowsGeneratorStep,
+}
+KERNELS: Mapping[str, Mapping[Layer, Layer]] = {
+    "cpu": {**_ANYWHERE, GswinStage: GroupedStage, PatchMerging: FoldedPatchMerging, FeatureStem: GroupedStem},
+    "cuda": _ANYWHERE,
+}
+"""The fast variant of each plain layer, by the kind of device."""
+
+_PLAIN = {fast: plain for table in KERNELS.values() for plain, fast in table.items()}
+
+
+def use_kernels(model: Module, device: torch.device) -> Module:
+    """Move a model to a device, with the layers that are fastest there; on a kind without kernels they are plain."""
+    chosen = KERNELS.get(device.type, {})
+    for module in model.modules():
+        plain = _PLAIN.get(type(module), type(module))
+        module.__class__ = chosen.get(plain, plain)
+        if isinstance(module, ReorderedGeometry):
+            module.set_up()
+        config = getattr(module, "config", None)
+        if isinstance(config, BertConfig):
+            config._attn_implementation = WRITTEN_OUT if device.type == "cpu" else PLAIN_ATTENTION
+    if device.type == "cuda":
+        # cuDNN's attention plans for each new shape, a tenth of a second each, and captions come in hundreds.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    return model.to(device)
