@@ -20,8 +20,9 @@ from cmpagl_core.models.bert import (
     fusion_layers,
     text_layers,
 )
-from cmpagl_core.models.gswin import GswinEncoder, StemSkip
+from cmpagl_core.models.gswin import GswinEncoder
 from cmpagl_core.models.stem import FeatureStem
+from cmpagl_core.models.stem_skip import StemSkip
 from cmpagl_core.models.weights import ImportReport
 from cmpagl_core.recipe import Recipe
 

@@ -12,45 +12,6 @@ from cmpagl_core.models.windows import WindowGeometry, fitted_window, pair_offse
 _SQUEEZE = 4  # channels are squeezed by this factor before they are excited
 
 
-def halvings(map_size: int, window_size: int) -> int:
-    """How often a map may be halved (rounding up) and still hold a window."""
-    count = 0
-    while -(-map_size // 2) >= window_size and map_size > window_size:
-        map_size, count = -(-map_size // 2), count + 1
-    return count
-
-
-class SqueezeExcite(nn.Module):
-    """Scale each channel by a gate computed from all channel means [Hu et al. 2018]."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        squeezed = max(1, width // _SQUEEZE)
-        self.squeeze = nn.Linear(width, squeezed)
-        self.excite = nn.Linear(squeezed, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, C, H, W]. Returns the same shape."""
-        gates = self.excite(F.gelu(self.squeeze(x.mean(dim=(2, 3))))).sigmoid()  # [B, C]
-        scaled: Tensor = x * gates[:, :, None, None]
-        return scaled
-
-
-class GeneratorStep(nn.Module):
-    """x + 1x1(squeeze-excite(GELU(depthwise 3x3(x)))) [GCViT's fused block, as far as its paper tells]."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width)
-        self.squeeze_excite = SqueezeExcite(width)
-        self.pointwise = nn.Conv2d(width, width, kernel_size=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, C, H, W]. Returns the same shape."""
-        out: Tensor = x + self.pointwise(self.squeeze_excite(F.gelu(self.depthwise(x))))
-        return out
-
-
 class ConvGenerator(nn.Module):
     """Halve a stage's map until it is as large as a window: the global window G [ours, section 2]."""
 
@@ -145,3 +106,42 @@ class GlobalQueryAttention(nn.Module):
     def bias(self) -> Tensor:
         """What is added to the scores: [1 or windows, heads, N, N]."""
         return window_bias(self.relative_position_bias_table, self.relative_position_index, self.geometry.mask)
+
+
+class GeneratorStep(nn.Module):
+    """x + 1x1(squeeze-excite(GELU(depthwise 3x3(x)))) [GCViT's fused block, as far as its paper tells]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width)
+        self.squeeze_excite = SqueezeExcite(width)
+        self.pointwise = nn.Conv2d(width, width, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, C, H, W]. Returns the same shape."""
+        out: Tensor = x + self.pointwise(self.squeeze_excite(F.gelu(self.depthwise(x))))
+        return out
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate computed from all channel means [Hu et al. 2018]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        squeezed = max(1, width // _SQUEEZE)
+        self.squeeze = nn.Linear(width, squeezed)
+        self.excite = nn.Linear(squeezed, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, C, H, W]. Returns the same shape."""
+        gates = self.excite(F.gelu(self.squeeze(x.mean(dim=(2, 3))))).sigmoid()  # [B, C]
+        scaled: Tensor = x * gates[:, :, None, None]
+        return scaled
+
+
+def halvings(map_size: int, window_size: int) -> int:
+    """How often a map may be halved (rounding up) and still hold a window."""
+    count = 0
+    while -(-map_size // 2) >= window_size and map_size > window_size:
+        map_size, count = -(-map_size // 2), count + 1
+    return count

@@ -17,210 +17,6 @@ from cmpagl_core.models.windows import WindowAttention, WindowGeometry
 from cmpagl_core.recipe import ImageEncoderPart
 
 
-class DropPath(nn.Module):
-    """Leave a residual branch out for whole pictures of a training batch [Huang et al. 2016]."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, branch: Tensor) -> Tensor:
-        """branch: [B, ...]. Returns what is added to the residual, the same shape."""
-        return branch * self.kept(branch) if self.training and self.rate > 0.0 else branch
-
-    def kept(self, branch: Tensor) -> Tensor:
-        """Drawn for each picture: 0, or 1 / (1 - rate), so that the mean stays: [B, 1, ...]."""
-        drawn = torch.rand(branch.shape[0], *([1] * (branch.dim() - 1)), device=branch.device)
-        return ((drawn >= self.rate) / (1.0 - self.rate)).to(branch.dtype)
-
-
-class Mlp(nn.Module):
-    """Linear, GELU, linear; names as in timm."""
-
-    def __init__(self, width: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.act = nn.GELU()
-        self.drop = nn.Dropout(dropout)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [..., C]. Returns the same shape."""
-        hidden = self.drop(self.act(self.fc1(x)))  # [..., hidden]
-        out: Tensor = self.drop(self.fc2(hidden))
-        return out
-
-
-class GlobalBranch(nn.Module):
-    """gate * GLCA(LN(a), G): how local tokens and the global window meet; the gate starts at 0 (section 2)."""
-
-    def __init__(self, part: ImageEncoderPart, width: int, num_heads: int, geometry: WindowGeometry) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.attn = (
-            LocalQueryAttention(width, num_heads, part.dropout)
-            if part.global_query == "local"
-            else GlobalQueryAttention(width, num_heads, geometry, part.dropout)
-        )
-        self.gate = nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: Tensor, global_window: Tensor) -> Tensor:
-        """x: [B, H, W, C]. global_window: [B, w * w, C]. Returns what is added to x."""
-        out: Tensor = self.gate * self.attn(self.norm(x), global_window)
-        return out
-
-
-class GswinBranch(nn.Module):
-    """One branch of a Gswin block: local windows, then the global window, then the MLP (section 2).
-
-    The upper branch works on regular windows, the lower on shifted ones. Without the global window it is a Swin
-    block. With `layer_scale_init` every residual branch starts small [Touvron et al. 2021], so that over a stem's
-    deep features the encoder starts close to linear [ours].
-    """
-
-    def __init__(
-        self, part: ImageEncoderPart, stage: int, geometry: WindowGeometry, drop_path: float, with_global: bool
-    ) -> None:
-        super().__init__()
-        width, num_heads = part.stage_width(stage), part.num_heads[stage]
-        self.norm1 = nn.LayerNorm(width)
-        self.attn = WindowAttention(width, num_heads, geometry, part.dropout)
-        self.scale1 = _layer_scale(width, part.layer_scale_init)
-        self.global_branch = GlobalBranch(part, width, num_heads, geometry) if with_global else None
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, int(width * part.mlp_ratio), part.dropout)
-        self.scale2 = _layer_scale(width, part.layer_scale_init)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor, global_window: Tensor | None) -> Tensor:
-        """x: [B, H, W, C]. global_window: [B, w * w, C], or None. Returns [B, H, W, C]."""
-        x = x + self.drop_path(scaled(self.attn(self.norm1(x)), self.scale1))
-        if self.global_branch is not None and global_window is not None:
-            x = x + self.drop_path(self.global_branch(x, global_window))
-        out: Tensor = x + self.drop_path(scaled(self.mlp(self.norm2(x)), self.scale2))
-        return out
-
-
-def scaled(branch: Tensor, scale: Tensor | None) -> Tensor:
-    """branch: [..., C]. scale: [C], or None where there is no layer scale."""
-    return branch if scale is None else branch * scale
-
-
-def _layer_scale(width: int, start: float) -> nn.Parameter | None:
-    return nn.Parameter(torch.full((width,), start)) if start > 0 else None
-
-
-class ParallelMerge(nn.Module):
-    """The switch `branches: parallel`: both branches' outputs are concatenated and projected back.
-
-    It starts as their mean, so that imported weights keep their meaning.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(2 * width, width)
-
-    def start_as_mean(self) -> None:
-        """Set the projection to the mean of its two inputs."""
-        half = torch.eye(self.linear.out_features) / 2
-        with torch.no_grad():
-            self.linear.weight.copy_(torch.cat([half, half], dim=1))
-            self.linear.bias.zero_()
-
-    def forward(self, upper: Tensor, lower: Tensor) -> Tensor:
-        """Two [B, H, W, C]. Returns [B, H, W, C]."""
-        out: Tensor = self.linear(torch.cat([upper, lower], dim=-1))
-        return out
-
-
-class PatchMerging(nn.Module):
-    """Halve the map: 2 x 2 neighbours become one token of twice the width [Swin, section 3.1]."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(4 * width)
-        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, H, W, C]. Returns [B, ceil(H / 2), ceil(W / 2), 2 C]; an odd side is padded with zeros."""
-        out: Tensor = self.reduction(self.norm(merged_neighbours(x)))
-        return out
-
-
-def merged_neighbours(x: Tensor) -> Tensor:
-    """[B, H, W, C] to [B, ceil(H / 2), ceil(W / 2), 4 C]; Swin's order of the four: down first, then right."""
-    _, height, width, _ = x.shape
-    if height % 2 or width % 2:
-        x = nn.functional.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-    batch, height, width, channels = x.shape
-    x = x.view(batch, height // 2, 2, width // 2, 2, channels)
-    return x.permute(0, 1, 3, 4, 2, 5).reshape(batch, height // 2, width // 2, 4 * channels)
-
-
-class GswinStage(nn.Module):
-    """Patch merging (but for the first stage), the global window, and the branches in pairs."""
-
-    def __init__(self, part: ImageEncoderPart, stage: int, map_size: int, drop_paths: list[float]) -> None:
-        super().__init__()
-        width = part.stage_width(stage)
-        self.map_size, self.width = map_size, width
-        with_global = part.global_window and stage + 1 in part.global_stages
-        self.downsample = PatchMerging(width // 2) if stage > part.first_stage else None
-        self.generator: nn.Module | None = None
-        if with_global:
-            generator = ConvGenerator if part.global_window_source == "conv" else AveragePoolGenerator
-            self.generator = generator(width, map_size, part.window_size)
-        self.blocks = nn.ModuleList(
-            GswinBranch(part, stage, WindowGeometry(map_size, part.window_size, index % 2 == 1), rate, with_global)
-            for index, rate in enumerate(drop_paths)
-        )
-        self.merges = nn.ModuleList(
-            ParallelMerge(width) for _ in range(len(drop_paths) // 2 if part.branches == "parallel" else 0)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, H, W, C]. Returns the stage's map, [B, h, w, c]."""
-        if self.downsample is not None:
-            x = self.downsample(x)
-        global_window = None if self.generator is None else self.generator(x)
-        if not self.merges:
-            for block in self.blocks:
-                x = block(x, global_window)
-            return x
-        for merge, upper, lower in zip(self.merges, self.blocks[::2], self.blocks[1::2], strict=True):
-            x = merge(upper(x, global_window), lower(x, global_window))
-        return x
-
-
-class StemSkip(nn.Module):
-    """image_features from the stem's averaged map, and Gswin's projection behind a gate [ours].
-
-    With further extractors each gives its share of the features, from its own averaged map alone.
-
-    The gate starts at 0, so training starts from a linear probe of pretrained features and Gswin adds what they lack.
-    One linear layer, straight to the features: two in a row rank worse.
-    """
-
-    def __init__(
-        self, part: ImageEncoderPart, part_channels: tuple[int, ...], also_channels: tuple[int, ...], embed_dim: int
-    ) -> None:
-        super().__init__()
-        probes = (part_channels, *((channels,) for channels in also_channels))
-        self.channels = [sum(probe) for probe in probes]
-        self.projections = nn.ModuleList(StemProjection(probe, embed_dim // len(probes)) for probe in probes)
-        self.dropout = nn.Dropout(part.stem_skip_dropout)
-        self.gate = nn.Parameter(torch.zeros(embed_dim))
-        self.drop_path = DropPath(part.drop_path)
-
-    def forward(self, projected: Tensor, stem_map: Tensor) -> Tensor:
-        """projected: [B, D], of Gswin. stem_map: [B, C of the stem, h, w]. Returns [B, D]."""
-        pooled = self.dropout(stem_map.float().mean(dim=(2, 3)))  # [B, C of the stem]
-        shares = torch.split(pooled, self.channels, dim=1)
-        probed = [projection(share) for projection, share in zip(self.projections, shares, strict=True)]
-        out: Tensor = torch.cat(probed, dim=1) + self.drop_path(projected * self.gate)
-        return out
-
-
 class GswinEncoder(nn.Module):
     """Pixels to image tokens F: the last map, normalised and flattened, with its mean in front (section 2)."""
 
@@ -293,3 +89,178 @@ class GswinEncoder(nn.Module):
         for module in self.modules():
             if isinstance(module, ParallelMerge):
                 module.start_as_mean()
+
+
+class GswinStage(nn.Module):
+    """Patch merging (but for the first stage), the global window, and the branches in pairs."""
+
+    def __init__(self, part: ImageEncoderPart, stage: int, map_size: int, drop_paths: list[float]) -> None:
+        super().__init__()
+        width = part.stage_width(stage)
+        self.map_size, self.width = map_size, width
+        with_global = part.global_window and stage + 1 in part.global_stages
+        self.downsample = PatchMerging(width // 2) if stage > part.first_stage else None
+        self.generator: nn.Module | None = None
+        if with_global:
+            generator = ConvGenerator if part.global_window_source == "conv" else AveragePoolGenerator
+            self.generator = generator(width, map_size, part.window_size)
+        self.blocks = nn.ModuleList(
+            GswinBranch(part, stage, WindowGeometry(map_size, part.window_size, index % 2 == 1), rate, with_global)
+            for index, rate in enumerate(drop_paths)
+        )
+        self.merges = nn.ModuleList(
+            ParallelMerge(width) for _ in range(len(drop_paths) // 2 if part.branches == "parallel" else 0)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, H, W, C]. Returns the stage's map, [B, h, w, c]."""
+        if self.downsample is not None:
+            x = self.downsample(x)
+        global_window = None if self.generator is None else self.generator(x)
+        if not self.merges:
+            for block in self.blocks:
+                x = block(x, global_window)
+            return x
+        for merge, upper, lower in zip(self.merges, self.blocks[::2], self.blocks[1::2], strict=True):
+            x = merge(upper(x, global_window), lower(x, global_window))
+        return x
+
+
+class GswinBranch(nn.Module):
+    """One branch of a Gswin block: local windows, then the global window, then the MLP (section 2).
+
+    The upper branch works on regular windows, the lower on shifted ones. Without the global window it is a Swin
+    block. With `layer_scale_init` every residual branch starts small [Touvron et al. 2021], so that over a stem's
+    deep features the encoder starts close to linear [ours].
+    """
+
+    def __init__(
+        self, part: ImageEncoderPart, stage: int, geometry: WindowGeometry, drop_path: float, with_global: bool
+    ) -> None:
+        super().__init__()
+        width, num_heads = part.stage_width(stage), part.num_heads[stage]
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = WindowAttention(width, num_heads, geometry, part.dropout)
+        self.scale1 = _layer_scale(width, part.layer_scale_init)
+        self.global_branch = GlobalBranch(part, width, num_heads, geometry) if with_global else None
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, int(width * part.mlp_ratio), part.dropout)
+        self.scale2 = _layer_scale(width, part.layer_scale_init)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, global_window: Tensor | None) -> Tensor:
+        """x: [B, H, W, C]. global_window: [B, w * w, C], or None. Returns [B, H, W, C]."""
+        x = x + self.drop_path(scaled(self.attn(self.norm1(x)), self.scale1))
+        if self.global_branch is not None and global_window is not None:
+            x = x + self.drop_path(self.global_branch(x, global_window))
+        out: Tensor = x + self.drop_path(scaled(self.mlp(self.norm2(x)), self.scale2))
+        return out
+
+
+class GlobalBranch(nn.Module):
+    """gate * GLCA(LN(a), G): how local tokens and the global window meet; the gate starts at 0 (section 2)."""
+
+    def __init__(self, part: ImageEncoderPart, width: int, num_heads: int, geometry: WindowGeometry) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attn = (
+            LocalQueryAttention(width, num_heads, part.dropout)
+            if part.global_query == "local"
+            else GlobalQueryAttention(width, num_heads, geometry, part.dropout)
+        )
+        self.gate = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor, global_window: Tensor) -> Tensor:
+        """x: [B, H, W, C]. global_window: [B, w * w, C]. Returns what is added to x."""
+        out: Tensor = self.gate * self.attn(self.norm(x), global_window)
+        return out
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear; names as in timm."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = nn.GELU()
+        self.drop = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., C]. Returns the same shape."""
+        hidden = self.drop(self.act(self.fc1(x)))  # [..., hidden]
+        out: Tensor = self.drop(self.fc2(hidden))
+        return out
+
+
+class PatchMerging(nn.Module):
+    """Halve the map: 2 x 2 neighbours become one token of twice the width [Swin, section 3.1]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * width)
+        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, H, W, C]. Returns [B, ceil(H / 2), ceil(W / 2), 2 C]; an odd side is padded with zeros."""
+        out: Tensor = self.reduction(self.norm(merged_neighbours(x)))
+        return out
+
+
+class ParallelMerge(nn.Module):
+    """The switch `branches: parallel`: both branches' outputs are concatenated and projected back.
+
+    It starts as their mean, so that imported weights keep their meaning.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2 * width, width)
+
+    def start_as_mean(self) -> None:
+        """Set the projection to the mean of its two inputs."""
+        half = torch.eye(self.linear.out_features) / 2
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.cat([half, half], dim=1))
+            self.linear.bias.zero_()
+
+    def forward(self, upper: Tensor, lower: Tensor) -> Tensor:
+        """Two [B, H, W, C]. Returns [B, H, W, C]."""
+        out: Tensor = self.linear(torch.cat([upper, lower], dim=-1))
+        return out
+
+
+class DropPath(nn.Module):
+    """Leave a residual branch out for whole pictures of a training batch [Huang et al. 2016]."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """branch: [B, ...]. Returns what is added to the residual, the same shape."""
+        return branch * self.kept(branch) if self.training and self.rate > 0.0 else branch
+
+    def kept(self, branch: Tensor) -> Tensor:
+        """Drawn for each picture: 0, or 1 / (1 - rate), so that the mean stays: [B, 1, ...]."""
+        drawn = torch.rand(branch.shape[0], *([1] * (branch.dim() - 1)), device=branch.device)
+        return ((drawn >= self.rate) / (1.0 - self.rate)).to(branch.dtype)
+
+
+def scaled(branch: Tensor, scale: Tensor | None) -> Tensor:
+    """branch: [..., C]. scale: [C], or None where there is no layer scale."""
+    return branch if scale is None else branch * scale
+
+
+def merged_neighbours(x: Tensor) -> Tensor:
+    """[B, H, W, C] to [B, ceil(H / 2), ceil(W / 2), 4 C]; Swin's order of the four: down first, then right."""
+    _, height, width, _ = x.shape
+    if height % 2 or width % 2:
+        x = nn.functional.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+    batch, height, width, channels = x.shape
+    x = x.view(batch, height // 2, 2, width // 2, 2, channels)
+    return x.permute(0, 1, 3, 4, 2, 5).reshape(batch, height // 2, width // 2, 4 * channels)
+
+
+def _layer_scale(width: int, start: float) -> nn.Parameter | None:
+    return nn.Parameter(torch.full((width,), start)) if start > 0 else None

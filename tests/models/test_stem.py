@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from cmpagl_core.errors import CmpaglError, MismatchError, RecipeError
-from cmpagl_core.models.gswin import GswinEncoder, StemSkip
+from cmpagl_core.models.gswin import GswinEncoder
 from cmpagl_core.models.imports import import_stem
 from cmpagl_core.models.stem import FeatureStem
+from cmpagl_core.models.stem_skip import StemSkip
 from cmpagl_core.recipe import ImageEncoderPart
 
 LITE0 = "tf_efficientnet_lite0"
