@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,7 +14,7 @@ from cmpagl_cli.views import Column, emit
 
 if TYPE_CHECKING:
     from cmpagl_core.search.index import GalleryIndex
-    from cmpagl_core.search.search import Hit
+    from cmpagl_core.search.query import CaptionHit, Hit, Query
 
 
 def retrieve(
@@ -59,73 +59,38 @@ def retrieve(
       cmpagl retrieve "storage tanks" --features test.safetensors --format json
     """
     from cmpagl_core.errors import UsageError
+    from cmpagl_core.search.opening import open_searcher
 
-    if (text is None) == (image is None):
-        problem = "there is nothing to look for" if text is None else "a text and --image are two queries"
-        raise UsageError(problem, hint='write `cmpagl retrieve "airport near sea"` or `cmpagl retrieve --image FILE`')
+    query = _query(text, image)
     if to == "captions" and (image is None or gallery is not None or open_page):
         raise UsageError("--to captions answers --image in words", hint="leave out the text, --gallery and --open")
-    if rerank == "itm" and text is None:
-        raise UsageError("--rerank itm compares a text with pictures", hint="leave out --image")
     given = settings(ctx)
     page = gallery if gallery is not None or not open_page else given.workspace.root / "gallery.html"
-    found = _gallery(given, index, features, run)
-    query = _query(given, found, text, image, run)
+    searcher = open_searcher(given.workspace, given.progress, given.compute_device, index, features, run)
     if to == "captions":
-        _show_captions(found, query, k, format)
+        _show_captions(searcher.search_captions([query], k)[0], format)
         return
-    hits = _hits(found, query, k) if rerank == "none" else _rematched(given, found, query, text or "", k, run)
+    hits = searcher.search([query], k)[0] if rerank == "none" else searcher.search_with_itm(query, k)
     _show_hits(hits, format)
     if page is not None:
         scores = "cosines" if rerank == "none" else "cosine + match probability"
-        _write_page(given, page, found, hits, text or "", image, scores)
+        _write_page(given, page, searcher.gallery, hits, text or "", image, scores)
         if open_page:
             import webbrowser
 
             webbrowser.open(page.absolute().as_uri())
 
 
-def _gallery(given: Settings, index: str | None, features: Path | None, run: str | None) -> GalleryIndex:
-    """The gallery that is meant; made on the way when there is none yet."""
-    from cmpagl_core.search.query import find_gallery, newer_run
+def _query(text: str | None, image: Path | None) -> Query:
+    from cmpagl_core.errors import UsageError
+    from cmpagl_core.search.query import ImageQuery, TextQuery
 
-    found = find_gallery(given.workspace, index, features)
-    if found is None:
-        from cmpagl_core.search.build import IndexRequest, make_index
-
-        given.progress.say("there is no index yet: making one of all pictures of the run's data set, once")
-        request = IndexRequest(run=run, wait=True)
-        return make_index(request, given.workspace, given.progress, given.compute_device).index
-    newer = None if index is not None or run is not None else newer_run(found, given.workspace)
-    if newer is not None:
-        given.progress.say(
-            f"index {found.info.name} was made with run {found.info.model}; run {newer.name} is newer: "
-            f"`cmpagl index --run {newer.name}` indexes its data set"
-        )
-    return found
-
-
-def _query(given: Settings, found: GalleryIndex, text: str | None, image: Path | None, run: str | None) -> Any:
-    from cmpagl_core.search.query import image_features, text_features
-
-    if image is not None:
-        return image_features(image, found, given.workspace, run, given.progress, given.compute_device)
-    return text_features(text or "", found, given.workspace, run, given.progress)
-
-
-def _hits(found: GalleryIndex, query: Any, k: int) -> list[Hit]:
-    from cmpagl_core.search.search import search
-
-    return search(found, query, k)
-
-
-def _rematched(given: Settings, found: GalleryIndex, query: Any, text: str, k: int, run: str | None) -> list[Hit]:
-    """The k best after the fusion half has looked at the best 32, or at k if that is more."""
-    from cmpagl_core.search.query import run_of
-    from cmpagl_core.search.rematch import CANDIDATES, rematch
-
-    loaded = run_of(found, given.workspace, run).load(given.compute_device())
-    return rematch(loaded, text, _hits(found, query, max(k, CANDIDATES)), k, given.progress)
+    if text is not None and image is None:
+        return TextQuery(text)
+    if image is not None and text is None:
+        return ImageQuery(image)
+    problem = "there is nothing to look for" if text is None else "a text and --image are two queries"
+    raise UsageError(problem, hint='write `cmpagl retrieve "airport near sea"` or `cmpagl retrieve --image FILE`')
 
 
 def _show_hits(hits: Sequence[Hit], format: OutputFormat) -> None:
@@ -152,11 +117,9 @@ def _show_hits(hits: Sequence[Hit], format: OutputFormat) -> None:
     emit(machine, [Column(key, digits=3) for key in keys], format)
 
 
-def _show_captions(found: GalleryIndex, query: Any, k: int, format: OutputFormat) -> None:
-    from cmpagl_core.search.query import search_captions
-
+def _show_captions(hits: Sequence[CaptionHit], format: OutputFormat) -> None:
     keys = ("rank", "score", "caption", "image_ids")
-    rows = [{key: getattr(hit, key) for key in keys} for hit in search_captions(found, query, k)]
+    rows = [{key: getattr(hit, key) for key in keys} for hit in hits]
     if format == "table":
         rows = [{**row, "image_ids": _in_short(row["image_ids"])} for row in rows]
     heads = {"image_ids": "written for"}

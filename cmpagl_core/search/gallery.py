@@ -15,7 +15,7 @@ from cmpagl_core.errors import DataError
 from cmpagl_core.files import write_text
 from cmpagl_core.imagery.pictures import open_picture
 from cmpagl_core.progress import Progress
-from cmpagl_core.search.search import Hit
+from cmpagl_core.search.query import Hit
 
 _THUMBNAIL_PX = 320
 _QUERY_PX = 240

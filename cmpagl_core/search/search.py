@@ -15,23 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmpagl_core.errors import DataError, MismatchError, UsageError
-from cmpagl_core.imagery.image_ref import ImageRef
-from cmpagl_core.search.index import GalleryIndex
 
 BUDGET_BYTES = 32 << 20  # larger blocks of scores leave the caches, and cost more than they save
 
 _UNIT_ROUNDING = 2.0**-24  # of float32, relative
 _FIRST_BLOCK = 4096
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One retrieved image. rank counts from 1; score is the cosine with the query."""
-
-    rank: int
-    image: ImageRef
-    score: float
-    captions: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,15 +28,6 @@ class Best:
 
     scores: NDArray[np.float64]
     rows: NDArray[np.int64]
-
-
-def search(index: GalleryIndex, query: NDArray[np.float32], k: int) -> list[Hit]:
-    """The k pictures of the gallery nearest to one query [D], the best first."""
-    best = top_k(index.image_features, query[None], k, index.tie_order)
-    return [
-        Hit(rank, index.image(row), score, tuple(index.captions_of(row)))
-        for rank, (score, row) in enumerate(zip(best.scores[0].tolist(), best.rows[0].tolist(), strict=True), start=1)
-    ]
 
 
 def top_k(

@@ -123,7 +123,7 @@ def test_any_text_can_be_asked(find: Ask, text: str) -> None:
 
 
 def test_a_long_or_unknown_query_is_said(find: Ask) -> None:
-    assert "reads its first 16 tokens" in find("square " * 10_000).stderr
+    assert "reads the first 16 tokens" in find("square " * 10_000).stderr
     assert "no word of the query is known" in find("\N{AIRPLANE}").stderr
     assert find("square " * 10_000, "--quiet").stderr == ""
 

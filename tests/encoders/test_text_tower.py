@@ -99,7 +99,7 @@ def test_a_query_needs_no_torch_and_no_transformers(loaded: LoadedModel, tmp_pat
     code = f"""
 import sys
 from pathlib import Path
-import cmpagl_core.search.query, cmpagl_core.search.search
+import cmpagl_core.search.opening
 from cmpagl_core.encoders.text_tower import open_text_tower
 print(open_text_tower(Path({str(tmp_path / "tower")!r})).encode(["a square"]).shape)
 print([name for name in ("torch", "transformers", "timm", "pandas", "pydantic", "PIL") if name in sys.modules])

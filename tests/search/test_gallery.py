@@ -15,7 +15,7 @@ from PIL import Image
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.progress import Silent
 from cmpagl_core.search.gallery import GalleryQuery, render_gallery, write_gallery
-from cmpagl_core.search.search import Hit
+from cmpagl_core.search.query import Hit
 
 HOSTILE = '<script>alert("x")</script>\' onmouseover=1 {{ 7 * 7 }} &amp;'
 

@@ -26,7 +26,8 @@ from cmpagl_core.runs import Run, open_run, save_run
 from cmpagl_core.search.index import index_of_features, open_index
 from cmpagl_core.search.indexing import BuiltIndex, build_index
 from cmpagl_core.search.listing import dataset_source, folder_source
-from cmpagl_core.search.search import search
+from cmpagl_core.search.query import TextQuery
+from cmpagl_core.search.searcher import Searcher
 
 
 class Told(Silent):
@@ -142,7 +143,8 @@ def test_a_feature_set_is_searched_like_an_index(run: Run, tiny_prepared: Path, 
     build_index(CmpaglEncoder(run, Silent()), dataset_source(prepared), tmp_path / "index", Silent())
     exported = index_of_features(tmp_path / "f.safetensors", load_feature_set(tmp_path / "f.safetensors"))
     indexed = open_index(tmp_path / "index")
-    query = np.asarray(indexed.text_features[4])
-    for ours, theirs in zip(search(exported, query, 12), search(indexed, query, 12), strict=True):
+    query = [TextQuery("a square of kind 2")]
+    one, other = (Searcher(gallery, lambda: CmpaglEncoder(run, Silent()), Silent()) for gallery in (exported, indexed))
+    for ours, theirs in zip(one.search(query, 12)[0], other.search(query, 12)[0], strict=True):
         assert replace(ours, score=theirs.score) == theirs
         assert ours.score == pytest.approx(theirs.score, abs=1e-5)

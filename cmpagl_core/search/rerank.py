@@ -1,4 +1,4 @@
-"""The best pictures for a text, looked at again by the fusion half (section 4): cosine plus match probability."""
+"""The nearest images of a text, re-scored by the ITM head (section 4): cosine plus match probability."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from cmpagl_core.errors import UsageError
 from cmpagl_core.progress import Progress
 from cmpagl_core.ranking.itm import Candidates, match_probabilities
 from cmpagl_core.runs import LoadedModel
-from cmpagl_core.search.search import Hit
+from cmpagl_core.search.query import Hit
 
 CANDIDATES = 32
 
 
-def rematch(loaded: LoadedModel, text: str, hits: Sequence[Hit], k: int, progress: Progress) -> list[Hit]:
+def rerank_with_itm(loaded: LoadedModel, text: str, hits: Sequence[Hit], k: int, progress: Progress) -> list[Hit]:
     """The k best of `hits` by cosine + ITM match probability; a picture that is gone keeps its cosine alone.
 
     Raises UsageError when the run has no ITM head, DataError for a picture that is broken by now.

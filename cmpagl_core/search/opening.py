@@ -1,0 +1,136 @@
+"""Which gallery is meant, and which model made it: a Searcher over both, refusing any model but the gallery's own.
+
+Nothing here imports torch before a model is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cmpagl_core.encoders.encoder import Encoder
+from cmpagl_core.encoders.feature_set import load_feature_set, require_same_model
+from cmpagl_core.errors import CmpaglError, UsageError
+from cmpagl_core.files import newest, read_json
+from cmpagl_core.progress import Progress
+from cmpagl_core.search.index import GalleryIndex, index_of_features, open_index
+from cmpagl_core.search.searcher import Searcher
+from cmpagl_core.workspace import MARKERS, Workspace
+
+if TYPE_CHECKING:  # takes seconds to import, and a text query needs none of it
+    import torch
+
+    from cmpagl_core.runs import Run
+
+
+def open_searcher(
+    workspace: Workspace,
+    progress: Progress,
+    device: Callable[[], torch.device],
+    index: str | None = None,
+    features: Path | None = None,
+    run: str | None = None,
+) -> Searcher:
+    """Open a feature set, a named index, or the newest one; where there is none yet, one is made, once.
+
+    run: whose model made the gallery, in place of the one that is found. Raises DataError for a gallery that is named
+    and is not there, or is broken, MismatchError for a run of another model.
+    """
+    gallery = _find_gallery(workspace, index, features)
+    if gallery is None:
+        from cmpagl_core.search.build import IndexRequest, make_index
+
+        progress.say("there is no index yet: making one of all pictures of the run's data set, once")
+        gallery = make_index(IndexRequest(run=run, wait=True), workspace, progress, device).index
+    elif run is not None:
+        _check_run(workspace.find("runs", run), gallery)
+    elif index is None:
+        _say_if_a_run_is_newer(gallery, workspace, progress)
+    return Searcher(gallery, partial(_encoder_of, gallery, workspace, run, progress, device), progress)
+
+
+def _find_gallery(workspace: Workspace, index: str | None, features: Path | None) -> GalleryIndex | None:
+    """The gallery that is meant; None when there is none yet."""
+    if index is not None and features is not None:
+        raise UsageError("--index and --features both name a gallery", hint="give one of them")
+    if features is not None:
+        return index_of_features(features, load_feature_set(features))
+    if index is None and newest(workspace.root / "indexes", MARKERS["indexes"]) is None:
+        return None
+    return open_index(workspace.find("indexes", index))
+
+
+def _say_if_a_run_is_newer(gallery: GalleryIndex, workspace: Workspace, progress: Progress) -> None:
+    """When the newest run of the workspace is another model than the gallery's and was trained after it."""
+    latest = newest(workspace.root / "runs", MARKERS["runs"])
+    if latest is None or gallery.info.model_kind != "run" or _model_of(latest) == gallery.info.model_sha256:
+        return
+    made = (gallery.root / MARKERS["indexes"]).stat().st_mtime_ns
+    if (latest / MARKERS["runs"]).stat().st_mtime_ns > made:
+        progress.say(
+            f"index {gallery.info.name} was made with run {gallery.info.model}; run {latest.name} is newer: "
+            f"`cmpagl index --run {latest.name}` indexes its data set"
+        )
+
+
+def _encoder_of(
+    gallery: GalleryIndex,
+    workspace: Workspace,
+    run: str | None,
+    progress: Progress,
+    device: Callable[[], torch.device],
+) -> Encoder:
+    """The encoder that made a gallery, made again.
+
+    Raises MismatchError when that is another model now, DataError when it is gone.
+    """
+    if gallery.info.model_kind == "open_clip":
+        from cmpagl_core.encoders.open_clip import open_clip_encoder
+
+        spec = f"open_clip:{gallery.info.model_source}"
+        encoder = open_clip_encoder(spec, progress, device(), may_fetch=False)
+        found = encoder.fingerprint.model_sha256
+        require_same_model(gallery.info.model_sha256, found, str(gallery.root), encoder.name)
+        return encoder
+    from cmpagl_core.encoders.cmpagl import CmpaglEncoder
+
+    made = CmpaglEncoder(_run_of(gallery, workspace, run), progress, device())
+    return made.preparing_as(gallery.info.preprocessing)
+
+
+def _run_of(gallery: GalleryIndex, workspace: Workspace, run: str | None) -> Run:
+    """The run whose model made the gallery: the one named, else the one it remembers, else any in the workspace.
+
+    Raises MismatchError when that is another model, DataError when there is no run.
+    """
+    from cmpagl_core.runs import open_run
+
+    if run is not None:
+        return _check_run(workspace.find("runs", run), gallery)
+    remembered = Path(gallery.info.model_source) if gallery.info.model_kind == "run" else None
+    folders = [path.parent for path in sorted((workspace.root / "runs").glob(f"*/{MARKERS['runs']}"))]
+    for folder in [*([remembered] if remembered is not None else []), *folders]:
+        if _model_of(folder) == gallery.info.model_sha256:
+            return open_run(folder)
+    if remembered is not None and (remembered / MARKERS["runs"]).is_file():
+        return _check_run(remembered, gallery)
+    return _check_run(workspace.find("runs"), gallery)
+
+
+def _check_run(folder: Path, gallery: GalleryIndex) -> Run:
+    from cmpagl_core.runs import open_run
+
+    run = open_run(folder)
+    require_same_model(gallery.info.model_sha256, run.info.weights_sha256, str(gallery.root), f"run {folder.name}")
+    return run
+
+
+def _model_of(folder: Path) -> str:
+    """The model of a run folder, read without the cost of opening it; "" when it cannot be told."""
+    try:
+        content = read_json(folder / MARKERS["runs"])
+    except CmpaglError:
+        return ""
+    return str(content.get("weights_sha256", "")) if isinstance(content, dict) else ""

@@ -1,0 +1,131 @@
+"""Searcher: a gallery opened once, that answers many queries.
+
+A text needs the index's text tower alone, and so neither torch nor a model; an image, or a gallery without a tower,
+needs the encoder that made the gallery, which is made again when the first such query comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from cmpagl_core.encoders.encoder import Encoder, Features, collect
+from cmpagl_core.encoders.text_tower import TextTower, open_text_tower
+from cmpagl_core.errors import DataError, UsageError
+from cmpagl_core.imagery.image_ref import ImageRef
+from cmpagl_core.progress import Progress
+from cmpagl_core.search.index import GalleryIndex, places
+from cmpagl_core.search.query import CaptionHit, Hit, ImageQuery, Query, TextQuery
+from cmpagl_core.search.search import Best, top_k
+
+
+class Searcher:
+    """Answers queries to one gallery. make_encoder: makes the encoder of the gallery's features again."""
+
+    def __init__(self, gallery: GalleryIndex, make_encoder: Callable[[], Encoder], progress: Progress) -> None:
+        self.gallery = gallery
+        self._make_encoder, self._progress = make_encoder, progress
+
+    def search(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
+        """The k images nearest to each query, the best first.
+
+        Raises DataError for a query image that cannot be read, and whatever making the encoder raises.
+        """
+        gallery = self.gallery
+        best = top_k(gallery.image_features, self._encode(queries), k, gallery.tie_order)
+        return [
+            [
+                Hit(rank, gallery.image(row), score, tuple(gallery.captions_of(row)))
+                for rank, (score, row) in enumerate(found, start=1)
+            ]
+            for found in _pairs(best)
+        ]
+
+    def search_captions(self, queries: Sequence[Query], k: int) -> list[list[CaptionHit]]:
+        """The k captions nearest to each query. Raises DataError when the gallery has none, and as `search`."""
+        gallery = self.gallery
+        if not len(gallery.captions):
+            raise DataError(f"gallery {gallery.info.name} has no captions", hint="index a data set with captions")
+        best = top_k(gallery.text_features, self._encode(queries), k, places(gallery.captions))
+        return [
+            [
+                CaptionHit(rank, gallery.captions[text], score, gallery.images_of(text))
+                for rank, (score, text) in enumerate(found, start=1)
+            ]
+            for found in _pairs(best)
+        ]
+
+    def search_with_itm(self, query: Query, k: int) -> list[Hit]:
+        """The k best after the ITM head has scored the nearest 32 (or k); scores are cosine + match probability.
+
+        Raises UsageError for an image query or a model without an ITM head, DataError for an image that is broken by
+        now.
+        """
+        if not isinstance(query, TextQuery):
+            raise UsageError("--rerank itm compares a text with pictures", hint="leave out --image")
+        from cmpagl_core.encoders.cmpagl import CmpaglEncoder
+        from cmpagl_core.search.rerank import CANDIDATES, rerank_with_itm
+
+        encoder = self.encoder
+        if not isinstance(encoder, CmpaglEncoder):
+            raise UsageError(f"{encoder.name} has no ITM head", hint="leave --rerank out")
+        hits = self.search([query], max(k, CANDIDATES))[0]
+        return rerank_with_itm(encoder.loaded, query.words, hits, k, self._progress)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The gallery's encoder."""
+        return self._make_encoder()
+
+    def _encode(self, queries: Sequence[Query]) -> Features:
+        """Features of queries [Q, D]."""
+        texts = {row: query.words for row, query in enumerate(queries) if isinstance(query, TextQuery)}
+        images = {row: _image(query) for row, query in enumerate(queries) if isinstance(query, ImageQuery)}
+        parts = [np.empty((0, self.gallery.image_features.shape[1]), dtype=np.float32)]
+        if texts:
+            parts.append(self._encode_texts(list(texts.values())))
+        if images:
+            encoded = self.encoder.encode_images(list(images.values()))
+            parts.append(collect(encoded, len(images), self._progress))
+        order = np.argsort([*texts, *images], kind="stable")
+        return np.concatenate(parts if parts[0].shape[1] == parts[-1].shape[1] else parts[1:])[order]
+
+    def _encode_texts(self, texts: list[str]) -> Features:
+        if self._tower is None:
+            return self.encoder.encode_texts(texts)
+        self._say_how_it_reads(self._tower, texts)
+        return self._tower.encode(texts)
+
+    @cached_property
+    def _tower(self) -> TextTower | None:
+        if self.gallery.tower is None:
+            return None
+        tower = open_text_tower(self.gallery.tower)
+        return tower if tower.info.model_sha256 == self.gallery.info.model_sha256 else None
+
+    def _say_how_it_reads(self, tower: TextTower, texts: list[str]) -> None:
+        readings = [tower.read(text) for text in texts]
+        cut, unknown = (sum(found) for found in zip(*((one.cut, one.known == 0) for one in readings), strict=True))
+        one = len(texts) == 1
+        if cut:
+            subject = "the query is" if one else f"{cut:,} of {len(texts):,} queries are"
+            self._progress.say(f"{subject} long: the model reads the first {tower.info.max_tokens} tokens")
+        if unknown:
+            subject = "the query" if one else f"{unknown:,} of {len(texts):,} queries"
+            self._progress.say(f"no word of {subject} is known to the model, so the order says little")
+
+
+def _image(query: ImageQuery) -> ImageRef:
+    if not query.path.is_file():
+        raise DataError(f"picture {query.path} does not exist")
+    return ImageRef(query.path.name, query.path)
+
+
+def _pairs(best: Best) -> list[list[tuple[float, int]]]:
+    """Scores and rows of each query."""
+    return [
+        list(zip(scores, rows, strict=True))
+        for scores, rows in zip(best.scores.tolist(), best.rows.tolist(), strict=True)
+    ]

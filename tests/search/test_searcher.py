@@ -1,0 +1,80 @@
+"""A Searcher answers many queries of every kind as it answers each alone, and makes its encoder once, when needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cmpagl_core.datasets.prepared import open_prepared
+from cmpagl_core.errors import DataError, UsageError
+from cmpagl_core.progress import Silent
+from cmpagl_core.search.indexing import build_index
+from cmpagl_core.search.listing import dataset_source, folder_source
+from cmpagl_core.search.query import ImageQuery, TextQuery
+from cmpagl_core.search.searcher import Searcher
+
+
+@pytest.fixture
+def encoder(fake_encoder: Any) -> Any:
+    return fake_encoder()
+
+
+@pytest.fixture
+def searcher(encoder: Any, tiny_prepared: Path, tmp_path: Path) -> Searcher:
+    source = dataset_source(open_prepared(tiny_prepared))
+    return Searcher(build_index(encoder, source, tmp_path / "index", Silent()).index, lambda: encoder, Silent())
+
+
+def test_many_queries_get_the_answers_that_each_gets_alone(searcher: Searcher, tiny_pictures: Path) -> None:
+    queries = [
+        TextQuery("a square"),
+        ImageQuery(tiny_pictures / "north" / "scene_05.jpg"),
+        TextQuery("field 3"),
+        TextQuery("a square"),
+        ImageQuery(tiny_pictures / "south" / "scene_02.jpg"),
+    ]
+    together = searcher.search(queries, 4)
+    assert together == [searcher.search([query], 4)[0] for query in queries]
+    assert together[1][0].image.image_id == "scene_05"
+    assert together[1][0].score == pytest.approx(1.0, abs=1e-6)
+    captions = searcher.search_captions(queries, 3)
+    assert captions == [searcher.search_captions([query], 3)[0] for query in queries]
+
+
+def test_hits_are_the_nearest_by_cosine(searcher: Searcher, encoder: Any) -> None:
+    gallery = searcher.gallery
+    scores = gallery.image_features.astype(np.float64) @ encoder.encode_texts(["bright"])[0].astype(np.float64)
+    best = np.argsort(-scores)[:5]
+    hits = searcher.search([TextQuery("bright")], 5)[0]
+    assert [hit.image for hit in hits] == [gallery.image(row) for row in best.tolist()]
+    assert [hit.score for hit in hits] == pytest.approx(scores[best].tolist())
+    assert [hit.captions for hit in hits] == [tuple(gallery.captions_of(row)) for row in best.tolist()]
+    assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5]
+
+
+def test_the_encoder_is_made_once_and_only_when_a_query_comes(searcher: Searcher, encoder: Any) -> None:
+    made = []
+    other = Searcher(searcher.gallery, lambda: made.append(1) or encoder, Silent())  # type: ignore[func-returns-value]
+    assert made == []
+    other.search([TextQuery("a")], 1)
+    other.search([TextQuery("b")], 1)
+    assert made == [1]
+
+
+def test_queries_that_cannot_be_answered_are_refused(
+    searcher: Searcher, encoder: Any, tiny_pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="the query is blank"):
+        TextQuery(" \n")
+    with pytest.raises(DataError, match=r"none\.jpg does not exist"):
+        searcher.search([ImageQuery(tmp_path / "none.jpg")], 1)
+    with pytest.raises(UsageError, match="has no ITM head"):
+        searcher.search_with_itm(TextQuery("a"), 1)
+    with pytest.raises(UsageError, match="compares a text with pictures"):
+        searcher.search_with_itm(ImageQuery(tmp_path / "none.jpg"), 1)
+    plain = build_index(encoder, folder_source(tiny_pictures), tmp_path / "plain", Silent()).index
+    with pytest.raises(DataError, match="gallery plain has no captions"):
+        Searcher(plain, lambda: encoder, Silent()).search_captions([TextQuery("a")], 1)
