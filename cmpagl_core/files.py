@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -135,19 +136,24 @@ def write_json(target: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises DataError naming the file and line when it is missing or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))  # with or without a byte order mark
+        return parse_json(path.read_text(encoding="utf-8-sig"))  # with or without a byte order mark
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text") from error
-    except ValueError as error:  # Python refuses to read integers of over 4,300 digits
+    except ValueError as error:  # also of Python, which reads no integer of over 4,300 digits
         raise DataError(f"{path}: not valid JSON ({error})") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})") from error
     except RecursionError as error:
         raise DataError(f"{path} is nested too deeply to be a file of ours") from error
+
+
+def parse_json(text: str) -> Any:
+    """JSON as its standard has it, every number finite. Raises ValueError or RecursionError."""
+    return json.loads(text, parse_constant=_not_finite, parse_float=_finite)
 
 
 def canonical_json(content: Any) -> str:
@@ -212,6 +218,14 @@ def _sweep(folder: Path, prefix: str = ".") -> None:
         else:
             with suppress(OSError):
                 path.unlink()
+
+
+def _finite(text: str) -> float:
+    return float(text) if math.isfinite(float(text)) else _not_finite(text)
+
+
+def _not_finite(text: str) -> float:
+    raise ValueError(f"{text[:40]} is not a finite number")
 
 
 def _umask() -> int:

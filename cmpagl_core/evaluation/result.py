@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,6 +21,8 @@ from cmpagl_core.evaluation.recall import Recalls
 from cmpagl_core.files import atomic_file, read_json, write_json
 
 REPORT_FORMAT = 1
+_LARGEST = 1e9  # rank or count of queries
+_MAX_ARRAY_BYTES = 4 << 30
 TIES_MATTER = 0.1  # percent between the bounds of mR or of any recall
 
 Span = tuple[float, float]
@@ -172,6 +175,14 @@ def load_report(path: Path) -> RetrievalReport:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise DataError(f"{path}: {place}: {first['msg']}", hint="evaluate again") from error
+    if not rows:
+        raise DataError(f"{path} holds no rows", hint="evaluate again")
+    for row in rows:
+        absurd = next((number for number in _numbers(asdict(row)) if not 0 <= number <= _LARGEST), None)
+        if absurd is not None:
+            raise DataError(
+                f"{path}: {row.stage[:60]} holds {str(absurd)[:20]}, as no evaluation does", hint="evaluate again"
+            )
     return RetrievalReport(stamp, rows, _load_queries(path.with_suffix(".npz"), [row.stage for row in rows]), notes)
 
 
@@ -179,6 +190,7 @@ def _load_queries(path: Path, stages: list[str]) -> Queries:
     try:
         # opened here, since numpy leaves a broken archive open
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            _check_size(file)
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing", hint="evaluate again") from error
@@ -200,15 +212,37 @@ def _load_queries(path: Path, stages: list[str]) -> Queries:
         raise DataError(
             f"{path} does not belong to the evaluation beside it ({error})", hint="evaluate again"
         ) from error
+    if not images:
+        raise DataError(f"{path} holds no images", hint="evaluate again")
     if captions and not 0 <= owners.min() <= owners.max() < images:
         raise DataError(f"{path}: caption_image names images that are not there", hint="evaluate again")
     return Queries(tuple(str(image) for image in ids), owners, hits)
 
 
 def _shaped(values: NDArray[Any], shape: tuple[int, ...]) -> Hits:
-    if values.shape != shape:
-        raise ValueError(f"shape {values.shape} is not {shape}")
+    if values.shape != shape or values.dtype.kind not in "fiu":
+        raise ValueError(f"{values.dtype} of shape {values.shape} is not numbers of {shape}")
+    if bool(((values < 0) | (values > _LARGEST)).any()):  # false for what is not a number: a query without a match
+        raise ValueError("a result is negative or too large")
     return values.astype(np.float64)
+
+
+def _check_size(file: NpzFile) -> None:
+    """A few bytes can unpack to any size."""
+    size = 0 if file.zip is None else sum(info.file_size for info in file.zip.infolist())
+    if size > _MAX_ARRAY_BYTES:
+        raise ValueError(f"it unpacks to {size:,} bytes")
+
+
+def _numbers(tree: Any) -> Iterator[int | float]:
+    """Every number in nested dictionaries and tuples."""
+    if isinstance(tree, dict):
+        tree = tuple(tree.values())
+    if isinstance(tree, tuple):
+        for child in tree:
+            yield from _numbers(child)
+    elif isinstance(tree, int | float):
+        yield tree
 
 
 def _arrays(hits: StageHits) -> Mapping[str, Hits]:

@@ -32,6 +32,7 @@ Point = tuple[float, float]
 _WORST_TEXTS = 12
 _WORST_IMAGES = 6
 _FOUND = 3
+_DRAWN = 1e9  # no chart shows more
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,9 @@ def _flat(tree: dict[str, Any], path: str = "") -> Iterable[tuple[str, Any]]:
 
 def _point(event: dict[str, Any], key: str) -> list[Point]:
     epoch, value = event.get("epoch"), event.get(key)
-    return [(float(epoch), float(value))] if isinstance(epoch, int | float) and isinstance(value, int | float) else []
+    if not (isinstance(epoch, int | float) and isinstance(value, int | float)):
+        return []
+    return [(float(epoch), float(value))] if 0 <= epoch <= _DRAWN and abs(value) <= _DRAWN else []
 
 
 def _latest_first(rank: NDArray[np.float64]) -> list[int]:

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cmpagl_core.errors import DataError
 from cmpagl_core.files import atomic_path
 from cmpagl_core.progress import Progress
 from cmpagl_core.runs import LOG_FILE
 from cmpagl_core.training.journal import read_journal
 
 CURVES_FILE = "curves.png"
+
+_DRAWN = 1e30  # no axis holds more
 
 Point = tuple[float, float]
 
@@ -28,7 +31,11 @@ def draw_curves(root: Path, progress: Progress) -> None:
             f"{CURVES_FILE} was not drawn: matplotlib is missing; install it with `pip install 'cmpagl[plots]'`"
         )
         return
-    panels = curve_panels(list(read_journal(root / LOG_FILE)))
+    try:
+        panels = curve_panels(list(read_journal(root / LOG_FILE)))
+    except (DataError, LookupError, TypeError, ValueError, ArithmeticError) as error:  # a finished training is kept
+        progress.say(f"{CURVES_FILE} was not drawn: {LOG_FILE} was changed or is broken ({error})")
+        return
     with mpl.rc_context({"font.size": 8, "axes.grid": True, "grid.alpha": 0.3}):
         figure = Figure(figsize=(11, 9), layout="constrained")
         FigureCanvasAgg(figure)
@@ -77,9 +84,9 @@ def curve_panels(events: Sequence[dict[str, Any]]) -> list[Panel]:
         (
             "gradient norm",
             "gradient spike",
-            {"": [(x, event["gradient_norm"]) for x, event in over_steps if event["gradient_norm"]]},
+            {"": [(x, float(event["gradient_norm"])) for x, event in over_steps if event["gradient_norm"]]},
         ),
-        ("learning rate of new parts", "", {"": [(x, event["lr"]) for x, event in over_steps]}),
+        ("learning rate of new parts", "", {"": [(x, float(event["lr"])) for x, event in over_steps]}),
         (
             "logit scale",
             "logit scale at its clamp",
@@ -128,6 +135,6 @@ def _line(events: Sequence[dict[str, Any]], *keys: str) -> list[Point]:
         value: Any = event
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, int | float):
-            points.append((event["epoch"], float(value)))
+        if isinstance(value, int | float) and abs(value) <= _DRAWN:
+            points.append((float(event["epoch"]), float(value)))
     return points

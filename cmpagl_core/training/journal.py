@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from cmpagl_core.errors import CmpaglError, DataError
+from cmpagl_core.files import parse_json
 
 _DIGITS = 6
 
@@ -59,14 +60,18 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
         with path.open(encoding="utf-8") as stream:
             for number, line in enumerate(stream, start=1):
                 try:
-                    event = json.loads(line)
-                except ValueError as error:
+                    event = parse_json(line)
+                except (ValueError, RecursionError) as error:
                     raise DataError(f"{path}:{number}: not valid JSON") from error
                 if not isinstance(event, dict) or "event" not in event:
                     raise DataError(f"{path}:{number}: no event")
                 yield event
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 text") from error
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is not there") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text") from error
 
 
 def _plain(value: Any) -> Any:
