@@ -51,6 +51,9 @@ def hold(target: Path, wait: Callable[[str], None] | None = None, instead: str =
     instead: what else the user can do when refused, after "or".
     Raises BusyError, naming the owner, CmpaglError when the disk refuses. Not to be held twice by one process.
     """
+    if target.exists() and not target.is_file() and not target.is_dir():
+        yield  # a pipe or a terminal, which any number may write to
+        return
     lock = _Lock(target)
     told: Owner | None = None
     while (owner := lock.take()) is not None:
@@ -61,7 +64,7 @@ def hold(target: Path, wait: Callable[[str], None] | None = None, instead: str =
             told = owner
         time.sleep(_POLL_S)
     try:
-        sweep_partials(target)
+        sweep_partials(target.resolve())
         yield
     finally:
         lock.let_go()

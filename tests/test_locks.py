@@ -230,6 +230,23 @@ def test_partials_of_other_hosts_and_of_unknown_writers_stay(tmp_path: Path) -> 
     assert [path.exists() for path in (*kept, *swept)] == [True] * 3 + [False] * 3
 
 
+def test_a_pipe_or_a_device_has_no_lock(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for target in (tmp_path / "pipe", Path(os.devnull)):
+        with hold(target), hold(target):
+            assert not (target.parent / f".{target.name}.lock").exists()
+
+
+def test_partials_beside_what_a_link_leads_to_are_swept(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real/file")
+    dead = Process(own_process().host, 2**22 + 1, 1).tag
+    left = tmp_path / "real" / f".file.{dead}.x.partial"
+    left.write_text("half")
+    with hold(tmp_path / "link"):
+        assert not left.exists()
+
+
 def test_a_place_that_cannot_be_written_is_named() -> None:
     if not Path("/proc/self").exists():
         pytest.skip("this system has no /proc")
