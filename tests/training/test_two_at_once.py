@@ -85,14 +85,18 @@ def test_two_studies_train_a_variant_once_and_share_its_result(stories: Stories,
     assert len(list((workspace.root / "runs" / "ablations").iterdir())) == 1
 
 
-def test_a_second_index_of_one_name_is_refused_and_a_retrieve_waits_for_the_first(
-    stories: Stories, workspace: Workspace
-) -> None:
-    pictures = len(open_prepared(workspace.root / "data" / "squares").images)
-    story, shared = stories["index"], stories["shared_index"]
-    assert (story["first"], shared["first"], shared["second"]) == (str(pictures), str(pictures), "0")
-    assert refused(workspace.root / "indexes" / "refused", "choose another --name").fullmatch(story["second"])
-    assert "encode pictures" not in shared["second_said"]
+def test_a_second_index_of_one_name_is_refused(stories: Stories, workspace: Workspace) -> None:
+    story = stories["indexings"]
+    assert story["first"] == str(len(open_prepared(workspace.root / "data" / "squares").images))
+    assert refused(workspace.root / "indexes" / "mine", "choose another --name").fullmatch(story["second"])
+
+
+def test_two_questions_without_an_index_make_one_and_share_it(stories: Stories, workspace: Workspace) -> None:
+    story = stories["retrievals"]
+    pictures = str(len(open_prepared(workspace.root / "data" / "squares").images))
+    assert (story["first"], story["second"]) == (pictures, pictures)
+    assert any(said.startswith("waiting: ") for said in story["second_said"])
+    assert "encode pictures" not in story["second_said"]
 
 
 def test_of_two_prepares_of_one_name_each_is_whole_or_refused(stories: Stories, workspace: Workspace) -> None:

@@ -30,8 +30,8 @@ from cmpagl_core.datasets.request import PrepareRequest
 from cmpagl_core.errors import CmpaglError
 from cmpagl_core.progress import Advance, Progress, Silent
 from cmpagl_core.recipe_files import load_recipe
-from cmpagl_core.runs import open_run
-from cmpagl_core.search.indexing import build_index, dataset_source
+from cmpagl_core.search.build import IndexRequest, make_index
+from cmpagl_core.search.opening import open_searcher
 from cmpagl_core.training import loop
 from cmpagl_core.training.start import TrainRequest, start_training
 from cmpagl_core.workspace import Workspace
@@ -143,11 +143,13 @@ class Bench:
         scene = Scene(self.workspace, prepared, "test", self.workspace.root / "results", CPU, progress)
         return str(run_study([Variant("baseline", recipe, ())], [7], scene).rows[0].mr)
 
-    def index(self, wait: bool) -> Work:
-        run = open_run(self.workspace.find("runs", "tiny"))
-        source = dataset_source(open_prepared(self.workspace.root / "data" / "squares"))
-        root = self.workspace.folder("indexes", "refused" if not wait else "shared")
-        return lambda progress: str(build_index(run, source, root, progress, wait=wait).encoded)
+    def index(self, progress: Progress) -> str:
+        request = IndexRequest(run="tiny", name="mine")
+        return str(make_index(request, self.workspace, progress, lambda: CPU).encoded)
+
+    def retrieval(self, progress: Progress) -> str:
+        """A question where there is no index yet."""
+        return str(len(open_searcher(self.workspace, progress, lambda: CPU, run="tiny").gallery))
 
     def prepared(self, name: str, seed: int) -> Work:
         request = PrepareRequest("synthetic", name=name, seed=seed, count=SCENES, image_size_px=64)
@@ -177,8 +179,8 @@ def main(root: Path) -> dict[str, Any]:
         "resumed": meet(resumed, "goes on after", resumed),
         "stem": meet(bench.training("stem"), "caching the frozen", bench.training("stem")),
         "studies": meet(bench.study, "epoch 1:", bench.study),
-        "index": meet(bench.index(wait=False), "encode pictures", bench.index(wait=False)),
-        "shared_index": meet(bench.index(wait=True), "encode pictures", bench.index(wait=True)),
+        "retrievals": meet(bench.retrieval, "encode pictures", bench.retrieval),
+        "indexings": meet(bench.index, "encode pictures", bench.index),
         "prepared": [bench.prepared_apart(offset_s) for offset_s in OFFSETS_S],
     }
 
