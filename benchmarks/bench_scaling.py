@@ -24,7 +24,7 @@ from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.models.kernels.use import use_kernels
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.progress import Silent
-from cmpagl_core.ranking.chain import Directions, Gammas, Tuned, rerank
+from cmpagl_core.ranking.chain import Directions, Gammas, RerankParams, rerank
 from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.recipe_files import parse_recipe
 from cmpagl_core.runs import LoadedModel
@@ -33,7 +33,7 @@ from cmpagl_core.search.search import top_k
 FACTORS = (2, 4, 8)
 ALLOWED = 1.1
 WIDTH = 256
-TUNED = Tuned(Gammas("multiply", 1.0, 4.0))
+TUNED = RerankParams(Gammas("multiply", 1.0, 4.0))
 RECIPE = """
 image_encoder: {size: custom, width: 32, depths: [1, 1, 2, 1], num_heads: [1, 2, 4, 8]}
 text_encoder: {size: tiny}

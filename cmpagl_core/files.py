@@ -12,6 +12,8 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -183,10 +185,47 @@ def sha256_unordered(items: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def newest(folder: Path, marker: str) -> Path | None:
-    """The sub-folder of `folder` whose file `marker` was written last; None when there is none.
+@dataclass(frozen=True)
+class FileStamp:
+    """A file as it was written or read: size in bytes, mtime in ns, hex SHA-256 of its content."""
 
-    Raises DataError when the folder may not be read.
+    size: int
+    mtime_ns: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileStamp:
+        """Of a file as it is now. Raises OSError."""
+        state = path.stat()  # before the content: a file that changes meanwhile does not fit its stamp
+        return cls(state.st_size, state.st_mtime_ns, sha256_file(path))
+
+    def fits(self, path: Path) -> bool:
+        """Whether a file is this one: by size and time; by content where only the time differs. Raises OSError."""
+        state = path.stat()
+        if state.st_size != self.size:
+            return False
+        return state.st_mtime_ns == self.mtime_ns or sha256_file(path) == self.sha256
+
+
+def now() -> str:
+    """This moment as ISO 8601 in UTC; later moments sort behind earlier ones as text too."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def made_at(marker: Path) -> str:
+    """When the artefact of a marker file was made, as the marker says; empty where it says nothing.
+
+    Raises DataError when the file cannot be read.
+    """
+    content = read_json(marker)
+    moment = content.get("made_at") if isinstance(content, dict) else None
+    return moment if isinstance(moment, str) else ""
+
+
+def newest(folder: Path, marker: str) -> Path | None:
+    """The sub-folder of `folder` that was made last, as its file `marker` says; None when there is none.
+
+    Raises DataError when the folder or a marker may not be read: an older one is never taken in its place unasked.
     """
     try:
         os.listdir(folder)  # noqa: PTH208  # glob takes a folder that may not be read for an empty one
@@ -197,7 +236,7 @@ def newest(folder: Path, marker: str) -> Path | None:
     found = [path for path in folder.glob(f"*/{marker}") if path.is_file()]
     if not found:
         return None
-    return max(found, key=lambda path: (path.stat().st_mtime_ns, path.parent.name)).parent
+    return max(found, key=lambda path: (made_at(path), path.parent.name)).parent
 
 
 def _partials_of(target: Path) -> str:

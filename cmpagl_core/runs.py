@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from cmpagl_core import __version__
 from cmpagl_core.errors import CmpaglError, DataError, MismatchError
-from cmpagl_core.files import atomic_path, canonical_json, read_json, sha256_file, write_json, write_text
+from cmpagl_core.files import (
+    FileStamp,
+    atomic_path,
+    canonical_json,
+    now,
+    read_json,
+    sha256_file,
+    sha256_text,
+    write_json,
+    write_text,
+)
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import parse_recipe
@@ -27,19 +39,21 @@ if TYPE_CHECKING:  # opening a run costs neither torch nor transformers; buildin
     from cmpagl_core.models.cmpagl import CmpaglModel
     from cmpagl_core.models.tokenizer import CaptionTokenizer
 
-RUN_FORMAT = 1
+RUN_FORMAT = 2
 TRAINING_VERSION = 3
 """Raised by hand whenever training the same recipe gives other weights: cached variants are then trained again."""
 
 RECIPE_FILE = "recipe.yaml"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
+SEEN_FILE = "seen.json"
 INFO_FILE = "run.json"
 LOG_FILE = "log.jsonl"
 RESUME_FOLDER = "resume"
 
 _MAX_JSON_BYTES = 64 << 20
 _WORDS = "text_encoder.embeddings.word_embeddings.weight"
+_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True)
@@ -60,18 +74,20 @@ class Best:
 
 
 @dataclass(frozen=True)
-class SmrChoice:
-    """The gammas of SMR that were best on the selection split (section 4), and their mR there in percent."""
+class Seen:
+    """What a run was trained and chosen on, by hash: what any image or caption has in common with it is known.
 
-    form: Literal["multiply", "add"]
-    gamma1: float
-    gamma2: float
-    mr: float | None = None
+    Images by the SHA-256 of their files, captions by the keys that evaluation.protocol makes of them.
+    """
+
+    train_images: frozenset[str]
+    train_captions: frozenset[str]
+    selection_images: frozenset[str]
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """The content of run.json. Hashes are hex digests of SHA-256."""
+    """The content of run.json, which is written once. Hashes are hex digests of SHA-256."""
 
     name: str
     dataset: str
@@ -84,7 +100,6 @@ class RunInfo:
     code: Code
     versions: dict[str, str]
     best: Best
-    smr: SmrChoice | None
     vocab_size: int
     text_shape: dict[str, int | float]  # of the BERT, so that loading needs none of its files
     seed: int
@@ -95,12 +110,16 @@ class RunInfo:
     started_at: str
     device: str
     threads: int
-    precision: str = ""  # that it was computed in: the recipe's, or fp32 where the device has none
-    weights_sha256: str = ""
+    precision: str  # that it was computed in: the recipe's, or fp32 where the device has none
+    made_at: str = ""
+    files: dict[str, FileStamp] = field(default_factory=dict)  # all others that make the run
     format_version: int = RUN_FORMAT
     notes: tuple[str, ...] = field(default_factory=tuple)
-    dual_softmax: float | None = None  # temperature of that re-ranking, chosen on the selection split
-    sinkhorn: float | None = None  # likewise
+
+    @property
+    def weights_sha256(self) -> str:
+        """Identity of the model; empty before the run was written."""
+        return self.files[WEIGHTS_FILE].sha256 if WEIGHTS_FILE in self.files else ""
 
 
 @dataclass(frozen=True)
@@ -134,6 +153,12 @@ class Run:
     def log_path(self) -> Path:
         return self.root / LOG_FILE
 
+    @cached_property
+    def seen(self) -> Seen:
+        """What it was trained and chosen on. Raises DataError or MismatchError for a broken or changed file."""
+        path = self.root / SEEN_FILE
+        return _parse(Seen, json.loads(_checked_text(path, self.info)), path)
+
     def load(self, device: torch.device | None = None) -> LoadedModel:
         """Build the model and read its weights onto `device` (CPU if None).
 
@@ -141,11 +166,7 @@ class Run:
         """
         found = sha256_file(self.weights_path)
         if found != self.info.weights_sha256:
-            raise MismatchError(
-                f"{self.weights_path} is not the file that {INFO_FILE} beside it describes "
-                f"(sha256 {found[:12]}, not {self.info.weights_sha256[:12]})",
-                hint="restore the run folder as it was, or train again",
-            )
+            raise _changed(self.weights_path, found, self.info)
         import torch
 
         from cmpagl_core.models.bert import BertShape
@@ -166,20 +187,29 @@ class Run:
             ) from error
         model.image_encoder.fold_stem_norms()
         target = torch.device("cpu") if device is None else device
-        text = _read_text(self.tokenizer_path)
+        text = _checked_text(self.tokenizer_path, self.info)
         tokenizer = CaptionTokenizer.from_json(text, self.recipe.data.max_caption_tokens)
         return LoadedModel(use_kernels(model, target).eval(), tokenizer, self.recipe, found, target)
 
 
-def open_run(path: Path) -> Run:
-    """Open a finished run. Raises DataError when a file of it is missing or not what it should be."""
-    for name in (INFO_FILE, RECIPE_FILE, WEIGHTS_FILE, TOKENIZER_FILE):
+def open_run(path: Path, check_weights: bool = True) -> Run:
+    """Open a finished run, whose files are those that run.json names; small ones are hashed each time.
+
+    check_weights: compare the weights' size and time (their hash, if only the time differs); `Run.load` hashes them in
+    any case. Raises DataError when a file of it is missing or not what it should be, MismatchError when one was
+    changed.
+    """
+    for name in (INFO_FILE, RECIPE_FILE, WEIGHTS_FILE, TOKENIZER_FILE, SEEN_FILE):
         if not (path / name).is_file():
             unfinished = (path / RESUME_FOLDER).is_dir()
             hint = "finish it with `cmpagl train --resume`" if unfinished else "train one with `cmpagl train RECIPE`"
             raise DataError(f"{path} is not a finished run: it has no {name}", hint=hint)
     info = _read_info(path / INFO_FILE)
-    recipe = parse_recipe(_read_text(path / RECIPE_FILE), str(path / RECIPE_FILE))
+    recipe = parse_recipe(_checked_text(path / RECIPE_FILE, info), str(path / RECIPE_FILE))
+    _checked_text(path / TOKENIZER_FILE, info)
+    weights = path / WEIGHTS_FILE
+    if check_weights and not info.files[WEIGHTS_FILE].fits(weights):
+        raise _changed(weights, sha256_file(weights), info)
     return Run(path, recipe, info)
 
 
@@ -191,28 +221,40 @@ def list_runs(workspace: Workspace, progress: Progress, folder: str = "runs") ->
     found = []
     for marker in (workspace.root / folder).glob(f"*/{INFO_FILE}"):
         try:
-            found.append(open_run(marker.parent))
+            found.append(open_run(marker.parent, check_weights=False))
         except CmpaglError as error:
             progress.say(f"left out: {error}")
-    return sorted(found, key=lambda run: (run.info.started_at, run.root.name), reverse=True)
+    return sorted(found, key=lambda run: (run.info.made_at, run.root.name), reverse=True)
 
 
-def save_run(root: Path, recipe: Recipe, info: RunInfo, state: Mapping[str, torch.Tensor], tokenizer_json: str) -> Run:
-    """Write a run folder, run.json last, so that a folder with a run.json is whole.
+def save_run(
+    root: Path, recipe: Recipe, info: RunInfo, state: Mapping[str, torch.Tensor], tokenizer_json: str, seen: Seen
+) -> Run:
+    """Write a run folder, as `write_files` and `write_info` do, and open it."""
+    return write_info(root, info, write_files(root, recipe, state, tokenizer_json, seen))
 
-    state: the model's tensors; they are stored on the CPU as they are. Returns the run as opened again.
-    Raises CmpaglError when the disk refuses.
+
+def write_files(
+    root: Path, recipe: Recipe, state: Mapping[str, torch.Tensor], tokenizer_json: str, seen: Seen
+) -> dict[str, FileStamp]:
+    """Write all files of a run but run.json, and return what that is to say of them.
+
+    state: the model's tensors; they are stored on the CPU as they are. Raises CmpaglError when the disk refuses.
     """
     write_text(root / RECIPE_FILE, recipe.to_yaml())
     write_text(root / TOKENIZER_FILE, tokenizer_json)
+    write_text(root / SEEN_FILE, canonical_json({name: sorted(hashes) for name, hashes in vars(seen).items()}))
     write_tensors(root / WEIGHTS_FILE, state, {"format_version": RUN_FORMAT, "recipe_sha256": recipe.sha256()})
-    write_info(root, replace(info, weights_sha256=sha256_file(root / WEIGHTS_FILE)))
+    return {name: FileStamp.of(root / name) for name in (RECIPE_FILE, TOKENIZER_FILE, SEEN_FILE, WEIGHTS_FILE)}
+
+
+def write_info(root: Path, info: RunInfo, files: Mapping[str, FileStamp]) -> Run:
+    """Write run.json, the last of a run's files, so that a folder with one is whole; it is never written again.
+
+    files: what `write_files` returned. Raises CmpaglError when the disk refuses.
+    """
+    write_json(root / INFO_FILE, asdict(replace(info, made_at=now(), files=dict(files))))
     return open_run(root)
-
-
-def write_info(root: Path, info: RunInfo) -> None:
-    """Write run.json (again: `cmpagl tune` keeps new gammas in it)."""
-    write_json(root / INFO_FILE, asdict(info))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, object]) -> None:
@@ -264,8 +306,16 @@ def _read_info(path: Path) -> RunInfo:
             f"{path}: format_version is {version!r}, this cmpagl reads {RUN_FORMAT}",
             hint="use the cmpagl that wrote it, or train again",
         )
+    info = _parse(RunInfo, content, path)
+    for name in (RECIPE_FILE, TOKENIZER_FILE, SEEN_FILE, WEIGHTS_FILE):
+        if name not in info.files:
+            raise DataError(f"{path} names no hash of {name}", hint="the file was changed by hand or is broken")
+    return info
+
+
+def _parse(kind: type[_Record], content: object, path: Path) -> _Record:
     try:
-        return TypeAdapter(RunInfo).validate_python(content)
+        return TypeAdapter(kind).validate_python(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -285,11 +335,28 @@ def _check_vocabulary(run: Run, shape: BertShape, tensors: Mapping[str, torch.Te
         )
 
 
+def _checked_text(path: Path, info: RunInfo) -> str:
+    """A file of the run, if it is the one that run.json names. Raises MismatchError where it is another."""
+    text = _read_text(path)
+    found = sha256_text(text)
+    if found != info.files[path.name].sha256:
+        raise _changed(path, found, info)
+    return text
+
+
+def _changed(path: Path, found: str, info: RunInfo) -> MismatchError:
+    return MismatchError(
+        f"{path} is not the file that {INFO_FILE} beside it describes "
+        f"(sha256 {found[:12]}, not {info.files[path.name].sha256[:12]})",
+        hint="restore the run folder as it was, or train again",
+    )
+
+
 def _read_text(path: Path) -> str:
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise DataError(f"{path} is too large to be a file of ours ({path.stat().st_size:,} bytes)")
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8")  # its line ends too are what was hashed
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text") from error
     except OSError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from cmpagl_core.errors import DataError, UsageError
-from cmpagl_core.files import newest
+from cmpagl_core.files import newest, write_text
 
 Kind = Literal["data", "runs", "indexes"]
 
@@ -19,6 +19,7 @@ _MAKERS: dict[Kind, str] = {
     "runs": "make one with `cmpagl train`",
     "indexes": "make one with `cmpagl index DIR`",
 }
+_SELECTED_FILE = ".selected"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -55,13 +56,14 @@ class Workspace:
         return self.root / kind / name
 
     def find(self, kind: Kind, name_or_path: str | Path | None = None) -> Path:
-        """The folder of an artefact by name or path, or the newest one.
+        """The folder of an artefact by name or path; else the data set that was selected, or the newest one.
 
         Raises DataError when there is none, saying how to make one.
         """
         marker = MARKERS[kind]
         if name_or_path is None:
-            latest = newest(self.root / kind, marker)
+            selected = self._selected() if kind == "data" else None
+            latest = newest(self.root / kind, marker) if selected is None else selected
             if latest is None:
                 raise DataError(f"there is nothing in {self.root / kind} yet", hint=_MAKERS[kind])
             return latest
@@ -71,3 +73,19 @@ class Workspace:
         known = sorted(path.parent.name for path in (self.root / kind).glob(f"*/{marker}"))
         hint = f"there is {', '.join(known)}" if known else _MAKERS[kind]
         raise DataError(f"no {marker} under {name_or_path} or {self.root / kind / str(name_or_path)}", hint=hint)
+
+    def select_data(self, name: str) -> None:
+        """Make a data set the one that is meant when none is named: the last that `prepare` was asked for.
+
+        Raises CmpaglError when the disk refuses.
+        """
+        write_text(self.root / "data" / _SELECTED_FILE, f"{name}\n")
+
+    def _selected(self) -> Path | None:
+        """The data set that was selected, where it still is."""
+        try:
+            name = (self.root / "data" / _SELECTED_FILE).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+        folder = self.root / "data" / name
+        return folder if _SAFE_NAME.fullmatch(name) and (folder / MARKERS["data"]).is_file() else None

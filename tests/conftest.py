@@ -186,7 +186,8 @@ def tiny_prepared(tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory)
     images = pd.DataFrame(
         [
             {"image_id": path.stem, "path": str(path), "split": split, "width": 80, "height": 80,
-             "sha256": sha256_file(path), "scene": path.parent.name}
+             "bytes": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns, "sha256": sha256_file(path),
+             "scene": path.parent.name}
             for path, split in zip(paths, splits, strict=True)
         ]
     )  # fmt: skip
@@ -200,7 +201,8 @@ def tiny_prepared(tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory)
     for name, table in (("images", images), ("captions", captions)):
         write_text(root / f"{name}.csv", table.to_csv(index=False))
     manifest = Manifest(
-        name="tiny", source="folder", layout="by hand", protocol="none", complete=True,
+        name="tiny", made_at="2024-01-01T00:00:00.000000+00:00", source="folder", layout="by hand", protocol="none",
+        complete=True,
         counts={split: SplitCounts(images=1, captions=2, unique_captions=2) for split in ("train", "val", "test")},
         split_sha256={}, pictures_sha256="", sources=(), fingerprint="",
         files={f"{name}.csv": sha256_file(root / f"{name}.csv") for name in ("images", "captions")},
@@ -223,6 +225,8 @@ evaluate: {batch_size: 5}
 def tiny_run(tiny_prepared: Path) -> Path:
     """A run of random weights on the tiny data set, in the same workspace, as a training would leave it."""
     from cmpagl_core.datasets.prepared import open_prepared
+    from cmpagl_core.datasets.splits import selection_splits
+    from cmpagl_core.evaluation.protocol import seen_of
     from cmpagl_core.models.bert import bert_shape
     from cmpagl_core.models.cmpagl import build_model
     from cmpagl_core.models.tokenizer import load_tokenizer
@@ -230,17 +234,27 @@ def tiny_run(tiny_prepared: Path) -> Path:
     from cmpagl_core.runs import Best, RunInfo, current_code, current_versions, save_run
 
     recipe = parse_recipe(TINY_RECIPE, "the tiny recipe")
-    captions = open_prepared(tiny_prepared).split("all").captions
+    prepared = open_prepared(tiny_prepared)
+    captions = prepared.split("all").captions
+    train, selection = selection_splits(prepared, recipe.data.selection)
     tokenizer = load_tokenizer(recipe.text_encoder, recipe.data.max_caption_tokens, captions)
     shape = bert_shape(recipe.text_encoder, tokenizer.vocab_size)
     model = build_model(recipe, tokenizer.vocab_size, text_shape=shape)
     root = tiny_prepared.parent.parent / "runs" / "tiny"
     info = RunInfo(
-        name="tiny", dataset="tiny", dataset_root=str(tiny_prepared), manifest_sha256="", train_sha256="",
-        selection_sha256="", recipe_name="tiny", recipe_sha256=recipe.sha256(), code=current_code(),
-        versions=current_versions(), best=Best(epoch=1, mr=1.0), smr=None, vocab_size=tokenizer.vocab_size,
+        name="tiny", dataset="tiny", dataset_root=str(tiny_prepared), manifest_sha256=prepared.manifest.sha256,
+        train_sha256=train.sha256, selection_sha256=selection.sha256,
+        recipe_name="tiny", recipe_sha256=recipe.sha256(), code=current_code(),
+        versions=current_versions(), best=Best(epoch=1, mr=1.0), vocab_size=tokenizer.vocab_size,
         text_shape=shape.to_dict(), seed=0, epochs=1, parameters=1, elapsed_s=1.0, seconds_per_epoch=1.0,
-        started_at="2024-01-01T00:00:00+00:00", device="cpu", threads=2,
+        started_at="2024-01-01T00:00:00+00:00", device="cpu", threads=2, precision="fp32",
     )  # fmt: skip
-    save_run(root, recipe, info, model.state_dict(), tokenizer.to_json())
+    save_run(root, recipe, info, model.state_dict(), tokenizer.to_json(), seen_of(train, selection))
     return root
+
+
+def rewrite_info(root: Path, **changes: object) -> None:
+    """Change run.json of a run behind its back."""
+    from cmpagl_core.files import read_json, write_json
+
+    write_json(root / "run.json", {**read_json(root / "run.json"), **changes})

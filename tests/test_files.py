@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,11 @@ from hypothesis import strategies as st
 
 from cmpagl_core.errors import CmpaglError, DataError
 from cmpagl_core.files import (
+    FileStamp,
     atomic_file,
     canonical_json,
     newest,
+    now,
     read_json,
     sha256_file,
     sha256_text,
@@ -136,12 +137,24 @@ def test_a_lone_surrogate_has_a_hash_too() -> None:
     assert sha256_text("\udcff") != sha256_text("\udcfe")
 
 
-def test_the_newest_folder_is_the_one_whose_marker_was_written_last(tmp_path: Path) -> None:
+def test_the_newest_folder_is_the_one_that_was_made_last_and_not_the_one_that_was_touched_last(tmp_path: Path) -> None:
     assert newest(tmp_path, "run.json") is None
     for name in ("b", "a", "unfinished"):
         (tmp_path / name).mkdir()
-    now = time.time()
-    for name, age_s in (("b", 10), ("a", 20)):
-        (tmp_path / name / "run.json").write_text("{}")
-        os.utime(tmp_path / name / "run.json", (now - age_s, now - age_s))
+    for name in ("a", "b"):
+        write_json(tmp_path / name / "run.json", {"made_at": now()})
+    os.utime(tmp_path / "b" / "run.json", (0, 0))
     assert newest(tmp_path, "run.json") == tmp_path / "b"
+
+
+def test_a_mark_fits_a_file_by_time_or_else_by_content(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"one")
+    mark = FileStamp.of(path)
+    os.utime(path, (0, 0))
+    assert mark.fits(path)
+    path.write_bytes(b"two")
+    assert not mark.fits(path)
+    path.write_bytes(b"three")
+    os.utime(path, ns=(mark.mtime_ns, mark.mtime_ns))
+    assert not mark.fits(path)

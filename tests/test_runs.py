@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,23 +15,26 @@ import torch
 
 from cmpagl_core.errors import CmpaglError, DataError, MismatchError
 from cmpagl_core.models.bert import BertShape
+from cmpagl_core.progress import Silent
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import parse_recipe
 from cmpagl_core.runs import (
     Best,
     Code,
     RunInfo,
-    SmrChoice,
+    Seen,
     current_code,
     current_versions,
+    list_runs,
     open_run,
     read_tensors,
     save_run,
-    write_info,
     write_tensors,
 )
+from cmpagl_core.workspace import Workspace
 
 TOKENIZER = '{"version": "1.0"}'
+SEEN = Seen(frozenset({"a" * 64, "b" * 64}), frozenset({"0123456789abcdef"}), frozenset({"c" * 64}))
 
 
 def small_info(recipe: Recipe) -> RunInfo:
@@ -46,7 +50,6 @@ def small_info(recipe: Recipe) -> RunInfo:
         code=Code("0.1.0", None),
         versions=current_versions(),
         best=Best(epoch=3, mr=41.5),
-        smr=SmrChoice("multiply", 1.0, 4.0, 43.0),
         vocab_size=99,
         text_shape=BertShape(99, 128, 4, 4, 512).to_dict(),
         seed=0,
@@ -57,12 +60,13 @@ def small_info(recipe: Recipe) -> RunInfo:
         started_at="2024-01-01T00:00:00+00:00",
         device="cpu",
         threads=2,
+        precision="fp32",
     )
 
 
 def small_run(root: Path) -> Path:
     recipe = Recipe()
-    save_run(root, recipe, small_info(recipe), {"weight": torch.arange(6.0).reshape(2, 3)}, TOKENIZER)
+    save_run(root, recipe, small_info(recipe), {"weight": torch.arange(6.0).reshape(2, 3)}, TOKENIZER, SEEN)
     return root
 
 
@@ -80,7 +84,10 @@ def disk_of(free_bytes: int) -> Iterator[None]:
 def test_a_saved_run_opens_with_what_was_saved(tmp_path: Path) -> None:
     run = open_run(small_run(tmp_path / "run"))
     assert run.recipe == Recipe()
-    assert replace(run.info, weights_sha256="") == small_info(Recipe())
+    assert replace(run.info, files={}, made_at="") == small_info(Recipe())
+    assert run.seen == SEEN
+    assert run.info.made_at > run.info.started_at
+    assert set(run.info.files) == {"model.safetensors", "recipe.yaml", "tokenizer.json", "seen.json"}
     assert torch.equal(read_tensors(run.weights_path)["weight"], torch.arange(6.0).reshape(2, 3))
 
 
@@ -97,7 +104,7 @@ def test_tensors_that_share_memory_or_are_strided_are_stored(tmp_path: Path) -> 
     assert torch.equal(back["c"], table.T)
 
 
-@pytest.mark.parametrize("missing", ["run.json", "recipe.yaml", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("missing", ["run.json", "recipe.yaml", "model.safetensors", "tokenizer.json", "seen.json"])
 def test_a_folder_without_one_of_its_files_is_refused_by_name(tmp_path: Path, missing: str) -> None:
     root = small_run(tmp_path / "run")
     (root / missing).unlink()
@@ -114,9 +121,10 @@ def test_an_unfinished_run_says_how_to_finish_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
-        ("format_version", 99, "format_version is 99, this cmpagl reads 1"),
+        ("format_version", 99, "format_version is 99, this cmpagl reads 2"),
+        ("format_version", 1, "format_version is 1, this cmpagl reads 2; use the cmpagl that wrote it, or train again"),
         ("best", {"epoch": "many", "mr": 1.0}, r"best.epoch: Input should be a valid integer"),
-        ("smr", {"form": "divide", "gamma1": 1, "gamma2": 1}, r"smr.form: Input should be 'multiply' or 'add'"),
+        ("files", {}, r"run.json names no hash of recipe.yaml"),
         ("versions", 3, "versions: Input should be a valid dictionary"),
     ],
 )
@@ -138,13 +146,40 @@ def test_a_run_json_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
 def test_weights_of_another_run_are_refused(tmp_path: Path) -> None:
     run = open_run(small_run(tmp_path / "run"))
     write_tensors(run.weights_path, {"weight": torch.zeros(2, 3)}, {})
-    with pytest.raises(MismatchError, match=r"is not the file that run\.json beside it describes"):
-        run.load()
+    for open_it in (run.load, lambda: open_run(run.root)):
+        with pytest.raises(MismatchError, match=r"safetensors is not the file that run\.json beside it describes"):
+            open_it()
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [("recipe.yaml", "pooling: cls", "pooling: mean"), ("tokenizer.json", "1.0", "1.1"), ("seen.json", "aa", "ab")],
+)
+def test_a_file_that_was_edited_since_is_refused(tmp_path: Path, name: str, old: str, new: str) -> None:
+    root = small_run(tmp_path / "run")
+    path = root / name
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(MismatchError, match=rf"{name} is not the file that run\.json beside it describes .*restore"):
+        open_run(root).seen  # noqa: B018
+
+
+def test_a_run_that_was_copied_opens_though_its_files_have_other_times(tmp_path: Path) -> None:
+    root = small_run(tmp_path / "run")
+    os.utime(root / "model.safetensors", (0, 0))
+    assert open_run(root).info.weights_sha256
+
+
+def test_the_newest_run_comes_first_whatever_was_touched(tmp_path: Path) -> None:
+    for name in ("older", "newer"):
+        small_run(tmp_path / "runs" / name)
+    (tmp_path / "runs" / "older" / "run.json").touch()
+    assert [run.root.name for run in list_runs(Workspace(tmp_path), Silent())] == ["newer", "older"]
 
 
 def test_weights_that_do_not_fit_the_recipe_are_refused(tmp_path: Path) -> None:
     recipe = parse_recipe(TINY, "tiny")
-    run = save_run(tmp_path, recipe, small_info(recipe), {"weight": torch.zeros(1)}, TOKENIZER)
+    run = save_run(tmp_path, recipe, small_info(recipe), {"weight": torch.zeros(1)}, TOKENIZER, SEEN)
     with pytest.raises(MismatchError, match=r"model\.safetensors does not fit .*recipe\.yaml .*Missing key"):
         run.load()
 
@@ -165,12 +200,6 @@ def test_a_full_disk_leaves_the_old_weights_and_nothing_half_written(tmp_path: P
         write_tensors(path, {"weight": torch.zeros(100_000)}, {})
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["w.safetensors"]
-
-
-def test_new_gammas_can_be_kept_in_a_run(tmp_path: Path) -> None:
-    run = open_run(small_run(tmp_path / "run"))
-    write_info(run.root, replace(run.info, smr=SmrChoice("add", 0.5, 2.0)))
-    assert open_run(run.root).info.smr == SmrChoice("add", 0.5, 2.0)
 
 
 def test_the_code_is_named_by_version_and_commit() -> None:

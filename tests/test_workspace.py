@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,10 @@ from cmpagl_core.errors import DataError, UsageError
 from cmpagl_core.workspace import MARKERS, Kind, Workspace
 
 
-def make(root: Path, kind: Kind, name: str, age_s: float = 0.0) -> Path:
+def make(root: Path, kind: Kind, name: str, day: int = 1) -> Path:
     folder = root / kind / name
     folder.mkdir(parents=True)
-    marker = folder / MARKERS[kind]
-    marker.write_text("{}")
-    written_at = marker.stat().st_mtime - age_s
-    os.utime(marker, (written_at, written_at))
+    (folder / MARKERS[kind]).write_text(f'{{"made_at": "2024-01-{day:02d}T00:00:00.000000+00:00"}}')
     return folder
 
 
@@ -40,10 +36,26 @@ def test_a_plain_name_is_a_folder(tmp_path: Path) -> None:
 
 
 def test_nothing_named_means_the_newest_finished_one(tmp_path: Path) -> None:
-    make(tmp_path, "runs", "old", age_s=60)
-    new = make(tmp_path, "runs", "new", age_s=30)
+    new = make(tmp_path, "runs", "new", day=2)
+    make(tmp_path, "runs", "old", day=1)  # written last, and touched last
     (tmp_path / "runs" / "unfinished").mkdir()
     assert Workspace(tmp_path).find("runs") == new
+    make(tmp_path, "runs", "broken")
+    (tmp_path / "runs" / "broken" / "run.json").write_text("{")
+    with pytest.raises(DataError, match=r"broken/run\.json:1: not valid JSON"):
+        Workspace(tmp_path).find("runs")
+
+
+def test_the_data_set_that_was_selected_is_meant_before_the_newest(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    new, old = make(tmp_path, "data", "new", day=2), make(tmp_path, "data", "old", day=1)
+    assert workspace.find("data") == new
+    workspace.select_data("old")
+    assert workspace.find("data") == old
+    (old / "manifest.json").unlink()
+    assert workspace.find("data") == new
+    (tmp_path / "data" / ".selected").write_text("../elsewhere")
+    assert workspace.find("data") == new
 
 
 def test_a_name_and_a_path_both_work(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ ItmNegatives = Annotated[
 ]
 NoMlm = Annotated[bool, typer.Option("--no-mlm", help="Without masked language modelling.")]
 NoSmr = Annotated[bool, typer.Option("--no-smr", help="Without SMR; nothing is trained for this.")]
-SmrForm = Annotated[Literal["add", "multiply"] | None, typer.Option("--smr-form", help="Nor for this.")]
+SmrForm = Annotated[Literal["multiply", "add"] | None, typer.Option("--smr-form", help="Nor for this.")]
 Rerank = Annotated[
     list[str] | None,
     typer.Option("--rerank", metavar=_RERANKINGS, help="In place of SMR; repeatable; nor for this."),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cmpagl_cli.commands.options import FormatOption, OutputFormat, RunOption, settings
+from cmpagl_cli.commands.options import FormatOption, OutputFormat, RunOption, TestedDataOption, settings
 from cmpagl_cli.views import Column, clean, echo, emit, note
 
 if TYPE_CHECKING:
@@ -40,10 +40,6 @@ GROUP_COLUMNS = [
     Column("mr", "mR"),
 ]
 
-TestedDataOption = Annotated[
-    str | None,
-    typer.Option("--data", metavar="NAME|DIR", help="Prepared data set; the run's own, or the newest, if left out."),
-]
 SplitOption = Annotated[
     str, typer.Option("--split", help="train, val, test, all, or selection (what the run chose on).")
 ]
@@ -70,6 +66,10 @@ ChooseOnOption = Annotated[
     Path | None,
     typer.Option("--choose-on", metavar="FILE", help="Features or scores of the val split to choose re-ranking on."),
 ]
+ChooseSplitOption = Annotated[
+    str | None,
+    typer.Option("--choose-split", help="The split that a --choose-on .npy is of, where no `export --scores` says so."),
+]
 ByOption = Annotated[
     Literal["scene", "length"] | None, typer.Option("--by", help="Also by scene class, or by words in the caption.")
 ]
@@ -90,6 +90,7 @@ def evaluate(
     features: FeaturesOption = None,
     scores: ScoresOption = None,
     choose_on: ChooseOnOption = None,
+    choose_split: ChooseSplitOption = None,
     by: ByOption = None,
     ranks: RanksOption = False,
     samples: SamplesOption = 1000,
@@ -108,20 +109,22 @@ def evaluate(
       cmpagl evaluate --protocol both --format json
       cmpagl evaluate --features clip.safetensors --choose-on clip-val.safetensors --rerank all
       cmpagl evaluate --scores S.npy --data ucm --split test --format json
+      cmpagl evaluate --scores S.npy --data ucm --choose-on V.npy --choose-split val --rerank all
     """
     from cmpagl_core.evaluation import sources
     from cmpagl_core.evaluation.scored import EvaluateOptions
 
-    _refuse_contradictions(run, features, scores, choose_on)
+    _refuse_contradictions(run, features, scores, choose_on, choose_split)
     _refuse_mixing(protocol, format)
     given = settings(ctx)
     device, place, progress = given.compute_device(), given.workspace, given.progress
     both = protocol == "both"
+    choice = sources.ChoiceFile(choose_on, choose_split)
     options = EvaluateOptions("rsitr" if protocol == "both" else protocol, rerank, itm_k, samples)
     if features is not None:
-        found = sources.evaluate_feature_file(place, features, choose_on, data, options, progress, both)
+        found = sources.evaluate_feature_file(place, features, choice, data, options, progress, both)
     elif scores is not None:
-        found = sources.evaluate_score_file(place, scores, choose_on, data, split, options, progress, both)
+        found = sources.evaluate_score_file(place, scores, choice, data, split, options, progress, both)
     else:
         found = sources.evaluate_named_run(place, run, data, split, options, progress, device, both)
     _show(found, format, by, ranks)
@@ -177,7 +180,9 @@ def _notes(report: RetrievalReport) -> list[str]:
     return [*report.notes, *([ties] if any(row.ties_matter for row in report.rows) else ())]
 
 
-def _refuse_contradictions(run: str | None, features: Path | None, scores: Path | None, choose_on: Path | None) -> None:
+def _refuse_contradictions(
+    run: str | None, features: Path | None, scores: Path | None, choose_on: Path | None, choose_split: str | None
+) -> None:
     from cmpagl_core.errors import UsageError
 
     if features is not None and scores is not None:
@@ -187,6 +192,8 @@ def _refuse_contradictions(run: str | None, features: Path | None, scores: Path 
         raise UsageError("--run does not go with --features or --scores", hint="leave one of them out")
     if choose_on is not None and not foreign:
         raise UsageError("--choose-on is for --features and --scores", hint="a run chooses on its selection split")
+    if choose_split is not None and choose_on is None:
+        raise UsageError("--choose-split says what --choose-on is of", hint="give both, or neither")
 
 
 def _refuse_mixing(protocol: str, format: OutputFormat) -> None:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cmpagl_cli.commands.options import DataOption, FormatOption, ModelOption, OutOption, RunOption, Settings, settings
+from cmpagl_cli.commands.options import (
+    FormatOption,
+    ModelOption,
+    OutOption,
+    OutputFormat,
+    RunOption,
+    Settings,
+    TestedDataOption,
+    settings,
+)
 from cmpagl_cli.views import Column, emit
 
 if TYPE_CHECKING:
     from cmpagl_core.datasets.prepared import PreparedDataset
     from cmpagl_core.encoders.feature_set import FeatureSet
+    from cmpagl_core.evaluation.score_files import ScoresInfo
+    from cmpagl_core.runs import Run
 
 
 def export(
@@ -20,17 +32,24 @@ def export(
     split: Annotated[Literal["train", "val", "test", "all"], typer.Option("--split", help="Which pictures.")] = "test",
     out: OutOption = None,
     run: RunOption = None,
-    data: DataOption = None,
+    data: TestedDataOption = None,
     model: ModelOption = None,
+    scores: Annotated[
+        bool,
+        typer.Option("--scores", help="Write scores of images x captions (.npy) in place of features, and what of."),
+    ] = False,
     format: FormatOption = "table",
 ) -> None:
     """Write the image and text features of a split to one safetensors file; a re-run gives the same bytes.
 
-    A foreign model is any that open_clip knows, with a local checkpoint, or a tag of one that open_clip then fetches.
+    With --scores, the plain ranking's scores are written as a matrix, and beside it NAME.npy.json, by which
+    `cmpagl evaluate --choose-on` knows the split. A foreign model is any that open_clip knows, with a local
+    checkpoint, or a tag of one that open_clip then fetches.
 
     Examples:
       cmpagl export --split test --out ucm.safetensors
       cmpagl export --split all --run ucm-cpu --data ucm
+      cmpagl export --scores --split val --out V.npy
       cmpagl export --model open_clip:ViT-B-32:RemoteCLIP-ViT-B-32.pt --data rsicd --out remoteclip.safetensors
     """
     from cmpagl_core.errors import UsageError
@@ -38,10 +57,12 @@ def export(
     given = settings(ctx)
     if model is not None and run is not None:
         raise UsageError("--model and --run both name a model", hint="give one of them")
-    if model is None:
-        features, path = _of_run(given, run, data, split, out)
-    else:
-        features, path = _of_foreign(given, model, data, split, out)
+    if scores:
+        _show_scores(*_scores_of_run(given, model, run, data, split, out), format)
+        return
+    features, path = (
+        _of_run(given, run, data, split, out) if model is None else _of_foreign(given, model, data, split, out)
+    )
     info = features.info
     row = {
         "file": str(path),
@@ -58,21 +79,48 @@ def export(
     emit([row], [Column(key) for key in keys], format)
 
 
+def _scores_of_run(
+    given: Settings, model: str | None, run: str | None, data: str | None, split: str, out: Path | None
+) -> tuple[ScoresInfo, Path]:
+    from cmpagl_core.errors import UsageError
+    from cmpagl_core.evaluation.selection import export_scores
+
+    if model is not None:
+        raise UsageError("--scores are those of a run", hint="export the features of a foreign model instead")
+    found, prepared = _run_and_data(given, run, data)
+    path = out or Path(f"{found.root.name}-{prepared.name}-{split}.npy")
+    chosen, manifest = prepared.split(split), prepared.manifest.sha256
+    return export_scores(found, chosen, path, given.progress, given.compute_device(), manifest), path
+
+
+def _show_scores(info: ScoresInfo, path: Path, format: OutputFormat) -> None:
+    row = {"file": str(path), **asdict(info)}
+    shown = ("file", "model", "dataset", "split", "base") if format == "table" else tuple(row)
+    emit([row], [Column(key) for key in shown], format)
+
+
+def _run_and_data(given: Settings, run: str | None, data: str | None) -> tuple[Run, PreparedDataset]:
+    """The run, and the data set that is named, else the run's own."""
+    from cmpagl_core.run_data import own_data
+    from cmpagl_core.runs import open_run
+
+    found = open_run(given.workspace.find("runs", run))
+    return found, own_data(given.workspace, found) if data is None else _data(given, data)
+
+
 def _of_run(
     given: Settings, run: str | None, data: str | None, split: str, out: Path | None
 ) -> tuple[FeatureSet, Path]:
     from cmpagl_core.encoders.export import export_features
     from cmpagl_core.evaluation.protocol import written_overlap
     from cmpagl_core.evaluation.selection import shared_with_training
-    from cmpagl_core.runs import open_run
 
-    found = open_run(given.workspace.find("runs", run))
-    prepared = _data(given, data, found.info.dataset_root, found.info.dataset)
+    found, prepared = _run_and_data(given, run, data)
     path = out or Path(f"{found.root.name}-{prepared.name}-{split}.safetensors")
     chosen = prepared.split(split)
-    shared = shared_with_training(given.workspace, found, prepared, split)
-    if shared is not None:
-        given.progress.say(f"{found.root.name} was {shared.sentence()}")
+    shared = shared_with_training(found, chosen)
+    for sentence in () if shared is None else shared.sentences(found.root.name):
+        given.progress.say(sentence)
     manifest, overlap = prepared.manifest.sha256, written_overlap(shared)
     return export_features(found, chosen, path, given.progress, given.compute_device(), manifest, overlap), path
 
@@ -81,7 +129,7 @@ def _of_foreign(given: Settings, model: str, data: str | None, split: str, out: 
     from cmpagl_core.encoders.feature_set import save_feature_set
     from cmpagl_core.encoders.open_clip import encoder_features, open_clip_encoder
 
-    prepared = _data(given, data, "", None)
+    prepared = _data(given, data)
     chosen = prepared.split(split)
     encoder = open_clip_encoder(model, given.progress, given.compute_device())
     path = out or Path(f"{encoder.name.replace(':', '-')}-{prepared.name}-{split}.safetensors")
@@ -90,10 +138,8 @@ def _of_foreign(given: Settings, model: str, data: str | None, split: str, out: 
     return features, path
 
 
-def _data(given: Settings, data: str | None, remembered: str, name: str | None) -> PreparedDataset:
-    """The data set that is named, else the run's own where it was, else by its name, else the newest."""
+def _data(given: Settings, data: str | None) -> PreparedDataset:
+    """The data set that is named, else the one that was selected."""
     from cmpagl_core.datasets.prepared import open_prepared
 
-    if data is None and remembered and (Path(remembered) / "manifest.json").is_file():
-        return open_prepared(Path(remembered))
-    return open_prepared(given.workspace.find("data", data or name))
+    return open_prepared(given.workspace.find("data", data))

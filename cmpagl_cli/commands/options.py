@@ -23,6 +23,10 @@ RecipeArgument = Annotated[
 DataOption = Annotated[
     str | None, typer.Option("--data", metavar="NAME|DIR", help="Prepared data set; the newest if left out.")
 ]
+TestedDataOption = Annotated[
+    str | None,
+    typer.Option("--data", metavar="NAME|DIR", help="Prepared data set; the run's own, or the newest, if left out."),
+]
 RunOption = Annotated[str | None, typer.Option("--run", metavar="NAME|DIR", help="Run; the newest if left out.")]
 ModelOption = Annotated[
     str | None,

@@ -11,6 +11,7 @@ from cmpagl_cli.views import Column, duration, emit
 
 if TYPE_CHECKING:
     from cmpagl_cli.commands.options import OutputFormat
+    from cmpagl_core.ranking.chain import Gammas
     from cmpagl_core.runs import Run
     from cmpagl_core.training.forecast import Forecast
 
@@ -67,8 +68,7 @@ def train(
 
 
 def _show_run(run: Run, format: OutputFormat) -> None:
-    info = run.info
-    smr = info.smr
+    info, (smr, smr_mr) = run.info, _smr(run)
     row = {
         "run": run.root.name,
         "path": str(run.root),
@@ -77,13 +77,13 @@ def _show_run(run: Run, format: OutputFormat) -> None:
         "best_epoch": info.best.epoch,
         "epochs": info.epochs,
         "mr": info.best.mr,
-        "smr": None if smr is None else {"form": smr.form, "gamma1": smr.gamma1, "gamma2": smr.gamma2, "mr": smr.mr},
+        "smr": None if smr is None else {"form": smr.form, "gamma1": smr.gamma1, "gamma2": smr.gamma2, "mr": smr_mr},
         "elapsed_s": info.elapsed_s,
         "weights_sha256": info.weights_sha256,
     }
     shown = row | {
         "smr": "" if smr is None else f"{smr.form}, gamma {smr.gamma1:g} and {smr.gamma2:g}",
-        "smr_mr": None if smr is None else smr.mr,
+        "smr_mr": smr_mr,
         "time": duration(info.elapsed_s),
     }
     columns = [
@@ -98,6 +98,14 @@ def _show_run(run: Run, format: OutputFormat) -> None:
         Column("time"),
     ]
     emit([shown], columns, format, title=f"trained into {run.root}", document=row)
+
+
+def _smr(run: Run) -> tuple[Gammas | None, float | None]:
+    """The gammas that the training chose, and mR with them on the selection split."""
+    from cmpagl_core.evaluation.kept_params import read_params
+
+    chosen = next(iter(read_params(run).by_scores.values()), None)
+    return (None, None) if chosen is None else (chosen.smr, chosen.smr_mr)
 
 
 def _show_forecast(found: Forecast, format: OutputFormat) -> None:

@@ -29,7 +29,11 @@ SENSITIVITY_COLUMNS = [
 ]
 
 SplitOption = Annotated[
-    str, typer.Option("--split", help="selection (what the run chose on), val or train; never test.")
+    str, typer.Option("--split", help="selection (what the run chose on), or val; never test, nor what was trained on.")
+]
+BaseOption = Annotated[
+    Literal["cosine", "itm"] | None,
+    typer.Option("--base", help="Scores to re-rank: cosine, or itm; the plain ranking's if left out."),
 ]
 FormOption = Annotated[
     Literal["multiply", "add"] | None, typer.Option("--form", help="SMR's form; the recipe's if left out.")
@@ -41,25 +45,28 @@ GammasOption = Annotated[
 PictureOption = Annotated[
     Path | None, typer.Option("--out", metavar="PNG", help="Heat map; smr-SPLIT.png in the run if left out.")
 ]
-KeepOption = Annotated[bool, typer.Option("--keep/--no-keep", help="Keep the choice in the run.")]
+KeepOption = Annotated[bool, typer.Option("--keep/--no-keep", help="Keep the choice beside the run.")]
 
 
 def tune_smr(
     ctx: typer.Context,
     run: RunOption = None,
     split: SplitOption = "selection",
+    base: BaseOption = None,
     form: FormOption = None,
     gammas: GammasOption = None,
     out: PictureOption = None,
     keep: KeepOption = True,
     format: FormatOption = "table",
 ) -> None:
-    """Try a grid of SMR's gammas, draw it, and keep the best in the run for `cmpagl evaluate`.
+    """Try a grid of SMR's gammas, draw it, and keep the best beside the run (rerank.json) for `cmpagl evaluate`.
 
-    Refuses the test split (exit 4). Also chooses the temperatures of dual softmax and Sinkhorn.
+    Refuses the test split and what the run was trained on (exit 4). Also chooses the temperatures of dual softmax and
+    Sinkhorn.
 
     Examples:
       cmpagl tune smr
+      cmpagl tune smr --base itm
       cmpagl tune smr --run ucm-cpu --form add --no-keep
       cmpagl tune smr --gammas 0,1,2,4,8 --out grid.png --format csv
     """
@@ -69,10 +76,11 @@ def tune_smr(
     given = settings(ctx)
     grid = None if gammas is None else _numbers(gammas)
     opened = open_run(given.workspace.find("runs", run))
-    choice, tuned = tune_run(given.workspace, opened, split, given.progress, given.compute_device(), form, grid, keep)
+    device = given.compute_device()
+    choice, params = tune_run(given.workspace, opened, split, given.progress, device, base, form, grid, keep)
     name = opened.root.name
     rows = [{**asdict(point), "gain": point.mr - choice.plain_mr} for point in choice.grid]
-    temperatures = {"dual_softmax": tuned.dual_softmax, "sinkhorn": tuned.sinkhorn}
+    temperatures = {"dual_softmax": params.dual_softmax, "sinkhorn": params.sinkhorn}
     document = {"run": name, "split": split, "kept": keep, **asdict(choice), **temperatures}
     title = f"SMR {choice.form}, {name} on {split} of {opened.info.dataset}: mR {choice.plain_mr:.2f} without"
     emit(rows, COLUMNS, format, title, document)

@@ -10,14 +10,13 @@ from pathlib import Path
 import torch
 
 from cmpagl_core.ablation.trials import VARIANT_RUNS, Scene
-from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
-from cmpagl_core.errors import DataError, MismatchError
-from cmpagl_core.evaluation.selection import training_data
+from cmpagl_core.datasets.prepared import open_prepared
 from cmpagl_core.files import write_text
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import load_recipe, override_recipe, require_distinct
-from cmpagl_core.runs import Run, open_run
+from cmpagl_core.run_data import own_data
+from cmpagl_core.runs import open_run
 from cmpagl_core.training.forecast import forecast
 from cmpagl_core.training.start import TrainRequest
 from cmpagl_core.workspace import Workspace
@@ -52,27 +51,12 @@ def start_study(
     if recipe is None:
         run = open_run(workspace.find("runs"))
         chosen, name = override_recipe(run.recipe, given), run.root.name
-        prepared = _data_of(workspace, run) if data is None else open_prepared(workspace.find("data", data))
+        prepared = own_data(workspace, run) if data is None else open_prepared(workspace.find("data", data))
     else:
         chosen, name = load_recipe(recipe, given), Path(recipe).stem
         prepared = open_prepared(workspace.find("data", data or chosen.data.dataset or None))
     folder = workspace.root / VARIANT_RUNS / "results" if results is None else results
     return Start(chosen, name, (chosen.train.seed,), Scene(workspace, prepared, split, folder, device, progress))
-
-
-def _data_of(workspace: Workspace, run: Run) -> PreparedDataset:
-    prepared = training_data(workspace, run)
-    if prepared is None:
-        raise DataError(
-            f"the data set {run.info.dataset} that {run.root.name} was trained on is not at {run.info.dataset_root}",
-            hint="name one with --data",
-        )
-    if prepared.manifest.sha256 != run.info.manifest_sha256:
-        raise MismatchError(
-            f"{prepared.root} was prepared anew with other content since {run.root.name} was trained",
-            hint="name it with --data to train the baseline on it too",
-        )
-    return prepared
 
 
 def measured_training(start: Start) -> float:

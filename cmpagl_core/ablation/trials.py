@@ -15,14 +15,16 @@ from pydantic import TypeAdapter, ValidationError
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.datasets.splits import selection_splits
 from cmpagl_core.errors import DataError, InterruptedByUserError
-from cmpagl_core.evaluation.evaluate import evaluate_model, is_pre_aligned, tuned_of
+from cmpagl_core.evaluation.evaluate import evaluate_model, offered
+from cmpagl_core.evaluation.kept_params import read_params
 from cmpagl_core.evaluation.result import RetrievalReport, load_report, save_report
 from cmpagl_core.evaluation.scored import EvaluateOptions
-from cmpagl_core.evaluation.selection import choose_for_run
+from cmpagl_core.evaluation.selection import choose_missing
+from cmpagl_core.evaluation.stages import wanted_stages
 from cmpagl_core.files import canonical_json, read_json, sha256_text, write_json
 from cmpagl_core.locks import hold
 from cmpagl_core.progress import Progress, Silent
-from cmpagl_core.ranking.chain import TEMPERED, Tuned
+from cmpagl_core.ranking.chain import ChosenParams
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.runs import TRAINING_VERSION, Run, list_runs
@@ -204,30 +206,30 @@ def _train(trial: Trial, scene: Scene, key: str) -> Run:
 
 def _evaluate(trial: Trial, scene: Scene, run: Run) -> RetrievalReport:
     """Evaluate under the trial's own recipe; parameters that the run did not choose like this are chosen now."""
-    loaded = run.load(scene.device)
     as_asked = replace(run, recipe=trial.recipe)
-    tuned = tuned_of(as_asked)
-    if is_pre_aligned(trial.recipe) and _must_choose(trial, run, tuned):
-        selection = selection_splits(scene.prepared, trial.recipe.data.selection)[1]
-        _, tuned = choose_for_run(as_asked, loaded, selection, scene.progress)
-    possible = [stage for stage in trial.stages if "smr" not in stage or tuned.smr is not None]
+    loaded = replace(run.load(scene.device), recipe=trial.recipe)
+    selection = selection_splits(scene.prepared, trial.recipe.data.selection, check_files=False)[1].checked()
+    wanted = ",".join(trial.stages)
     with _interrupted_here(trial):
+        available = offered(loaded, as_asked, None, _known_params(trial, run, scene.progress))
+        stages = wanted_stages(wanted, available.bases)
+        params = choose_missing(as_asked, loaded, selection, stages, available, scene.progress)
         return evaluate_model(
-            replace(loaded, recipe=trial.recipe),
+            loaded,
             as_asked,
             scene.prepared.split(scene.split),
             scene.progress,
-            EvaluateOptions(rerank=",".join(possible)),
+            EvaluateOptions(rerank=wanted),
             scene.prepared.manifest.sha256,
-            tuned=tuned,
+            params,
         )
 
 
-def _must_choose(trial: Trial, run: Run, tuned: Tuned) -> bool:
+def _known_params(trial: Trial, run: Run, progress: Progress) -> ChosenParams:
+    """What the run chose, where the trial's recipe would choose it alike."""
     ours, theirs = trial.recipe.evaluate, run.recipe.evaluate
     same = all(getattr(ours, name) == getattr(theirs, name) for name in ("smr_form", "smr_gammas", "views"))
-    tempered = [name for name in TEMPERED if any(name in stage for stage in trial.stages)]
-    return tuned.smr is None or not same or any(tuned.temperature(name) is None for name in tempered)
+    return read_params(run, progress) if same else ChosenParams(split_sha256=run.info.selection_sha256)
 
 
 @contextmanager

@@ -157,9 +157,9 @@ def _splits(
 def _deal(request: PrepareRequest, entries: list[_Entry]) -> tuple[dict[str, str], str]:
     shares = request.fractions or DEFAULT_FRACTIONS
     fractions = {split: share for split, share in zip(SPLITS, shares, strict=True) if share > 0}
-    dealt = seeded_split((entry.picture.sha256 for entry in entries), fractions, request.seed)
+    dealt = seeded_split((entry.picture.file.sha256 for entry in entries), fractions, request.seed)
     told = " / ".join(f"{share:.0%} {split}" for split, share in fractions.items())
-    splits = {entry.image_id: dealt[entry.picture.sha256] for entry in entries}
+    splits = {entry.image_id: dealt[entry.picture.file.sha256] for entry in entries}
     return splits, f"{told}, dealt by picture with seed {request.seed} (ours)"
 
 
@@ -182,11 +182,12 @@ def _copied(
 
 def _image_row(
     entry: _Entry, path: Path, splits: dict[str, str], published: PublishedSet | None, root: Path
-) -> tuple[str, str, str, int, int, str, str]:
+) -> tuple[str, str, str, int, int, int, int, str, str]:
     scene = published.scene(entry.image.stem) if published is not None else plain(entry.image.scene)
     picture = entry.picture
     where = _stored(path, root)
-    return entry.image_id, where, splits[entry.image_id], picture.width, picture.height, picture.sha256, scene
+    sizes = picture.width, picture.height, picture.file.size, picture.file.mtime_ns
+    return entry.image_id, where, splits[entry.image_id], *sizes, picture.file.sha256, scene
 
 
 def _caption_table(entries: list[_Entry]) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from cmpagl_core.datasets.matching import image_ids
 from cmpagl_core.datasets.problems import Problem
 from cmpagl_core.datasets.published import CAPTIONS_EACH, PublishedSet, recognise
 from cmpagl_core.errors import DataError
-from cmpagl_core.files import sha256_file
+from cmpagl_core.files import FileStamp
 from cmpagl_core.imagery.pictures import open_picture
 from cmpagl_core.progress import Progress
 
@@ -29,7 +29,7 @@ class CheckedPicture:
 
     width: int
     height: int
-    sha256: str
+    file: FileStamp
 
 
 def check_counts(annotations: Annotations, published: PublishedSet) -> list[Problem]:
@@ -122,8 +122,9 @@ def check_pictures(paths: Sequence[Path], progress: Progress) -> dict[Path, Chec
 
 def _check_picture(path: Path) -> CheckedPicture | str:
     try:
+        mark = FileStamp.of(path)  # before decoding: a file that changes meanwhile does not fit its mark
         width, height = open_picture(path).size
-        return CheckedPicture(width, height, sha256_file(path))
+        return CheckedPicture(width, height, mark)
     except DataError as error:
         return error.message
     except OSError as error:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cmpagl_core.errors import DataError
 from cmpagl_core.files import canonical_json, read_json, sha256_text
 
-FORMAT_VERSION: Literal[1] = 1
+FORMAT_VERSION: Literal[2] = 2
 MANIFEST_FILE = "manifest.json"
 IMAGES_FILE = "images.csv"
 CAPTIONS_FILE = "captions.csv"
@@ -47,8 +47,9 @@ class Dropped(_Record):
 class Manifest(_Record):
     """`manifest.json`; written last, so that a folder with one is a whole data set."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     name: str
+    made_at: str  # ISO 8601 in UTC
     source: str  # rsicd, rsitmd, ucm, sydney, folder, synthetic
     layout: str  # how the annotations were written
     protocol: str  # where the splits come from, in words

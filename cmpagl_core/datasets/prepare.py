@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,8 +10,8 @@ from cmpagl_core.datasets.locating import Located, locate_folder, locate_publish
 from cmpagl_core.datasets.manifest import IMAGES_FILE, MANIFEST_FILE, Manifest, read_manifest
 from cmpagl_core.datasets.published import PUBLISHED
 from cmpagl_core.datasets.request import PrepareRequest
-from cmpagl_core.errors import DataError
-from cmpagl_core.files import canonical_json, sha256_file, sha256_text
+from cmpagl_core.errors import CmpaglError, DataError
+from cmpagl_core.files import FileStamp, canonical_json, sha256_file, sha256_text
 from cmpagl_core.locks import hold
 from cmpagl_core.progress import Progress
 from cmpagl_core.workspace import Workspace
@@ -46,13 +45,17 @@ def _prepare(request: PrepareRequest, workspace: Workspace, root: Path, progress
     fingerprint = _fingerprint(request, located)
     before = _up_to_date(root, fingerprint)
     if before is not None:
-        with suppress(OSError):
-            (root / MANIFEST_FILE).touch()  # the newest data set, which other commands take, is the last asked for
+        try:
+            workspace.select_data(root.name)  # what other commands take is the data set that was asked for last
+        except CmpaglError as error:  # a workspace that is only read
+            progress.say(f"{root.name} is up to date, but is not made the default: {error}")
         return PrepareResult(root, before, up_to_date=True)
     # Here, not above: what is up to date is said without the half second that pandas takes to import.
     from cmpagl_core.datasets.building import build
 
-    return PrepareResult(root, build(request, located, root, fingerprint, progress), up_to_date=False)
+    manifest = build(request, located, root, fingerprint, progress)
+    workspace.select_data(root.name)
+    return PrepareResult(root, manifest, up_to_date=False)
 
 
 def _locate(request: PrepareRequest, workspace: Workspace, root: Path, progress: Progress) -> Located:
@@ -92,7 +95,11 @@ def _up_to_date(root: Path, fingerprint: str) -> Manifest | None:
             return None
         whole = all(sha256_file(root / file) == digest for file, digest in manifest.files.items())
         with (root / IMAGES_FILE).open(encoding="utf-8", newline="") as stream:
-            whole = whole and all((root / row["path"]).exists() for row in csv.DictReader(stream))
-    except (DataError, OSError, KeyError, csv.Error):
+            whole = whole and all(_mark(row).fits(root / row["path"]) for row in csv.DictReader(stream))
+    except (DataError, OSError, KeyError, ValueError, csv.Error):
         return None
     return manifest if whole else None
+
+
+def _mark(row: dict[str, str]) -> FileStamp:
+    return FileStamp(int(row["bytes"]), int(row["mtime_ns"]), row["sha256"])

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from cmpagl_core.datasets.manifest import CAPTIONS_FILE, IMAGES_FILE, SPLITS, Manifest, read_manifest
 from cmpagl_core.datasets.same_caption import normalise_whitespace
-from cmpagl_core.errors import DataError
-from cmpagl_core.files import sha256_file, sha256_unordered
+from cmpagl_core.errors import DataError, MismatchError
+from cmpagl_core.files import FileStamp, sha256_file, sha256_unordered
 from cmpagl_core.imagery.image_ref import ImageRef
 
-IMAGE_COLUMNS = ("image_id", "path", "split", "width", "height", "sha256", "scene")
+IMAGE_COLUMNS = ("image_id", "path", "split", "width", "height", "bytes", "mtime_ns", "sha256", "scene")
+_NUMBERS = ("width", "height", "bytes", "mtime_ns")
 CAPTION_COLUMNS = ("caption_id", "image_id", "text")
 
 SplitName = Literal["train", "val", "test", "all"]
@@ -48,6 +49,7 @@ class DataSplit:
     captions: tuple[str, ...]
     caption_ids: tuple[str, ...]
     caption_image: NDArray[np.int64]  # [M], row of the caption's own image
+    states: tuple[tuple[int, int], ...] = ()  # size and mtime_ns of the files when they were prepared, where known
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -61,6 +63,23 @@ class DataSplit:
     def sha256(self) -> str:
         """Order-free hash over (image id, whitespace-normalised caption); see `captions_sha256`."""
         return captions_sha256([self.image_ids[row] for row in self.caption_image], self.captions)
+
+    def checked(self) -> DataSplit:
+        """The split, if its files are those that were prepared: by size and time, by content where only time differs.
+
+        Raises DataError for a file that is gone, MismatchError for one with other content.
+        """
+        for path, sha256, (size, mtime_ns) in zip(self.paths, self.picture_sha256, self.states, strict=True):
+            try:
+                same = FileStamp(size, mtime_ns, sha256).fits(path)
+            except OSError as error:
+                raise DataError(f"picture {path} cannot be read ({error.strerror})", hint=_MAKE_AGAIN) from error
+            if not same:
+                raise MismatchError(
+                    f"{path} is not the picture that {self.dataset} was prepared with",
+                    hint="put it back, or run `cmpagl prepare` again and then train on what that makes",
+                )
+        return self
 
     @cached_property
     def _rows_of_captions(self) -> tuple[tuple[int, ...], ...]:
@@ -94,6 +113,7 @@ class DataSplit:
             captions=tuple(self.captions[caption] for _, caption in captions),
             caption_ids=tuple(self.caption_ids[caption] for _, caption in captions),
             caption_image=np.array([new for new, _ in captions], dtype=np.int64),
+            states=tuple(self.states[row] for row in chosen) if self.states else (),
         )
 
 
@@ -107,8 +127,12 @@ class PreparedDataset:
     captions: pd.DataFrame  # CAPTION_COLUMNS, grouped by image in the order of `images`
     manifest: Manifest
 
-    def split(self, name: str) -> DataSplit:
-        """One split, or "all" of them. Raises DataError when there is no such split or nothing in it."""
+    def split(self, name: str, check_files: bool = True) -> DataSplit:
+        """One split, or "all" of them, whose files are still those that were prepared.
+
+        check_files: False where only hashes and captions are wanted. Raises DataError when there is no such split or
+        nothing in it, and as `DataSplit.checked` does.
+        """
         if name not in (*SPLITS, "all"):
             raise DataError(f"{self.root}: there is no split {name!r}", hint=f"there is {', '.join(SPLITS)} and all")
         images = self.images if name == "all" else self.images[self.images["split"] == name]
@@ -120,7 +144,7 @@ class PreparedDataset:
             )
         row_of = {image_id: row for row, image_id in enumerate(images["image_id"])}
         captions = self.captions[self.captions["image_id"].isin(row_of.keys())]
-        return DataSplit(
+        found = DataSplit(
             dataset=self.name,
             name=name,
             image_ids=tuple(images["image_id"]),
@@ -130,7 +154,9 @@ class PreparedDataset:
             captions=tuple(captions["text"]),
             caption_ids=tuple(captions["caption_id"]),
             caption_image=np.array([row_of[image_id] for image_id in captions["image_id"]], dtype=np.int64),
+            states=tuple(zip(images["bytes"].tolist(), images["mtime_ns"].tolist(), strict=True)),
         )
+        return found.checked() if check_files else found
 
 
 def open_prepared(folder: Path) -> PreparedDataset:
@@ -150,7 +176,7 @@ def open_prepared(folder: Path) -> PreparedDataset:
     captions = _read_table(folder / CAPTIONS_FILE, CAPTION_COLUMNS)
     _check_images(folder / IMAGES_FILE, images)
     _check_captions(folder / CAPTIONS_FILE, captions, images)
-    images = images.astype({"width": "int64", "height": "int64"})
+    images = images.astype(dict.fromkeys(_NUMBERS, "int64"))
     return PreparedDataset(root=folder, name=manifest.name, images=images, captions=captions, manifest=manifest)
 
 
@@ -169,6 +195,8 @@ def _check_images(path: Path, images: pd.DataFrame) -> None:
     _refuse(path, images, ~images["split"].isin(SPLITS), "split", "is no split")
     _refuse(path, images, ~images["width"].str.fullmatch(r"[1-9][0-9]{0,8}"), "width", "is no size in pixels")
     _refuse(path, images, ~images["height"].str.fullmatch(r"[1-9][0-9]{0,8}"), "height", "is no size in pixels")
+    for column, what in (("bytes", "number of bytes"), ("mtime_ns", "time in nanoseconds")):
+        _refuse(path, images, ~images[column].str.fullmatch(r"-?[0-9]{1,18}|-?[0-8][0-9]{18}"), column, f"is no {what}")
     _refuse(path, images, ~images["sha256"].str.fullmatch(r"[0-9a-f]{64}"), "sha256", "is no hash")
 
 

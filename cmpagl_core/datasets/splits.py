@@ -29,7 +29,9 @@ def seeded_split(keys: Iterable[str], fractions: Mapping[str, float], seed: int)
     return given
 
 
-def selection_splits(prepared: PreparedDataset, selection: SelectionPart) -> tuple[DataSplit, DataSplit]:
+def selection_splits(
+    prepared: PreparedDataset, selection: SelectionPart, check_files: bool = True
+) -> tuple[DataSplit, DataSplit]:
     """What to train on and what to choose on: (train, selection), without a picture in common.
 
     Split "val": the train and validation splits. Split "train": a seeded share of train's distinct pictures is
@@ -40,14 +42,14 @@ def selection_splits(prepared: PreparedDataset, selection: SelectionPart) -> tup
             "choosing models or gammas on the test split would make its recalls meaningless",
             hint="set data.selection.split to val, or to train with a fraction",
         )
-    train = prepared.split("train")
+    train = prepared.split("train", check_files)
     if selection.split == "val":
         if not (prepared.images["split"] == "val").any():
             raise DataError(
                 f"{prepared.root}: {prepared.name} has no validation pictures to choose models on",
                 hint="set data.selection.split to train: a seeded share of train is then kept for it",
             )
-        return train, prepared.split("val")
+        return train, prepared.split("val", check_files)
     fractions = {"train": 1 - selection.fraction, "selection": selection.fraction}
     given = seeded_split(train.picture_sha256, fractions, selection.seed)
     rows = _rows_by_split([given[key] for key in train.picture_sha256])

@@ -20,7 +20,7 @@ from cmpagl_core.datasets.manifest import (
 )
 from cmpagl_core.datasets.prepared import PreparedDataset, captions_sha256, open_prepared
 from cmpagl_core.datasets.same_caption import normalise_whitespace
-from cmpagl_core.files import sha256_text, sha256_unordered, write_json, write_text
+from cmpagl_core.files import now, sha256_text, sha256_unordered, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def write_prepared(root: Path, images: pd.DataFrame, captions: pd.DataFrame, pro
     parts = {split: captions[split_of_caption == split] for split in SPLITS}
     manifest = Manifest(
         name=provenance.name,
+        made_at=now(),
         source=provenance.source,
         layout=provenance.layout,
         protocol=provenance.protocol,

@@ -30,8 +30,9 @@ from cmpagl_core.encoders.encoder import EncodedBatch, Features, Fingerprint, Or
 from cmpagl_core.encoders.stem_cache import CachedMaps, StemCache
 from cmpagl_core.encoders.text_tower import TowerInfo, save_text_tower
 from cmpagl_core.errors import DataError, UsageError
+from cmpagl_core.files import FileStamp
 from cmpagl_core.imagery.image_ref import ImageRef
-from cmpagl_core.imagery.stamps import FileStamp, stamp_file
+from cmpagl_core.imagery.stamps import stamp_file
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import override_recipe

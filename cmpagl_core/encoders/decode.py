@@ -12,9 +12,10 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from cmpagl_core.files import FileStamp
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.reader import read_image
-from cmpagl_core.imagery.stamps import Broken, FileStamp
+from cmpagl_core.imagery.stamps import Broken
 
 _BATCHES_AHEAD = 3
 _MAX_WORKERS = 8

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmpagl_core.errors import DataError
+from cmpagl_core.files import FileStamp
 from cmpagl_core.imagery.image_ref import ImageRef
-from cmpagl_core.imagery.stamps import Broken, FileStamp
+from cmpagl_core.imagery.stamps import Broken
 from cmpagl_core.progress import Progress
 
 Features = NDArray[np.float32]

@@ -45,6 +45,7 @@ def run_features(
         text_features=encode_captions(loaded, split.captions, progress),
         text_image=split.caption_image,
         image_ids=split.image_ids,
+        image_sha256=split.picture_sha256,
         paths=absolute_paths(split.paths),
         captions=split.captions,
         info=FeatureInfo(

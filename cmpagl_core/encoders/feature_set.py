@@ -5,6 +5,7 @@ Any model's features come in this shape, so evaluation and retrieval never need 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,11 +18,12 @@ from cmpagl_core.encoders.tensor_file import Array, TensorFile, TextTable, open_
 from cmpagl_core.errors import DataError, MismatchError
 from cmpagl_core.locks import hold
 
-FEATURES_FORMAT = 1
+FEATURES_FORMAT = 2
 FEATURES_KIND = "feature_set"
 
 _ROWS_AT_ONCE = 65_536
 _UNIT_TOLERANCE = 1e-3
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,15 @@ class FeatureSet:
     """Features of N pictures and M captions, each row of unit length (a split may have no captions).
 
     image_features: float32 [N, D]. text_features: float32 [M, D]. text_image: int64 [M], the row of the picture that
-    a caption belongs to. Raises ValueError when the parts do not fit together.
+    a caption belongs to. image_sha256: of the pictures' files, hex [N].
+    Raises ValueError when the parts do not fit together.
     """
 
     image_features: NDArray[np.float32]
     text_features: NDArray[np.float32]
     text_image: NDArray[np.int64]
     image_ids: tuple[str, ...]
+    image_sha256: tuple[str, ...]
     paths: tuple[str, ...]
     captions: tuple[str, ...]
     info: FeatureInfo
@@ -77,6 +81,7 @@ def save_feature_set(path: Path, features: FeatureSet) -> None:
         "image_features": features.image_features,
         "text_features": features.text_features,
         "text_image": features.text_image,
+        "image_sha256": _as_bytes(features.image_sha256),
         **TextTable.of(features.image_ids).arrays("image_ids"),
         **TextTable.of(features.paths).arrays("paths"),
         **TextTable.of(features.captions).arrays("captions"),
@@ -103,6 +108,7 @@ def load_feature_set(path: Path) -> FeatureSet:
             text_features=text_features,
             text_image=file.array("text_image", "<i8", (captions,)),
             image_ids=tuple(file.texts("image_ids", count)),
+            image_sha256=tuple(row.tobytes().hex() for row in file.array("image_sha256", "|u1", (count, 32))),
             paths=tuple(file.texts("paths", count)),
             captions=tuple(file.texts("captions", captions)),
             info=info,
@@ -153,9 +159,7 @@ def _read_info(file: TensorFile) -> FeatureInfo:
             f"{file.path}: format_version is {version!r}, this cmpagl reads {FEATURES_FORMAT}",
             hint="export the features again",
         )
-    # files made before `overlap` came in have none
-    values: dict[str, Any] = {"overlap": file.about.get("overlap", "")}
-    values |= {field.name: file.about.get(field.name) for field in fields(FeatureInfo) if field.name not in values}
+    values: dict[str, Any] = {field.name: file.about.get(field.name) for field in fields(FeatureInfo)}
     for name, value in values.items():
         if name != "format_version" and not isinstance(value, str):
             raise DataError(f"{file.path}: {name} is {value!r}, not text", hint="export the features again")
@@ -170,14 +174,24 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
+def _as_bytes(hashes: Sequence[str]) -> NDArray[np.uint8]:
+    """Hex digests as [N, 32]."""
+    return np.frombuffer(b"".join(map(bytes.fromhex, hashes)), dtype=np.uint8).reshape(-1, 32)
+
+
 def _problem(features: FeatureSet) -> str | None:
     images, texts, rows = features.image_features, features.text_features, features.text_image
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1] or images.shape[1] == 0:
         return f"image_features {images.shape} and text_features {texts.shape} have not one width"
     if images.dtype != np.float32 or texts.dtype != np.float32 or rows.dtype != np.int64:
         return f"features are {images.dtype} and {texts.dtype}, rows {rows.dtype}, not float32 and int64"
-    if not len(images) == len(features.image_ids) == len(features.paths):
-        return f"{len(images)} pictures have {len(features.image_ids)} ids and {len(features.paths)} paths"
+    if not len(images) == len(features.image_ids) == len(features.paths) == len(features.image_sha256):
+        return (
+            f"{len(images)} pictures have {len(features.image_ids)} ids, {len(features.paths)} paths and "
+            f"{len(features.image_sha256)} hashes"
+        )
+    if not all(_HASH.fullmatch(sha256) for sha256 in features.image_sha256):
+        return "image_sha256 holds something that is no hash"
     if rows.shape != (len(texts),) or len(features.captions) != len(texts):
         return f"{len(texts)} text features have {len(features.captions)} captions and {len(rows)} picture rows"
     if len(rows) and (rows.min() < 0 or rows.max() >= len(images)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -14,12 +14,14 @@ from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.datasets.same_caption import caption_classes, caption_key
 from cmpagl_core.errors import DataError, GuardError
 from cmpagl_core.evaluation.recall import Matches
-from cmpagl_core.files import canonical_json
-from cmpagl_core.ranking.chain import Gammas
+from cmpagl_core.files import canonical_json, sha256_text
+from cmpagl_core.ranking.chain import Step
+from cmpagl_core.runs import Seen
 
 Protocol = Literal["rsitr", "duplicate-aware"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
+_CAPTION_DIGITS = 16  # 64 bits of a hash: no two of a million captions are taken for one
 _COMPARED = ("protocol", "ties", "dataset", "split", "split_sha256", "images", "captions")
 
 
@@ -32,13 +34,21 @@ class Overlap:
     captions: int  # of the tested ones, spelled alike in lower case without punctuation
     tested_pictures: int
     tested_captions: int
+    chosen_on: int = 0  # tested pictures that the model's epoch and re-ranking were chosen on
 
-    def sentence(self) -> str:
+    def sentences(self, model: str) -> tuple[str, ...]:
         """For people, to stand under a table."""
-        return (
-            f"trained on {self.trained_on}, which shares {self.pictures:,} of {self.tested_pictures:,} pictures and "
-            f"{self.captions:,} of {self.tested_captions:,} captions with what is tested"
-        )
+        found = []
+        if self.pictures or self.captions:
+            found.append(
+                f"trained on {self.trained_on}, which shares {self.pictures:,} of {self.tested_pictures:,} pictures "
+                f"and {self.captions:,} of {self.tested_captions:,} captions with what is tested"
+            )
+        if self.chosen_on:
+            part = f"{self.chosen_on:,} of these {self.tested_pictures:,} pictures"
+            where = "this very split" if self.chosen_on == self.tested_pictures else part
+            found.append(f"{model} was chosen on {where}, so these recalls flatter it")
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -55,9 +65,8 @@ class Stamp:
     model: str
     model_sha256: str
     stages: tuple[str, ...]
-    smr: Gammas | None = None
-    dual_softmax: float | None = None  # its temperature
-    sinkhorn: float | None = None  # its temperature
+    rerank: dict[str, tuple[Step, ...]] = field(default_factory=dict)  # by stage: its re-rankings with parameters
+    selection_sha256: str = ""  # of the split that those were chosen on
     itm_k: int | None = None  # None: no ITM; 0: every pair was scored
     overlap: Overlap | None = None  # None: nothing shared, or the training pictures are not known
     ties: Literal["expectation"] = "expectation"
@@ -67,11 +76,11 @@ class Stamp:
 def differences(stamps: Mapping[str, Stamp]) -> list[str]:
     """In words, what keeps named results out of one column; empty when nothing does."""
     found = []
-    for field in _COMPARED:
-        values = {name: str(getattr(stamp, field)) for name, stamp in stamps.items()}
+    for compared in _COMPARED:
+        values = {name: str(getattr(stamp, compared)) for name, stamp in stamps.items()}
         if len(set(values.values())) > 1:
             shown = ", ".join(f"{value[:16]} ({name})" for name, value in values.items())
-            found.append(f"{field.replace('_', ' ')} is {shown}")
+            found.append(f"{compared.replace('_', ' ')} is {shown}")
     return found
 
 
@@ -106,18 +115,28 @@ def matches_of(protocol: Protocol, caption_image: NDArray[np.int64], images: int
     return Matches.identical(caption_image, images, caption_classes(captions))
 
 
-def find_overlap(train: DataSplit, tested: DataSplit, same_dataset: bool) -> Overlap | None:
-    """What training and tested pictures share; None when nothing worth a word.
+def seen_of(train: DataSplit, selection: DataSplit) -> Seen:
+    """What a run keeps of the splits that it was trained and chosen on."""
+    return Seen(
+        train_images=frozenset(train.picture_sha256) - {""},
+        train_captions=frozenset(_caption_hash(text) for text in train.captions),
+        selection_images=frozenset(selection.picture_sha256) - {""},
+    )
 
-    same_dataset: common captions are then left out of the count, since scenes of one set share phrases by nature.
+
+def find_overlap(seen: Seen, trained_on: str, tested: DataSplit) -> Overlap | None:
+    """What the pictures that a model has seen and the tested ones share; None when nothing worth a word.
+
+    trained_on: the data set's name. Within one data set common captions are left out of the count, since its scenes
+    share phrases by nature.
     """
-    pictures = set(train.picture_sha256) - {""}
-    shared_pictures = sum(picture in pictures for picture in tested.picture_sha256)
-    known = set() if same_dataset else {caption_key(text) for text in train.captions}
-    shared_captions = sum(caption_key(text) in known for text in tested.captions)
-    if not shared_pictures and not shared_captions:
+    pictures = sum(picture in seen.train_images for picture in tested.picture_sha256)
+    chosen_on = sum(picture in seen.selection_images for picture in tested.picture_sha256)
+    known = frozenset() if tested.dataset == trained_on else seen.train_captions
+    captions = sum(_caption_hash(text) in known for text in tested.captions) if known else 0
+    if not pictures and not captions and not chosen_on:
         return None
-    return Overlap(train.dataset, shared_pictures, shared_captions, len(tested), len(tested.captions))
+    return Overlap(trained_on, pictures, captions, len(tested), len(tested.captions), chosen_on)
 
 
 def written_overlap(overlap: Overlap | None) -> str:
@@ -133,3 +152,7 @@ def read_overlap(text: str) -> Overlap | None:
         return TypeAdapter(Overlap).validate_json(text)
     except ValidationError as error:
         raise DataError(f"{text[:60]!r} does not say what was shared", hint="export the features again") from error
+
+
+def _caption_hash(text: str) -> str:
+    return sha256_text(caption_key(text))[:_CAPTION_DIGITS]

@@ -13,17 +13,20 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from cmpagl_core.errors import DataError
+from cmpagl_core.errors import DataError, MismatchError
 from cmpagl_core.evaluation.intervals import PerImage
 from cmpagl_core.evaluation.metrics import RankMetrics
 from cmpagl_core.evaluation.protocol import Stamp
 from cmpagl_core.evaluation.recall import Recalls
-from cmpagl_core.files import atomic_file, read_json, write_json
+from cmpagl_core.files import atomic_file, read_json, sha256_file, write_json
+from cmpagl_core.locks import hold
 
-REPORT_FORMAT = 1
+REPORT_FORMAT = 2
 _LARGEST = 1e9  # rank or count of queries
 _MAX_ARRAY_BYTES = 4 << 30
 TIES_MATTER = 0.1  # percent between the bounds of mR or of any recall
+
+_ARRAYS = "arrays_sha256"
 
 Span = tuple[float, float]
 Hits = NDArray[np.float64]
@@ -147,20 +150,26 @@ def report_path(run_root: Path, split: str, protocol: str, other_dataset: str = 
 
 
 def save_report(report: RetrievalReport, path: Path) -> None:
-    """Write `path` (.json) and the queries' results beside it (.npz, no pickle), the JSON last."""
+    """Write the queries' results beside `path` (.npz, no pickle), then `path` itself (.json), with their hash."""
     arrays: dict[str, NDArray[Any]] = {
         "image_ids": np.array(report.queries.image_ids, dtype=np.str_),
         "caption_image": report.queries.caption_image,
     }
     for stage, hits in report.queries.stages.items():
         arrays |= {f"{stage}.{name}": values for name, values in _arrays(hits).items()}
-    with atomic_file(path.with_suffix(".npz"), "wb") as stream:
-        np.savez_compressed(stream, allow_pickle=False, **arrays)
-    write_json(path, report.to_json())
+    stored = path.with_suffix(".npz")
+    with hold(path, lambda _: None):  # another evaluation writes its two files in a moment
+        with atomic_file(stored, "wb") as stream:
+            np.savez_compressed(stream, allow_pickle=False, **arrays)
+        write_json(path, {**report.to_json(), _ARRAYS: sha256_file(stored)})
 
 
 def load_report(path: Path) -> RetrievalReport:
-    """Read an evaluation back. Raises DataError when it is missing, broken or of another version."""
+    """Read an evaluation back.
+
+    Raises DataError when it is missing, broken or of another version, MismatchError when its two files are of two
+    evaluations.
+    """
     content = read_json(path)
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != REPORT_FORMAT:
@@ -183,7 +192,12 @@ def load_report(path: Path) -> RetrievalReport:
             raise DataError(
                 f"{path}: {row.stage[:60]} holds {str(absurd)[:20]}, as no evaluation does", hint="evaluate again"
             )
-    return RetrievalReport(stamp, rows, _load_queries(path.with_suffix(".npz"), [row.stage for row in rows]), notes)
+    stored = path.with_suffix(".npz")
+    if not stored.is_file():
+        raise DataError(f"{stored} is missing", hint="evaluate again")
+    if content.get(_ARRAYS) != sha256_file(stored):
+        raise MismatchError(f"{path} and {stored.name} beside it are of two evaluations", hint="evaluate again")
+    return RetrievalReport(stamp, rows, _load_queries(stored, [row.stage for row in rows]), notes)
 
 
 def _load_queries(path: Path, stages: list[str]) -> Queries:
@@ -192,8 +206,6 @@ def _load_queries(path: Path, stages: list[str]) -> Queries:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             _check_size(file)
             arrays = {name: file[name] for name in file.files}
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing", hint="evaluate again") from error
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{path} cannot be read ({error})", hint="evaluate again") from error
     try:

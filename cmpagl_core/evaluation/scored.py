@@ -59,9 +59,7 @@ class ScoredModel:
 
     name: str
     sha256: str
-    itm_k: int | None = None
     overlap: Overlap | None = None
-    chosen_here: bool = False  # whether its epoch and its gammas were chosen on the split that is tested
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +81,7 @@ class Scored:
         rows, queries = score_stages(
             stages,
             self.scores,
-            self.available.tuned,
+            self.available,
             matches,
             Queries(tested.image_ids, tested.caption_image),
             options.samples,
@@ -94,13 +92,12 @@ class Scored:
 
     def _warnings(self) -> tuple[str, ...]:
         overlap = self.model.overlap
-        shared = () if overlap is None else (overlap.sentence(),)
-        chosen = f"{self.model.name} was chosen on this very split, so these recalls flatter it"
-        return (*shared, chosen) if self.model.chosen_here else shared
+        return () if overlap is None else overlap.sentences(self.model.name)
 
     def _stamp(self, protocol: Protocol, stages: tuple[Stage, ...]) -> Stamp:
-        tested, model, tuned = self.tested, self.model, self.available.tuned
-        used = {name for stage in stages for name in stage.chain}
+        tested, model, available = self.tested, self.model, self.available
+        steps = {stage.name: available.steps(stage) or () for stage in stages}
+        chosen = {name: tuple(step for step in found if step.chosen_on) for name, found in steps.items()}
         return Stamp(
             protocol=protocol,
             dataset=tested.dataset,
@@ -112,10 +109,9 @@ class Scored:
             model=model.name,
             model_sha256=model.sha256,
             stages=tuple(stage.name for stage in stages),
-            smr=tuned.smr if "smr" in used else None,
-            dual_softmax=tuned.dual_softmax if "dual_softmax" in used else None,
-            sinkhorn=tuned.sinkhorn if "sinkhorn" in used else None,
-            itm_k=model.itm_k if any(stage.base == "itm" for stage in stages) else None,
+            rerank={name: found for name, found in chosen.items() if found},
+            selection_sha256=available.params.split_sha256 if any(chosen.values()) else "",
+            itm_k=available.itm_k if any(stage.base == "itm" for stage in stages) else None,
             overlap=model.overlap,
             code=__version__,
         )

@@ -1,29 +1,29 @@
-"""What a run was trained and chosen on, and choosing its re-ranking parameters again (method, sections 4 and 5)."""
+"""Splits that a run is tested on, and choosing its re-ranking parameters on its selection split (sections 4 and 5)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset, open_prepared
+from cmpagl_core.datasets.prepared import DataSplit, open_prepared
 from cmpagl_core.datasets.splits import selection_splits
-from cmpagl_core.encoders.export import run_features
-from cmpagl_core.errors import DataError, MismatchError
-from cmpagl_core.evaluation.evaluate import is_pre_aligned
-from cmpagl_core.evaluation.protocol import Overlap, find_overlap, require_not_test
+from cmpagl_core.errors import DataError, GuardError, MismatchError, UsageError
+from cmpagl_core.evaluation.evaluate import offered, split_scores
+from cmpagl_core.evaluation.kept_params import add_params, read_params
+from cmpagl_core.evaluation.protocol import Overlap, find_overlap, require_not_test, written_overlap
+from cmpagl_core.evaluation.score_files import ScoresInfo, save_scores
 from cmpagl_core.evaluation.scored import Tested
 from cmpagl_core.evaluation.sensitivity import Sensitivity, smr_sensitivity
-from cmpagl_core.evaluation.tune import SmrChoice, choose_smr, choose_temperatures
+from cmpagl_core.evaluation.stages import Available, Base, Stage, wanted_stages
+from cmpagl_core.evaluation.tune import SmrChoice, choose_params, choose_smr, choose_temperature
 from cmpagl_core.progress import Progress
-from cmpagl_core.ranking.chain import Tuned
-from cmpagl_core.ranking.itm import ALL_PAIRS, itm_scores
-from cmpagl_core.ranking.scores import ScoreMatrix
+from cmpagl_core.ranking.chain import TEMPERED, ChosenParams, RerankParams
 from cmpagl_core.ranking.smr import SmrForm
-from cmpagl_core.runs import LoadedModel, Run, open_run, write_info
-from cmpagl_core.runs import SmrChoice as KeptChoice
+from cmpagl_core.run_data import is_own, own_data
+from cmpagl_core.runs import LoadedModel, Run
 from cmpagl_core.workspace import Workspace
 
 SELECTION = "selection"
@@ -35,59 +35,52 @@ class TestedSplit:
 
     split: DataSplit
     manifest_sha256: str
-    overlap: Overlap | None
     other_dataset: str  # name of the data set where it is not the run's own, else empty
 
 
 def open_tested(workspace: Workspace, run: Run, data: str | None, split: str) -> TestedSplit:
-    """The split to evaluate a run on: of the data set it was trained on, or of `data`; and what both share.
+    """The split to evaluate a run on: of the data set it was trained on, or of `data`.
 
     split: train, val, test, all or "selection". Raises DataError when it cannot be found, MismatchError when the
     run's own data set was made anew with other content.
     """
-    own = training_data(workspace, run)
-    prepared = open_prepared(workspace.find("data", data)) if data is not None else own
-    if prepared is None:
-        raise DataError(
-            f"the data set {run.info.dataset} that {run.root.name} was trained on is not at {run.info.dataset_root}",
-            hint="name one with --data",
-        )
-    manifest = prepared.manifest.sha256
-    same = manifest == run.info.manifest_sha256 or not run.info.manifest_sha256
-    if data is None and not same:
-        raise MismatchError(
-            f"{prepared.root} was prepared anew with other content since {run.root.name} was trained",
-            hint="train again, or name the data set with --data to evaluate on it nevertheless",
-        )
-    train, selection = (None, None) if own is None else selection_splits(own, run.recipe.data.selection)
+    prepared = own_data(workspace, run) if data is None else open_prepared(workspace.find("data", data))
+    same = data is None or is_own(run, prepared)
     if split == SELECTION:
-        if selection is None or not same:
+        if not same:
             raise DataError(f"{run.root.name} chose nothing on {prepared.name}", hint="name one of its splits")
-        tested = selection
+        tested = selection_splits(prepared, run.recipe.data.selection, check_files=False)[1].checked()
     else:
         tested = prepared.split(split)
-    overlap = None if train is None else find_overlap(train, tested, same_dataset=same)
-    return TestedSplit(tested, manifest, overlap, "" if same else prepared.name)
+    return TestedSplit(tested, prepared.manifest.sha256, "" if same else prepared.name)
 
 
-def shared_with_training(workspace: Workspace, run: Run, prepared: PreparedDataset, split: str) -> Overlap | None:
-    """What a split shares with the pictures that the run was trained on; None where that is nothing or not known."""
-    own = training_data(workspace, run)
-    if own is None:
-        return None
-    train = selection_splits(own, run.recipe.data.selection)[0]
-    same = prepared.manifest.sha256 == run.info.manifest_sha256 or not run.info.manifest_sha256
-    return find_overlap(train, prepared.split(split), same_dataset=same)
+def shared_with_training(run: Run, tested: DataSplit) -> Overlap | None:
+    """What a split shares with what the run was trained and chosen on; None where that is nothing."""
+    return find_overlap(run.seen, run.info.dataset, tested)
 
 
-def training_data(workspace: Workspace, run: Run) -> PreparedDataset | None:
-    """The data set that a run was trained on, where it still is; by its path, then by its name."""
-    for place in (Path(run.info.dataset_root), workspace.root / "data" / run.info.dataset):
-        try:
-            return open_prepared(place)
-        except DataError:
-            continue
-    return None
+def export_scores(
+    run: Run, split: DataSplit, out: Path, progress: Progress, device: torch.device, manifest_sha256: str = ""
+) -> ScoresInfo:
+    """Write what a run ranks a split by before any re-ranking, images x captions, and beside it what that is of.
+
+    Raises DataError for a picture that cannot be read, CmpaglError when the disk refuses.
+    """
+    loaded = run.load(device)
+    available = offered(loaded, run, None, ChosenParams())
+    base = available.bases[0]
+    about = ScoresInfo(
+        model=run.root.name,
+        model_sha256=loaded.sha256,
+        dataset=split.dataset,
+        manifest_sha256=manifest_sha256,
+        split=split.name,
+        split_sha256=split.sha256,
+        base=base,
+        overlap=written_overlap(shared_with_training(run, split)),
+    )
+    return save_scores(out, split_scores(loaded, run, split, available, progress)(base), about)
 
 
 def tune_run(
@@ -96,41 +89,38 @@ def tune_run(
     split: str,
     progress: Progress,
     device: torch.device,
+    base: Base | None = None,
     form: SmrForm | None = None,
     gammas: Sequence[float] | None = None,
     keep: bool = True,
-) -> tuple[SmrChoice, Tuned]:
-    """Choose SMR's gammas and the temperatures of re-rankings on a split by its name, and keep them in the run.
+) -> tuple[SmrChoice, RerankParams]:
+    """Choose SMR's gammas and the temperatures of re-rankings on a split by its name, and keep them beside the run.
 
-    Raises GuardError for the test split, before anything is opened.
+    base: the scores that are re-ranked; the plain ranking when None. form and gammas: the recipe's when None. Raises
+    GuardError for the test split, before anything is opened, and for images that the run was trained on; UsageError
+    for scores that the model has not, or a choice to be kept that would never be used.
     """
-    require_not_test(split, "SMR's gammas")
-    tested = open_tested(workspace, run, None, split)
-    choice, tuned = choose_for_run(run, run.load(device), tested.split, progress, form, gammas)
+    tested = _open_for_choosing(workspace, run, split, "SMR's gammas")
+    if keep and tested.split.sha256 != run.info.selection_sha256:
+        raise UsageError(
+            f"a choice on {split} cannot be kept: {run.root.name} uses what was chosen on its selection split",
+            hint="choose on selection, or pass --no-keep",
+        )
+    loaded = run.load(device)
+    available = offered(loaded, run, None, read_params(run, progress))
+    chosen_base = available.bases[0] if base is None else base
+    if chosen_base not in available.bases:
+        raise UsageError(f"{run.root.name} has no {chosen_base} scores", hint=f"it has {', '.join(available.bases)}")
+    scores = split_scores(loaded, run, tested.split, available, progress)(chosen_base)
+    owners, part = tested.split.caption_image, run.recipe.evaluate
+    choice = choose_smr(scores, owners, part.smr_gammas if gammas is None else gammas, form or part.smr_form, progress)
+    temperatures = {name: choose_temperature(name, scores, owners) for name in TEMPERED}
+    params = RerankParams(
+        choice.gammas, temperatures["dual_softmax"], temperatures["sinkhorn"], choice.mr
+    )  # fmt: skip
     if keep:
-        keep_choice(run, choice, tuned)
-    return choice, tuned
-
-
-def choose_for_run(
-    run: Run,
-    loaded: LoadedModel,
-    split: DataSplit,
-    progress: Progress,
-    form: SmrForm | None = None,
-    gammas: Sequence[float] | None = None,
-) -> tuple[SmrChoice, Tuned]:
-    """SMR's grid and the other re-rankings' temperatures on a split that is not the test split.
-
-    form and gammas: the recipe's when None. Raises GuardError for the test split.
-    """
-    require_not_test(split.name, "the parameters of re-rankings")
-    scores = plain_scores(run, loaded, split, progress)
-    part = run.recipe.evaluate
-    choice = choose_smr(
-        scores, split.caption_image, part.smr_gammas if gammas is None else gammas, form or part.smr_form, progress
-    )
-    return choice, choose_temperatures(scores, split.caption_image, choice.gammas)
+        add_params(run, {available.scores_of(chosen_base): params}, progress)
+    return choice, params
 
 
 def sensitivity_of_run(
@@ -144,14 +134,13 @@ def sensitivity_of_run(
 ) -> tuple[Sensitivity, Tested]:
     """How much SMR's gammas matter on a split by its name, beside every other re-ranking; nothing is kept.
 
-    gammas: the recipe's when None. Raises GuardError for the test split, before anything is opened.
+    gammas: the recipe's when None. Raises GuardError as `tune_run` does.
     """
-    require_not_test(split, "among SMR's gammas")
-    tested = open_tested(workspace, run, None, split)
-    require_not_test(tested.split.name, "among SMR's gammas")
-    scores = plain_scores(run, run.load(device), tested.split, progress)
+    tested = _open_for_choosing(workspace, run, split, "among SMR's gammas")
+    loaded = run.load(device)
+    available = offered(loaded, run, None, ChosenParams())
     found = smr_sensitivity(
-        scores,
+        split_scores(loaded, run, tested.split, available, progress)(available.bases[0]),
         tested.split.caption_image,
         tested.split.image_ids,
         run.recipe.evaluate.smr_gammas if gammas is None else gammas,
@@ -161,31 +150,61 @@ def sensitivity_of_run(
     return found, Tested.of(tested.split, tested.manifest_sha256)
 
 
-def keep_choice(run: Run, choice: SmrChoice, tuned: Tuned) -> Run:
-    """Write chosen parameters into the run; everything else of it stays. Returns the run as opened again."""
-    kept = KeptChoice(choice.form, choice.gamma1, choice.gamma2, choice.mr)
-    write_info(run.root, replace(run.info, smr=kept, dual_softmax=tuned.dual_softmax, sinkhorn=tuned.sinkhorn))
-    return open_run(run.root)
+def params_for(
+    workspace: Workspace, run: Run, loaded: LoadedModel, wanted: str, itm_k: int | None, progress: Progress
+) -> ChosenParams:
+    """The parameters that a run keeps; where stages are asked for by name or all, what they lack is chosen and kept.
 
-
-def with_temperatures(workspace: Workspace, run: Run, loaded: LoadedModel, known: Tuned, progress: Progress) -> Tuned:
-    """The same parameters, all temperatures too, chosen on the selection split and kept in the run.
-
-    Unchanged where the training data are no longer there.
+    wanted: as for `wanted_stages`. What cannot be chosen, since the run's own data are gone or were changed, is said.
     """
-    own = training_data(workspace, run)
-    if known.has_temperatures or own is None:
+    known = read_params(run, progress)
+    if wanted in ("none", "default"):
         return known
-    selection = selection_splits(own, run.recipe.data.selection)[1]
-    progress.say(f"choosing the temperatures of re-rankings on the {selection.name} split, once for this run")
-    scores = plain_scores(run, loaded, selection, progress)
-    tuned = choose_temperatures(scores, selection.caption_image, known.smr)
-    write_info(run.root, replace(run.info, dual_softmax=tuned.dual_softmax, sinkhorn=tuned.sinkhorn))
-    return tuned
+    available = offered(loaded, run, itm_k, known)
+    lacking = available.lacking(wanted_stages(wanted, available.bases))
+    if not lacking:
+        return known
+    try:
+        part = run.recipe.data.selection
+        selection = selection_splits(own_data(workspace, run), part, check_files=False)[1].checked()
+    except (DataError, MismatchError) as error:
+        progress.say(f"parameters of {', '.join(stage.name for stage in lacking)} cannot be chosen: {error}")
+        return known
+    names = ", ".join(stage.name for stage in lacking)
+    progress.say(f"choosing parameters of {names} on the {selection.name} split, once for this run")
+    params = choose_missing(run, loaded, selection, lacking, available, progress)
+    new = {scores: its for scores, its in params.by_scores.items() if its != known.of(scores)}
+    return add_params(run, new, progress)
 
 
-def plain_scores(run: Run, loaded: LoadedModel, split: DataSplit, progress: Progress) -> ScoreMatrix:
-    """What a run ranks by before any re-ranking: cosines, or match probabilities where nothing aligned features."""
-    features = run_features(loaded, run.root.name, split, progress)
-    scores = ScoreMatrix.from_features(features.image_features, features.text_features).held()
-    return scores if is_pre_aligned(run.recipe) else itm_scores(loaded, split, scores, ALL_PAIRS, progress)
+def choose_missing(
+    run: Run,
+    loaded: LoadedModel,
+    selection: DataSplit,
+    stages: Sequence[Stage],
+    available: Available,
+    progress: Progress,
+) -> ChosenParams:
+    """What the stages lack, chosen on a split that is not the test split. Raises GuardError for the test split."""
+    require_not_test(selection.name, "the parameters of re-rankings")
+    lacking = available.lacking(stages)
+    if not lacking:
+        return available.params
+    part = run.recipe.evaluate
+    scores = split_scores(loaded, run, selection, available, progress)
+    return choose_params(
+        lacking, scores, selection.caption_image, available, part.smr_gammas, part.smr_form, progress
+    )  # fmt: skip
+
+
+def _open_for_choosing(workspace: Workspace, run: Run, split: str, what: str) -> TestedSplit:
+    require_not_test(split, what)
+    tested = open_tested(workspace, run, None, split)
+    shared = sum(picture in run.seen.train_images for picture in tested.split.picture_sha256)
+    if shared:
+        raise GuardError(
+            f"choosing {what} on {split} would flatter them: {run.root.name} was trained on {shared:,} of its "
+            f"{len(tested.split):,} pictures",
+            hint="choose on the run's selection split",
+        )
+    return tested

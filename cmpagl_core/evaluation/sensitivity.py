@@ -17,7 +17,7 @@ from cmpagl_core.evaluation.intervals import METRICS, PerImage, resamples
 from cmpagl_core.evaluation.recall import KS, Matches, rank_queries
 from cmpagl_core.evaluation.tune import EQUAL_MR, GAMMAS, place_of_best
 from cmpagl_core.progress import Progress, Silent
-from cmpagl_core.ranking.chain import Directions, Gammas, Tuned, rerank
+from cmpagl_core.ranking.chain import Directions, Gammas, RerankParams, rerank
 from cmpagl_core.ranking.offsets import TEMPERATURES
 from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.ranking.smr import SmrForm
@@ -138,17 +138,17 @@ def smr_sensitivity(
     return Sensitivity(scores.shape[0], scores.shape[1], samples, plain_mr, settings)
 
 
-def _planned(gammas: Sequence[float]) -> Iterator[tuple[str, Tuned]]:
+def _planned(gammas: Sequence[float]) -> Iterator[tuple[str, RerankParams]]:
     for form in FORMS:
         for first in gammas:
             for second in gammas:
-                yield f"smr {form}", Tuned(Gammas(form, first, second))
+                yield f"smr {form}", RerankParams(Gammas(form, first, second))
     for name in _OTHERS:
-        yield name, Tuned()
+        yield name, RerankParams()
     for temperature in TEMPERATURES:
-        yield "dual_softmax", Tuned(dual_softmax=temperature)
+        yield "dual_softmax", RerankParams(dual_softmax=temperature)
     for temperature in TEMPERATURES:
-        yield "sinkhorn", Tuned(sinkhorn=temperature)
+        yield "sinkhorn", RerankParams(sinkhorn=temperature)
 
 
 def _per_image(scores: Directions, matches: Matches, image_ids: Sequence[str], owners: NDArray[np.int64]) -> PerImage:
@@ -187,7 +187,7 @@ def _best(grid: Sequence[Setting]) -> Setting:
 
 
 def _setting(
-    name: str, tuned: Tuned, mr: float, plain_mr: float, gains: NDArray[np.float64], share: float | None
+    name: str, tuned: RerankParams, mr: float, plain_mr: float, gains: NDArray[np.float64], share: float | None
 ) -> Setting:
     low, high = np.quantile(gains, [0.025, 0.975])
     return Setting(

@@ -4,34 +4,40 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
-from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset, open_prepared
+from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
 from cmpagl_core.encoders.feature_set import load_feature_set
-from cmpagl_core.errors import GuardError, MismatchError
-from cmpagl_core.evaluation.evaluate import (
-    feature_scores,
-    matrix_scores,
-    model_scores,
-    open_scores,
-    require_shape,
-    tuned_of,
+from cmpagl_core.errors import MismatchError, UsageError
+from cmpagl_core.evaluation.choose_on import (
+    ChoiceScores,
+    choose_on,
+    open_choice_features,
+    open_choice_scores,
+    require_other_images,
+    require_other_scores,
 )
+from cmpagl_core.evaluation.evaluate import feature_scores, matrix_scores, model_scores
 from cmpagl_core.evaluation.groups import By, GroupRow, by_length, by_scene
-from cmpagl_core.evaluation.protocol import PROTOCOLS, require_not_test
+from cmpagl_core.evaluation.protocol import PROTOCOLS, read_overlap
 from cmpagl_core.evaluation.result import RetrievalReport, report_path, save_report
+from cmpagl_core.evaluation.score_files import open_scores, read_scores_info
 from cmpagl_core.evaluation.scored import EvaluateOptions, Scored
-from cmpagl_core.evaluation.selection import open_tested, with_temperatures
-from cmpagl_core.evaluation.tune import choose_all
+from cmpagl_core.evaluation.selection import open_tested, params_for
 from cmpagl_core.files import sha256_file
 from cmpagl_core.progress import Progress
-from cmpagl_core.ranking.chain import TEMPERED, Tuned
-from cmpagl_core.ranking.scores import ScoreMatrix
+from cmpagl_core.ranking.chain import ChosenParams
 from cmpagl_core.runs import open_run
 from cmpagl_core.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class ChoiceFile:
+    """What re-rankings of a file are chosen on: features or scores, and which split scores are of."""
+
+    path: Path | None = None
+    split: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +77,8 @@ def evaluate_named_run(
     run = open_run(workspace.find("runs", name))
     tested = open_tested(workspace, run, data, split)
     loaded = run.load(device)
-    tuned = tuned_of(run)
-    wanted = options.rerank.replace("-", "_")
-    if wanted == "all" or any(name in wanted for name in TEMPERED):
-        tuned = with_temperatures(workspace, run, loaded, tuned, progress)
-    scored = model_scores(loaded, run, tested.split, progress, options, tested.manifest_sha256, tested.overlap, tuned)
+    params = params_for(workspace, run, loaded, options.rerank, options.itm_k, progress)
+    scored = model_scores(loaded, run, tested.split, progress, options, tested.manifest_sha256, params)
     reports = _reports(scored, options, both)
     for report in reports:
         path = report_path(run.root, split, report.stamp.protocol, tested.other_dataset)
@@ -87,7 +90,7 @@ def evaluate_named_run(
 def evaluate_feature_file(
     workspace: Workspace,
     path: Path,
-    choose_on: Path | None,
+    choice: ChoiceFile,
     data: str | None,
     options: EvaluateOptions,
     progress: Progress,
@@ -109,14 +112,18 @@ def evaluate_feature_file(
         # a feature set may hold the images in another order
         scene_of = dict(zip(split.image_ids, split.scenes, strict=True))
         scenes = tuple(scene_of.get(image, "") for image in features.image_ids)
-    tuned = _chosen(workspace, choose_on, data, features.info.split_sha256, progress)
-    return Evaluated(_reports(feature_scores(features, tuned), options, both), scenes, tuple(features.captions))
+    params = ChosenParams()
+    if choice.path is not None:
+        chosen = _open_choice(workspace, choice, choice.path, data)
+        require_other_images(chosen, features.image_sha256, features.info.split_sha256)
+        params = choose_on(chosen, options.rerank, progress)
+    return Evaluated(_reports(feature_scores(features, params), options, both), scenes, tuple(features.captions))
 
 
 def evaluate_score_file(
     workspace: Workspace,
     path: Path,
-    choose_on: Path | None,
+    choice: ChoiceFile,
     data: str | None,
     split: str,
     options: EvaluateOptions,
@@ -126,9 +133,21 @@ def evaluate_score_file(
     """Evaluate a `.npy` matrix of a split's images x captions, in the prepared set's order. both: every protocol."""
     prepared = _prepared(workspace, data)
     tested = prepared.split(split)
-    array = open_scores(path)
-    tuned = _chosen(workspace, choose_on, data, tested.sha256, progress)
-    scored = matrix_scores(array, tested, prepared.manifest.sha256, path.name, sha256_file(path), tuned)
+    array, info = open_scores(path), read_scores_info(path)
+    if info is not None and info.split_sha256 != tested.sha256:
+        raise MismatchError(
+            f"{path} holds scores of the {info.split} split of {info.dataset}, not of {split} of {prepared.name}",
+            hint="name its data set with --data and its split with --split",
+        )
+    params = ChosenParams()
+    if choice.path is not None:
+        chosen = _open_choice(workspace, choice, choice.path, data)
+        require_other_scores(chosen, array, path)
+        require_other_images(chosen, tested.picture_sha256, tested.sha256)
+        params = choose_on(chosen, options.rerank, progress)
+    overlap = None if info is None else read_overlap(info.overlap)
+    digest = sha256_file(path)
+    scored = matrix_scores(array, tested, prepared.manifest.sha256, path.name, digest, params, overlap)
     return Evaluated(_reports(scored, options, both), tested.scenes, tested.captions)
 
 
@@ -137,34 +156,12 @@ def _reports(scored: Scored, options: EvaluateOptions, both: bool) -> tuple[Retr
     return tuple(scored.report(replace(options, protocol=protocol)) for protocol in protocols)
 
 
-def _chosen(workspace: Workspace, path: Path | None, data: str | None, tested_sha256: str, progress: Progress) -> Tuned:
-    """Parameters chosen on features or scores of another split. Raises GuardError for the tested one."""
-    if path is None:
-        return Tuned()
-    scores, owners, chosen_sha256 = (
-        _validation_scores(_prepared(workspace, data).split("val"), path)
-        if path.suffix == ".npy"
-        else _validation_features(path)
-    )
-    if chosen_sha256 and chosen_sha256 == tested_sha256:
-        raise GuardError(
-            f"{path} is of the very split that is evaluated, so choosing on it would flatter every re-ranking",
-            hint="give features or scores of the val split",
-        )
-    return choose_all(scores, owners, progress=progress)
-
-
-def _validation_scores(split: DataSplit, path: Path) -> tuple[ScoreMatrix, NDArray[Any], str]:
-    scores = ScoreMatrix.from_array(open_scores(path))
-    require_shape(scores, split, str(path))
-    return scores, split.caption_image, split.sha256
-
-
-def _validation_features(path: Path) -> tuple[ScoreMatrix, NDArray[Any], str]:
-    features = load_feature_set(path)
-    require_not_test(features.info.split, "re-rankings")
-    scores = ScoreMatrix.from_features(features.image_features, features.text_features)
-    return scores, features.text_image, features.info.split_sha256
+def _open_choice(workspace: Workspace, choice: ChoiceFile, path: Path, data: str | None) -> ChoiceScores:
+    if path.suffix == ".npy":
+        return open_choice_scores(path, _prepared(workspace, data), choice.split)
+    if choice.split is not None:
+        raise UsageError("--choose-split is for scores (.npy): features say which split they are of")
+    return open_choice_features(path)
 
 
 def _prepared(workspace: Workspace, data: str | None) -> PreparedDataset:

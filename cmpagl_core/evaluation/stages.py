@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +13,7 @@ from cmpagl_core.evaluation.intervals import METRICS, PerImage, bootstrap
 from cmpagl_core.evaluation.metrics import first_rank, rank_metrics
 from cmpagl_core.evaluation.recall import KS, Matches, Probabilities, Ranking, rank_queries, summarise
 from cmpagl_core.evaluation.result import Queries, ReportRow, Spans, StageHits
-from cmpagl_core.ranking.chain import Directions, Reranking, Tuned, parse_chain, rerank
+from cmpagl_core.ranking.chain import ChosenParams, Directions, Reranking, Step, parse_chain, rerank
 from cmpagl_core.ranking.scores import ScoreMatrix
 
 Base = Literal["cosine", "itm"]
@@ -30,39 +30,74 @@ class Stage:
 
 @dataclass(frozen=True)
 class Available:
-    """What a model offers: base scores, the plain ranking first, and re-rankings whose parameters are known."""
+    """What a model offers: base scores, the plain ranking first, and parameters of re-rankings.
+
+    itm_k: candidates of the ITM scores, which parameters depend on; 0: every pair, None: no ITM. smr: whether it is
+    shown unasked.
+    """
 
     bases: tuple[Base, ...]
-    tuned: Tuned
+    params: ChosenParams
+    itm_k: int | None = None
+    smr: bool = True
+
+    def scores_of(self, base: Base) -> str:
+        """What parameters call these scores."""
+        return base if base == "cosine" else f"itm@{self.itm_k}"
+
+    def lacking(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+        """Stages with parameters that were never chosen on what they re-rank."""
+        return tuple(stage for stage in stages if self.params.lacks(self.scores_of(stage.base), stage.chain))
+
+    def steps(self, stage: Stage) -> tuple[Step, ...] | None:
+        """The stage's re-rankings with their parameters; None where some were never chosen, on plain scores either."""
+        return self.params.steps(self.scores_of(stage.base), stage.chain, self.scores_of(self.bases[0]))
 
 
-def plan_stages(wanted: str, available: Available) -> tuple[tuple[Stage, ...], tuple[str, ...]]:
-    """The rows to show, and a sentence for each that cannot be.
+def wanted_stages(wanted: str, bases: tuple[Base, ...]) -> tuple[Stage, ...]:
+    """The rows that are asked for.
 
     wanted: "none" (the base scores), "default" (and SMR on each), "all" (and every other re-ranking of the first),
-    or a list such as "smr,csls+smr,itm+galr". Raises UsageError for what is no re-ranking, or asked for by name and
-    not to be had.
+    or a list such as "smr,csls+smr,itm+galr". Raises UsageError for what is no re-ranking, or of no base here.
     """
-    plain = [Stage(base, base) for base in available.bases]
+    plain = [Stage(base, base) for base in bases]
     if wanted not in ("none", "default", "all"):
-        asked = [_named(text.strip(), available) for text in wanted.split(",")]
-        return (plain[0], *(stage for stage in dict.fromkeys(asked) if stage != plain[0])), ()
+        asked = [_named(text.strip(), bases) for text in wanted.split(",")]
+        return plain[0], *(stage for stage in dict.fromkeys(asked) if stage != plain[0])
     if wanted == "none":
-        return tuple(plain), ()
+        return tuple(plain)
     stages = [stage for base in plain for stage in (base, Stage(f"{base.name}+smr", base.base, ("smr",)))]
     if wanted == "all":
         others: tuple[Reranking, ...] = ("galr", "csls", "dual_softmax", "sinkhorn")
-        stages += [Stage(name, available.bases[0], (name,)) for name in others]
-    possible = tuple(stage for stage in stages if all(available.tuned.allows(name) for name in stage.chain))
-    missing = [stage.name for stage in stages if stage not in possible]
-    notes = (f"left out {', '.join(missing)}: parameters were never chosen on a selection split",) if missing else ()
-    return possible, notes
+        stages += [Stage(name, bases[0], (name,)) for name in others]
+    return tuple(stages)
+
+
+def plan_stages(wanted: str, available: Available) -> tuple[tuple[Stage, ...], tuple[str, ...]]:
+    """The rows to show, and a sentence for each that cannot be, or that borrows its parameters.
+
+    wanted: as for `wanted_stages`. Raises UsageError for a stage that is asked for by name and not to be had.
+    """
+    stages = wanted_stages("none" if wanted == "default" and not available.smr else wanted, available.bases)
+    steps = {stage: available.steps(stage) for stage in stages}
+    missing = [stage.name for stage in stages if steps[stage] is None]
+    if missing and wanted not in ("default", "all"):
+        raise UsageError(f"{missing[0]!r}: its parameters were never chosen", hint="see `cmpagl tune smr`")
+    notes = [f"left out {', '.join(missing)}: parameters were never chosen on a selection split"] if missing else []
+    notes += [_borrowing(stage, available) for stage in available.lacking(stages) if steps[stage] is not None]
+    return tuple(stage for stage in stages if steps[stage] is not None), tuple(notes)
+
+
+def _borrowing(stage: Stage, available: Available) -> str:
+    plain = available.bases[0]
+    way_out = f"`cmpagl evaluate --rerank {stage.name}` chooses them on what is re-ranked"
+    return f"{stage.name}: its parameters were chosen on {plain} scores, not on those that it re-ranks; {way_out}"
 
 
 def score_stages(
     stages: tuple[Stage, ...],
     scores: Callable[[Base], ScoreMatrix],
-    tuned: Tuned,
+    available: Available,
     matches: Matches,
     queries: Queries,
     samples: int,
@@ -75,28 +110,25 @@ def score_stages(
         if stage.base not in bases:
             bases[stage.base] = Directions(scores(stage.base).held())
         both = bases[stage.base]
-        for name in stage.chain:
-            both = rerank(both, name, tuned)
+        for step in available.steps(stage) or ():
+            both = rerank(both, step.reranking, step.params)
         row, found = _evaluate(stage.name, both, matches, queries, samples, seed)
         rows.append(row)
         hits[stage.name] = found
     return tuple(rows), Queries(queries.image_ids, queries.caption_image, hits)
 
 
-def _named(text: str, available: Available) -> Stage:
+def _named(text: str, bases: tuple[Base, ...]) -> Stage:
     """A stage from what the user wrote; `cosine+` in front may be left out. Raises UsageError."""
     first, _, rest = text.partition("+")
     if first in ("cosine", "itm"):
         base: Base = "itm" if first == "itm" else "cosine"
         chain = parse_chain(rest) if rest else ()
     else:
-        base, chain = available.bases[0], parse_chain(text)
-    if base not in available.bases:
-        raise UsageError(f"{text!r}: there are no {base} scores here", hint=f"there is {', '.join(available.bases)}")
-    for name in chain:
-        if not available.tuned.allows(name):
-            raise UsageError(f"{text!r}: the parameters of {name} were never chosen", hint="see `cmpagl tune smr`")
-    short = not chain or chain == ("smr",) or base != available.bases[0]
+        base, chain = bases[0], parse_chain(text)
+    if base not in bases:
+        raise UsageError(f"{text!r}: there are no {base} scores here", hint=f"there is {', '.join(bases)}")
+    short = not chain or chain == ("smr",) or base != bases[0]
     return Stage("+".join((base, *chain)) if short else "+".join(chain), base, chain)
 
 

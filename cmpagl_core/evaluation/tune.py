@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from numpy.typing import ArrayLike
 
 from cmpagl_core.errors import UsageError
 from cmpagl_core.evaluation.recall import Matches, recall
+from cmpagl_core.evaluation.stages import Available, Base, Stage
 from cmpagl_core.progress import Progress, Silent
-from cmpagl_core.ranking.chain import TEMPERED, Gammas, Tempered, Tuned
+from cmpagl_core.ranking.chain import (
+    ChosenParams,
+    Directions,
+    Gammas,
+    Reranking,
+    RerankParams,
+    Step,
+    Tempered,
+    chain_inputs,
+    rerank,
+)
 from cmpagl_core.ranking.offsets import TEMPERATURES
 from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.ranking.smr import SmrForm, smr
-from cmpagl_core.ranking.standing import Standing
 
 GAMMAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 
@@ -47,7 +57,7 @@ class SmrChoice:
 
 
 def choose_smr(
-    scores: ScoreMatrix,
+    scores: ScoreMatrix | Directions,
     caption_image: ArrayLike,
     gammas: Sequence[float] = GAMMAS,
     form: SmrForm = "multiply",
@@ -55,13 +65,14 @@ def choose_smr(
 ) -> SmrChoice:
     """Try gammas x gammas by mR under `rsitr` on these scores (images x texts) of the selection split.
 
+    scores: plain ones, or those of both directions after other re-rankings.
     The smallest gammas win among equals. Raises UsageError for an empty grid or a gamma that is none.
     """
     if not gammas:
         raise UsageError("the grid of gammas is empty", hint="give at least one gamma")
-    matches = Matches.own(caption_image, scores.shape[0])
-    standing = Standing.of(scores)
-    other = standing.transposed()
+    both = _both(scores)
+    matches = Matches.own(caption_image, both.i2t.shape[0])
+    standing, other = both.standings
     chosen = sorted(set(gammas))
     grid = []
     with (progress or Silent()).task("choose gammas", len(chosen) ** 2) as advance:
@@ -72,38 +83,76 @@ def choose_smr(
                 grid.append(GridPoint(first, second, recall(i2t, matches, t2i).mr))
                 advance(1)
     best = grid[place_of_best([point.mr for point in grid], [(point.gamma1, point.gamma2) for point in grid])]
-    plain = recall(standing.scores, matches).mr
+    plain = recall(both.i2t, matches, both.own_t2i).mr
     return SmrChoice(form, best.gamma1, best.gamma2, best.mr, plain, tuple(grid))
 
 
 def choose_temperature(
-    name: Tempered, scores: ScoreMatrix, caption_image: ArrayLike, temperatures: Sequence[float] = TEMPERATURES
+    name: Tempered,
+    scores: ScoreMatrix | Directions,
+    caption_image: ArrayLike,
+    temperatures: Sequence[float] = TEMPERATURES,
 ) -> float:
     """The temperature with the best mR under `rsitr`, the lowest among equals. Raises UsageError for an empty grid."""
     if not temperatures:
         raise UsageError("the grid of temperatures is empty", hint="give at least one temperature")
-    matches, held = Matches.own(caption_image, scores.shape[0]), scores.held()
-    found = [(recall(TEMPERED[name](held, temperature), matches).mr, temperature) for temperature in set(temperatures)]
+    both = _both(scores)
+    matches = Matches.own(caption_image, both.i2t.shape[0])
+    found = []
+    for temperature in set(temperatures):
+        reranked = rerank(both, name, Step(name, temperature=temperature).params)
+        found.append((recall(reranked.i2t, matches, reranked.own_t2i).mr, temperature))
     top = max(mr for mr, _ in found)
     return min(temperature for mr, temperature in found if mr >= top - EQUAL_MR)
 
 
-def choose_all(
-    scores: ScoreMatrix,
+def choose_params(
+    stages: Sequence[Stage],
+    scores: Callable[[Base], ScoreMatrix],
     caption_image: ArrayLike,
+    available: Available,
     gammas: Sequence[float] = GAMMAS,
     form: SmrForm = "multiply",
     progress: Progress | None = None,
-) -> Tuned:
-    """Every parameter that re-rankings have, chosen on the scores of one selection split."""
-    choice = choose_smr(scores, caption_image, gammas, form, progress)
-    return choose_temperatures(scores, caption_image, choice.gammas)
+) -> ChosenParams:
+    """What these stages need and is not known yet, chosen on what each re-ranks, by scores of the selection split.
+
+    scores: images x texts of the selection split; asked only for a base that something is chosen on. Returns the
+    known parameters and the new ones.
+    """
+    params = available.params
+    for stage in stages:
+        source = available.scores_of(stage.base)
+        if not params.lacks(source, stage.chain):
+            continue
+        both, inputs = Directions(scores(stage.base).held()), chain_inputs(source, stage.chain)
+        for place, (scored, name) in enumerate(zip(inputs, stage.chain, strict=True)):
+            if place:
+                both = rerank(both, stage.chain[place - 1], params.of(inputs[place - 1]))
+            known = params.of(scored)
+            if not known.allows(name):
+                chosen = _choose(name, known, both, caption_image, gammas, form, progress)
+                params = params.adding(scored, chosen)
+    return params
 
 
-def choose_temperatures(scores: ScoreMatrix, caption_image: ArrayLike, gammas: Gammas | None) -> Tuned:
-    """These gammas of SMR, and the temperature of every re-ranking that has one."""
-    chosen = {name: choose_temperature(name, scores, caption_image) for name in TEMPERED}
-    return Tuned(gammas, chosen["dual_softmax"], chosen["sinkhorn"])
+def _choose(
+    name: Reranking,
+    known: RerankParams,
+    scores: Directions,
+    caption_image: ArrayLike,
+    gammas: Sequence[float],
+    form: SmrForm,
+    progress: Progress | None,
+) -> RerankParams:
+    if name == "smr":
+        choice = choose_smr(scores, caption_image, gammas, form, progress)
+        return replace(known, smr=choice.gammas, smr_mr=choice.mr)
+    if name == "dual_softmax":
+        return replace(known, dual_softmax=choose_temperature(name, scores, caption_image))
+    if name == "sinkhorn":
+        return replace(known, sinkhorn=choose_temperature(name, scores, caption_image))
+    return known
 
 
 def place_of_best(mr: Sequence[float], pairs: Sequence[tuple[float, float]]) -> int:
@@ -111,3 +160,7 @@ def place_of_best(mr: Sequence[float], pairs: Sequence[tuple[float, float]]) -> 
     top = max(mr)
     equals = [place for place, value in enumerate(mr) if value >= top - EQUAL_MR]
     return min(equals, key=lambda place: (sum(pairs[place]), pairs[place][0]))
+
+
+def _both(scores: ScoreMatrix | Directions) -> Directions:
+    return scores if isinstance(scores, Directions) else Directions(scores.held())

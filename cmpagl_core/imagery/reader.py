@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from PIL import Image
 
 from cmpagl_core.errors import DataError
+from cmpagl_core.files import FileStamp
 from cmpagl_core.imagery.image_ref import ImageRef, Window
 from cmpagl_core.imagery.pictures import decode_picture
-from cmpagl_core.imagery.stamps import Broken, FileStamp, opened_with_stamp
+from cmpagl_core.imagery.stamps import Broken, opened_with_stamp
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cmpagl_core.errors import DataError
+from cmpagl_core.files import FileStamp
 from cmpagl_core.imagery.image_ref import ImageRef
-
-
-@dataclass(frozen=True)
-class FileStamp:
-    """A file as it was read: size in bytes, mtime in ns, hex SHA-256 of its content."""
-
-    size: int
-    mtime_ns: int
-    sha256: str
 
 
 @dataclass(frozen=True)

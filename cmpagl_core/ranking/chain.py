@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -34,27 +34,102 @@ class Gammas:
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """What was chosen on the selection split; None where nothing was."""
+class RerankParams:
+    """What was chosen on some scores of the selection split; None where nothing was."""
 
     smr: Gammas | None = None
     dual_softmax: float | None = None  # its temperature
     sinkhorn: float | None = None  # its temperature
+    smr_mr: float | None = field(default=None, compare=False)  # percent, with SMR on the selection split
 
     def temperature(self, name: Tempered) -> float | None:
         """That of a re-ranking that has one."""
         return self.dual_softmax if name == "dual_softmax" else self.sinkhorn
-
-    @property
-    def has_temperatures(self) -> bool:
-        """Whether every re-ranking that has a temperature has one."""
-        return all(self.temperature(name) is not None for name in TEMPERED)
 
     def allows(self, name: Reranking) -> bool:
         """Whether a re-ranking has all its parameters."""
         if name in ("dual_softmax", "sinkhorn"):
             return self.temperature(name) is not None
         return name != "smr" or self.smr is not None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One re-ranking of a chain, its parameters, and which scores they were chosen on; None and empty: it has none."""
+
+    reranking: Reranking
+    smr: Gammas | None = None
+    temperature: float | None = None
+    chosen_on: str = ""
+
+    @classmethod
+    def of(cls, name: Reranking, params: RerankParams, chosen_on: str) -> Step:
+        """The step with those of the parameters that it has."""
+        if name == "smr":
+            return cls(name, smr=params.smr, chosen_on=chosen_on)
+        if name in ("dual_softmax", "sinkhorn"):
+            return cls(name, temperature=params.temperature(name), chosen_on=chosen_on)
+        return cls(name)
+
+    @property
+    def params(self) -> RerankParams:
+        """As `rerank` takes them."""
+        temperatures = {name: self.temperature for name in TEMPERED if name == self.reranking}
+        return RerankParams(self.smr, **temperatures)
+
+
+@dataclass(frozen=True)
+class ChosenParams:
+    """Parameters by the scores that they were chosen on: "cosine", "itm@16" (candidates), "cosine+csls".
+
+    split_sha256: of the split that chose them; empty where nothing was chosen.
+    """
+
+    by_scores: Mapping[str, RerankParams] = field(default_factory=dict)
+    split_sha256: str = ""
+
+    def of(self, scores: str) -> RerankParams:
+        """What was chosen on these very scores."""
+        return self.by_scores.get(scores, RerankParams())
+
+    def adding(self, scores: str, params: RerankParams) -> ChosenParams:
+        """The same and these, in place of what was chosen on the same scores.
+
+        What was chosen on scores after a re-ranking whose parameters change here is left out.
+        """
+        before = self.of(scores)
+        changed = [name for name in RERANKINGS if Step.of(name, before, "") != Step.of(name, params, "")]
+        stale = tuple(f"{scores}+{name}" for name in changed)
+        kept = {key: its for key, its in self.by_scores.items() if not _is_of(key, stale)}
+        return replace(self, by_scores={**kept, scores: params})
+
+    def lacks(self, base: str, chain: Sequence[Reranking]) -> bool:
+        """Whether something that a chain needs was never chosen on what it re-ranks there."""
+        inputs = chain_inputs(base, chain)
+        return not all(self.of(scores).allows(name) for scores, name in zip(inputs, chain, strict=True))
+
+    def steps(self, base: str, chain: Sequence[Reranking], plain: str) -> tuple[Step, ...] | None:
+        """The chain with its parameters: of what it re-ranks, else those of the `plain` scores; None without any."""
+        steps = []
+        for scores, name in zip(chain_inputs(base, chain), chain, strict=True):
+            source = scores if self.of(scores).allows(name) else plain
+            if not self.of(source).allows(name):
+                return None
+            steps.append(Step.of(name, self.of(source), source))
+        return tuple(steps)
+
+    def holds(self, step: Step) -> bool:
+        """Whether a step would have these parameters now."""
+        return Step.of(step.reranking, self.of(step.chosen_on), step.chosen_on) == step
+
+
+def _is_of(key: str, prefixes: Sequence[str]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}+") for prefix in prefixes)
+
+
+def chain_inputs(base: str, chain: Sequence[Reranking]) -> tuple[str, ...]:
+    """What each re-ranking of a chain is applied to: "cosine", then "cosine+csls", ..."""
+    return tuple("+".join((base, *chain[:place])) for place in range(len(chain)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +154,7 @@ class Directions:
         return Directions(reranking(self.i2t), None if self.own_t2i is None else reranking(self.own_t2i))
 
 
-def rerank(scores: Directions, name: Reranking, tuned: Tuned) -> Directions:
+def rerank(scores: Directions, name: Reranking, tuned: RerankParams) -> Directions:
     """One re-ranking of both directions. Raises UsageError for one whose parameters were never chosen."""
     if name == "csls":
         return scores.by_symmetric(csls)

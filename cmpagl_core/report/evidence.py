@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.encoders.export import run_features
 from cmpagl_core.encoders.feature_set import FeatureSet
-from cmpagl_core.errors import DataError
-from cmpagl_core.evaluation.evaluate import evaluate_model, is_pre_aligned, tuned_of
+from cmpagl_core.errors import DataError, MismatchError
+from cmpagl_core.evaluation.evaluate import evaluate_model, is_pre_aligned
 from cmpagl_core.evaluation.groups import GroupRow, by_scene
+from cmpagl_core.evaluation.kept_params import read_params
 from cmpagl_core.evaluation.protocol import Protocol
 from cmpagl_core.evaluation.result import RetrievalReport, load_report, report_path, save_report
 from cmpagl_core.evaluation.scored import EvaluateOptions
-from cmpagl_core.evaluation.selection import open_tested
+from cmpagl_core.evaluation.selection import TestedSplit, open_tested
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.runs import Run
@@ -102,31 +103,30 @@ def collect(
     tested = open_tested(workspace, run, data, split)
     loaded = run.load(device)
     path = report_path(run.root, split, protocol, tested.other_dataset)
-    report = None if again else _kept(path, run, tested.split, progress)
+    report = None if again else _kept(path, run, tested, progress)
     if report is None:
         options = EvaluateOptions(protocol)
-        report = evaluate_model(
-            loaded, run, tested.split, progress, options, tested.manifest_sha256, tested.overlap
-        )  # fmt: skip
+        report = evaluate_model(loaded, run, tested.split, progress, options, tested.manifest_sha256)
         save_report(report, path)
     aligned = is_pre_aligned(run.recipe)
     features = run_features(loaded, run.root.name, tested.split, progress) if aligned else None
     return gather(run, report, tested.split, features)
 
 
-def _kept(path: Path, run: Run, split: DataSplit, progress: Progress) -> RetrievalReport | None:
-    """The evaluation in a run's folder, if it is of these weights, gammas and data."""
+def _kept(path: Path, run: Run, tested: TestedSplit, progress: Progress) -> RetrievalReport | None:
+    """The evaluation in a run's folder, if it is of these weights, parameters of re-rankings and data."""
     if not path.is_file():
         return None
     try:
         report = load_report(path)
-    except DataError as error:
+    except (DataError, MismatchError) as error:
         progress.say(f"evaluated again: {error}")
         return None
-    stamp = report.stamp
-    gammas = stamp.smr is None or stamp.smr == tuned_of(run).smr
-    current = (stamp.model_sha256, stamp.split_sha256) == (run.info.weights_sha256, split.sha256)
-    return report if current and gammas and report.queries.image_ids == split.image_ids else None
+    stamp, split, params = report.stamp, tested.split, read_params(run, progress)
+    data = (stamp.split_sha256, stamp.manifest_sha256) == (split.sha256, tested.manifest_sha256)
+    chosen = all(params.holds(step) for steps in stamp.rerank.values() for step in steps)
+    current = data and chosen and stamp.model_sha256 == run.info.weights_sha256
+    return report if current and report.queries.image_ids == split.image_ids else None
 
 
 def gather(run: Run, report: RetrievalReport, split: DataSplit, features: FeatureSet | None) -> Evidence:

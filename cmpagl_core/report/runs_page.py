@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cmpagl_core.errors import UsageError
 from cmpagl_core.evaluation.protocol import Stamp, require_one_column
 from cmpagl_core.evaluation.result import RetrievalReport
+from cmpagl_core.ranking.chain import Step
 from cmpagl_core.report.charts import LineChart, RowChart, Value, line_chart, row_chart
 from cmpagl_core.report.evidence import Curves, Evidence, Picture, recipe_differences
 from cmpagl_core.report.page import render, thumbnail
@@ -157,9 +158,7 @@ def _facts(evidence: Sequence[Evidence]) -> list[tuple[str, list[str]]]:
         ("split sha256", [stamp.split_sha256[:16] for stamp in stamps]),
         ("manifest sha256", [stamp.manifest_sha256[:16] for stamp in stamps]),
         ("model sha256", [stamp.model_sha256[:16] for stamp in stamps]),
-        ("SMR", [_gammas(stamp) for stamp in stamps]),
-        ("dual softmax", [_temperature(stamp.dual_softmax) for stamp in stamps]),
-        ("Sinkhorn", [_temperature(stamp.sinkhorn) for stamp in stamps]),
+        ("re-ranking", [_reranking(stamp) for stamp in stamps]),
         ("ITM candidates", [_candidates(stamp) for stamp in stamps]),
         ("best epoch", [f"{info.best.epoch}, mR {info.best.mr:.2f} on the selection split" for info in infos]),
         ("parameters", [f"{info.parameters:,}" for info in infos]),
@@ -170,13 +169,16 @@ def _facts(evidence: Sequence[Evidence]) -> list[tuple[str, list[str]]]:
     ]  # fmt: skip
 
 
-def _temperature(chosen: float | None) -> str:
-    return "none" if chosen is None else f"T = {chosen:g}"
+def _reranking(stamp: Stamp) -> str:
+    shown = [f"{stage}: {', '.join(map(_step, steps))}" for stage, steps in stamp.rerank.items()]
+    return "; ".join(shown) or "none that has parameters"
 
 
-def _gammas(stamp: Stamp) -> str:
-    chosen = stamp.smr
-    return "none" if chosen is None else f"{chosen.form}, gamma1 {chosen.gamma1:g}, gamma2 {chosen.gamma2:g}"
+def _step(step: Step) -> str:
+    if step.smr is None:
+        return f"{step.reranking} T = {step.temperature:g}, chosen on {step.chosen_on}"
+    gammas = f"gamma1 {step.smr.gamma1:g}, gamma2 {step.smr.gamma2:g}"
+    return f"{step.smr.form}, {gammas}, chosen on {step.chosen_on}"
 
 
 def _candidates(stamp: Stamp) -> str:

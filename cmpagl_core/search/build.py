@@ -15,6 +15,7 @@ from cmpagl_core.encoders.cmpagl import CmpaglEncoder
 from cmpagl_core.encoders.encoder import Encoder
 from cmpagl_core.errors import CmpaglError, UsageError
 from cmpagl_core.progress import Progress
+from cmpagl_core.run_data import own_data
 from cmpagl_core.runs import Run, open_run
 from cmpagl_core.search.index import IndexInfo, open_index
 from cmpagl_core.search.indexing import BuiltIndex, build_index
@@ -74,12 +75,9 @@ def _source(request: IndexRequest, workspace: Workspace, run: Run | None) -> tup
 
 
 def _data(request: IndexRequest, workspace: Workspace, run: Run | None) -> PreparedDataset:
-    """The data set that is named, else the run's own where it was, else by its name, else the newest."""
+    """The data set that is named, else the run's own; else, without a run, the newest."""
     if request.data is None and run is not None:
-        own = Path(run.info.dataset_root)
-        if (own / "manifest.json").is_file():
-            return open_prepared(own)
-        return open_prepared(workspace.find("data", run.info.dataset))
+        return own_data(workspace, run)
     return open_prepared(workspace.find("data", request.data))
 
 

@@ -20,8 +20,9 @@ from cmpagl_core.encoders.encoder import Fingerprint
 from cmpagl_core.encoders.feature_set import FeatureSet, unique_texts
 from cmpagl_core.encoders.tensor_file import Array, TensorFile, TextTable, open_tensor_file, write_tensor_file
 from cmpagl_core.errors import CmpaglError, DataError, MismatchError
+from cmpagl_core.files import FileStamp
 from cmpagl_core.imagery.image_ref import ImageRef, Window
-from cmpagl_core.imagery.stamps import Broken, FileStamp
+from cmpagl_core.imagery.stamps import Broken
 from cmpagl_core.search.marker import (
     AGAIN,
     INDEX_FORMAT,

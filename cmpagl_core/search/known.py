@@ -12,8 +12,9 @@ import numpy as np
 from cmpagl_core.encoders.encoder import Features
 from cmpagl_core.encoders.tensor_file import Array, TextTable, open_tensor_file, write_tensor_file
 from cmpagl_core.errors import CmpaglError, DataError, UsageError
+from cmpagl_core.files import FileStamp
 from cmpagl_core.imagery.image_ref import ImageRef, Window
-from cmpagl_core.imagery.stamps import Broken, FileStamp, stamp_file
+from cmpagl_core.imagery.stamps import Broken, stamp_file
 from cmpagl_core.search.index import (
     FileStamps,
     GalleryIndex,

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cmpagl_core.errors import CmpaglError, DataError, MismatchError
-from cmpagl_core.files import PARTIAL_SUFFIX, partial_prefix, read_json, sha256_file, write_json
+from cmpagl_core.files import PARTIAL_SUFFIX, FileStamp, now, partial_prefix, read_json, write_json
 from cmpagl_core.imagery.image_ref import ImageRef, Window
-from cmpagl_core.imagery.stamps import Broken, FileStamp, stamp_file
+from cmpagl_core.imagery.stamps import Broken, stamp_file
 
 INDEX_FORMAT = 2
 INFO_FILE = "index.json"
@@ -61,9 +61,7 @@ class IndexFile:
         """Its path. Size and time are compared first; the content only where these are others, as after a copy."""
         path = root / self.name
         try:
-            state = path.stat()
-            same = (state.st_size, state.st_mtime_ns) == (self.size, self.mtime_ns)
-            if same or (state.st_size == self.size and sha256_file(path) == self.sha256):
+            if FileStamp(self.size, self.mtime_ns, self.sha256).fits(path):
                 return path
         except FileNotFoundError as error:
             raise DataError(f"{path} does not exist", hint=AGAIN) from error
@@ -99,7 +97,7 @@ def write_marker(
         for one in left_out
     ]
     named = {key: asdict(file) for key, file in files.items()}
-    write_json(root / INFO_FILE, {**about, "files": named, "reader": reader, "left_out": listed})
+    write_json(root / INFO_FILE, {**about, "made_at": now(), "files": named, "reader": reader, "left_out": listed})
     kept = {file.name for file in files.values()}
     for path in root.glob("*.safetensors"):
         if path.name not in kept:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cmpagl_core.encoders.encoder import Encoder
 from cmpagl_core.encoders.feature_set import load_feature_set, require_same_model
 from cmpagl_core.errors import CmpaglError, UsageError
-from cmpagl_core.files import newest, read_json
+from cmpagl_core.files import made_at, newest, read_json
 from cmpagl_core.progress import Progress
 from cmpagl_core.search.index import GalleryIndex, index_of_features, open_index
 from cmpagl_core.search.searcher import Searcher
@@ -23,6 +23,9 @@ if TYPE_CHECKING:  # takes seconds to import, and a text query needs none of it
     import torch
 
     from cmpagl_core.runs import Run
+
+
+_WEIGHTS = "model.safetensors"  # as runs.py has it, which a text query does not wait for
 
 
 def open_searcher(
@@ -67,8 +70,7 @@ def _say_if_a_run_is_newer(gallery: GalleryIndex, workspace: Workspace, progress
     latest = newest(workspace.root / "runs", MARKERS["runs"])
     if latest is None or gallery.info.model_kind != "run" or _model_of(latest) == gallery.info.model_sha256:
         return
-    made = (gallery.root / MARKERS["indexes"]).stat().st_mtime_ns
-    if (latest / MARKERS["runs"]).stat().st_mtime_ns > made:
+    if made_at(latest / MARKERS["runs"]) > made_at(gallery.root / MARKERS["indexes"]):
         progress.say(
             f"index {gallery.info.name} was made with run {gallery.info.model}; run {latest.name} is newer: "
             f"`cmpagl index --run {latest.name}` indexes its data set"
@@ -133,4 +135,7 @@ def _model_of(folder: Path) -> str:
         content = read_json(folder / MARKERS["runs"])
     except CmpaglError:
         return ""
-    return str(content.get("weights_sha256", "")) if isinstance(content, dict) else ""
+    try:
+        return str(content["files"][_WEIGHTS]["sha256"])
+    except (KeyError, TypeError):
+        return ""

@@ -14,10 +14,22 @@ import torch
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.device import usable_precision
 from cmpagl_core.errors import InterruptedByUserError
+from cmpagl_core.evaluation.kept_params import Chooser, write_params
+from cmpagl_core.evaluation.protocol import seen_of
 from cmpagl_core.interruption import Interruption
 from cmpagl_core.progress import Advance, Progress
 from cmpagl_core.recipe import Recipe
-from cmpagl_core.runs import INFO_FILE, LOG_FILE, RESUME_FOLDER, Best, Run, open_run, save_run
+from cmpagl_core.runs import (
+    INFO_FILE,
+    LOG_FILE,
+    RESUME_FOLDER,
+    WEIGHTS_FILE,
+    Best,
+    Run,
+    open_run,
+    write_files,
+    write_info,
+)
 from cmpagl_core.training.curves import draw_curves
 from cmpagl_core.training.journal import Journal
 from cmpagl_core.training.learner import Learner, gates_by_stage
@@ -179,16 +191,21 @@ def validate_epoch(session: Session) -> None:
 
 
 def finish(session: Session) -> Run:
-    """Write the run with the best weights and SMR's gammas for them; then the state is no longer needed."""
+    """Write the run with the best weights, and SMR's gammas for them; then the state is no longer needed."""
     plan, learner, position, best = session.plan, session.learner, session.position, session.position.best
     if best is None or learner.best is None:
         raise RuntimeError("a training ended without a validation")
     learner.model.load_state_dict(learner.best)
-    smr = choose_gammas(learner, plan, plan.is_cached(best.epoch - 1))
-    info = run_info(plan, learner, session.root.name, session.identity, position, best, smr)
+    params = choose_gammas(learner, plan, plan.is_cached(best.epoch - 1))
+    info = run_info(plan, learner, session.root.name, session.identity, position, best)
     session.journal.write("end", epoch=position.epoch, best_epoch=best.epoch, best_mr=best.mr)
     draw_curves(session.root, session.progress)
-    run = save_run(session.root, plan.recipe, info, learner.best, learner.tokenizer.to_json())
+    seen = seen_of(plan.train, plan.selection)
+    files = write_files(session.root, plan.recipe, learner.best, learner.tokenizer.to_json(), seen)
+    if params:
+        chooser = Chooser.of(files[WEIGHTS_FILE].sha256, info.selection_sha256, seen)
+        write_params(session.root, chooser, params)
+    run = write_info(session.root, info, files)
     shutil.rmtree(session.root / RESUME_FOLDER)
     return run
 

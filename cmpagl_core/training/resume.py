@@ -22,7 +22,7 @@ from cmpagl_core.runs import INFO_FILE, RESUME_FOLDER, TRAINING_VERSION, Best, r
 from cmpagl_core.training.step import StepFigures
 
 STATE_FILE = "state.safetensors"
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 
 
 @dataclass
@@ -77,6 +77,7 @@ class Identity:
     manifest_sha256: str
     origins: dict[str, str]
     text_shape: dict[str, int | float]
+    tokenizer_sha256: str
     training_version: int = TRAINING_VERSION
     format_version: int = STATE_FORMAT
 

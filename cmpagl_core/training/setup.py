@@ -14,8 +14,8 @@ from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset
 from cmpagl_core.datasets.splits import selection_splits
 from cmpagl_core.device import usable_precision
 from cmpagl_core.encoders.stem_cache import stem_cache, stem_settings, stems_folder, views_needed
-from cmpagl_core.errors import DataError
-from cmpagl_core.files import write_text
+from cmpagl_core.errors import DataError, MismatchError
+from cmpagl_core.files import sha256_text, write_text
 from cmpagl_core.models.bert import BertShape
 from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.models.kernels.use import use_kernels
@@ -27,7 +27,6 @@ from cmpagl_core.runs import (
     TOKENIZER_FILE,
     Best,
     RunInfo,
-    SmrChoice,
     current_code,
     current_versions,
 )
@@ -91,6 +90,7 @@ def begin(
         manifest_sha256=prepared.manifest.sha256,
         origins=dict(learner.origins),
         text_shape=learner.model.text_encoder.shape.to_dict(),
+        tokenizer_sha256=sha256_text(tokenizer.to_json()),
     )
     return plan, learner, identity
 
@@ -102,9 +102,11 @@ def take_up(
     identity, position, tensors = read_state(root, recipe.sha256(), prepared.manifest.sha256)
     train, selection = selection_splits(prepared, recipe.data.selection)
     try:
-        text = (root / TOKENIZER_FILE).read_text(encoding="utf-8")
+        text = (root / TOKENIZER_FILE).read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{root / TOKENIZER_FILE} cannot be read as UTF-8 text", hint="train anew") from error
+    if sha256_text(text) != identity.tokenizer_sha256:
+        raise MismatchError(f"{root / TOKENIZER_FILE} is not the one that this training began with", hint="train anew")
     tokenizer = CaptionTokenizer.from_json(text, recipe.data.max_caption_tokens)
     shape = BertShape.from_dict(identity.text_shape)
     empty = build_model(recipe, tokenizer.vocab_size, pretrained=False, text_shape=shape)
@@ -142,9 +144,7 @@ def fill_cache(plan: Plan, learner: Learner, cache_root: Path, progress: Progres
     learner.cache = stem_cache(folder, learner.stem, settings, splits, progress, learner.device)
 
 
-def run_info(
-    plan: Plan, learner: Learner, name: str, identity: Identity, position: Position, best: Best, smr: SmrChoice | None
-) -> RunInfo:
+def run_info(plan: Plan, learner: Learner, name: str, identity: Identity, position: Position, best: Best) -> RunInfo:
     """What run.json says of a finished training."""
     return RunInfo(
         name=name,
@@ -158,7 +158,6 @@ def run_info(
         code=current_code(),
         versions=current_versions(),
         best=best,
-        smr=smr,
         vocab_size=learner.tokenizer.vocab_size,
         text_shape=identity.text_shape,
         seed=plan.recipe.train.seed,

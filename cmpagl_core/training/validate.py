@@ -13,11 +13,13 @@ from cmpagl_core.datasets.views import VIEWS, Views, view_count
 from cmpagl_core.encoders.cached import cached_features
 from cmpagl_core.encoders.encode import encode_captions, encode_pictures
 from cmpagl_core.evaluation.recall import Matches, Recalls, recall
+from cmpagl_core.evaluation.stages import Available, Base
 from cmpagl_core.evaluation.tune import choose_smr
 from cmpagl_core.progress import Silent
+from cmpagl_core.ranking.chain import ChosenParams, RerankParams
 from cmpagl_core.ranking.itm import ALL_PAIRS, itm_scores
 from cmpagl_core.ranking.scores import ScoreMatrix
-from cmpagl_core.runs import LoadedModel, SmrChoice
+from cmpagl_core.runs import LoadedModel
 from cmpagl_core.training.learner import Learner
 from cmpagl_core.training.setup import Plan
 
@@ -45,15 +47,17 @@ def validate(learner: Learner, plan: Plan, cached: bool) -> Validation:
     return Validation(result.mr, result.i2t, result.t2i)
 
 
-def choose_gammas(learner: Learner, plan: Plan, cached: bool) -> SmrChoice | None:
-    """SMR's gammas for the model as it is evaluated; None where the recipe uses no SMR."""
+def choose_gammas(learner: Learner, plan: Plan, cached: bool) -> dict[str, RerankParams]:
+    """SMR's gammas for the model as it is evaluated, by the scores that it ranks by; empty where there is no SMR."""
     part = plan.recipe.evaluate
     if not part.smr:
-        return None
+        return {}
     loaded = loaded_model(learner)
     scores = selection_scores(loaded, learner, plan.judged, cached, _views(plan))
     found = choose_smr(scores, plan.judged.caption_image, part.smr_gammas, part.smr_form)
-    return SmrChoice(found.form, found.gamma1, found.gamma2, found.mr)
+    plain: Base = "cosine" if plan.recipe.losses.pre_alignment else "itm"
+    name = Available((plain,), ChosenParams(), ALL_PAIRS).scores_of(plain)
+    return {name: RerankParams(smr=found.gammas, smr_mr=found.mr)}
 
 
 def _views(plan: Plan) -> int:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ import pytest
 
 from cmpagl_core.datasets.prepared import open_prepared
 from cmpagl_core.encoders.export import export_features
+from cmpagl_core.encoders.feature_set import load_feature_set, save_feature_set
 from cmpagl_core.errors import ExitCode
 from cmpagl_core.files import sha256_file
 from cmpagl_core.progress import Silent
-from cmpagl_core.runs import open_run, write_info
-from tests.conftest import Cmpagl
+from cmpagl_core.runs import open_run
+from tests.conftest import Cmpagl, rewrite_info
 
 QUICK = ("--samples", "10")
 
@@ -53,7 +55,9 @@ def test_a_run_is_evaluated_on_test_and_keeps_the_result(cmpagl: Cmpagl, workspa
         assert row["i2t"]["r10"] == row["t2i"]["r10"] == 100.0
     assert found["stamp"]["split"] == "test"
     assert found["stamp"]["protocol"] == "rsitr"
-    assert json.loads((workspace / "runs/tiny/evaluations/test-rsitr.json").read_text()) == found
+    arrays = sha256_file(workspace / "runs/tiny/evaluations/test-rsitr.npz")
+    kept = json.loads((workspace / "runs/tiny/evaluations/test-rsitr.json").read_text())
+    assert kept == {**found, "arrays_sha256": arrays}
     assert (workspace / "runs/tiny/evaluations/test-rsitr.npz").is_file()
 
 
@@ -65,17 +69,22 @@ def test_all_re_rankings_and_tuning_go_together(cmpagl: Cmpagl, workspace: Path)
     assert [row["stage"] for row in found["rows"]] == [
         "cosine", "cosine+smr", "itm", "itm+smr", "galr", "csls", "dual_softmax", "sinkhorn",
     ]  # fmt: skip
-    assert found["stamp"]["smr"] == {key: chosen[key] for key in ("form", "gamma1", "gamma2")}
+    (step,) = found["stamp"]["rerank"]["cosine+smr"]
+    assert step["smr"] == {key: chosen[key] for key in ("form", "gamma1", "gamma2")}
+    assert {stage: steps[0]["chosen_on"] for stage, steps in found["stamp"]["rerank"].items()} == {
+        "cosine+smr": "cosine", "itm+smr": "itm@2", "dual_softmax": "cosine", "sinkhorn": "cosine",
+    }  # fmt: skip
     assert found["stamp"]["itm_k"] == 2
 
 
 def test_tuning_on_the_test_split_is_refused_and_nothing_kept(cmpagl: Cmpagl, workspace: Path) -> None:
-    before = (workspace / "runs/tiny/run.json").read_bytes()
+    before = {path.name: path.read_bytes() for path in (workspace / "runs/tiny").iterdir()}
     result = cmpagl("tune", "smr", "--split", "test")
     assert result.exit_code == ExitCode.GUARD
     assert "choosing SMR's gammas on the test split would make its recalls meaningless" in result.output
     assert cmpagl("tune", "smr", "--gammas", "0", "--no-keep", "--quiet").exit_code == ExitCode.DONE
-    assert (workspace / "runs/tiny/run.json").read_bytes() == before
+    now = {path.name: path.read_bytes() for path in (workspace / "runs/tiny").iterdir() if path.suffix != ".png"}
+    assert now == before
     wrong = cmpagl("tune", "smr", "--gammas", "0;1")
     assert wrong.exit_code == ExitCode.USAGE
     assert "--gammas '0;1' is not a list of numbers" in wrong.output
@@ -194,7 +203,7 @@ def test_both_protocols_come_in_one_document_and_are_kept_apart(cmpagl: Cmpagl, 
         alone = document(cmpagl, "evaluate", "--protocol", protocol, *QUICK)
         assert (found["stamp"], found["rows"]) == (alone["stamp"], alone["rows"])
         kept = json.loads((workspace / f"runs/tiny/evaluations/test-{protocol}.json").read_text())
-        assert kept == alone
+        assert {key: value for key, value in kept.items() if key != "arrays_sha256"} == alone
         assert {"bounds", "ci95"} <= found["rows"][0].keys()
     prepared, run = open_prepared(workspace / "data/tiny"), open_run(workspace / "runs/tiny")
     features = workspace / "test.safetensors"
@@ -250,21 +259,120 @@ def test_ranks_of_the_matches_are_shown_when_asked_for_and_always_in_machine_for
     assert "nDCG@10" not in cmpagl(*call, "--format", "markdown").stdout
 
 
+def test_scores_of_the_tested_split_choose_nothing_under_any_name(cmpagl: Cmpagl, workspace: Path) -> None:
+    tested = save_scores(workspace / "T.npy", workspace / "data/tiny")
+    call = ("evaluate", "--scores", tested, "--data", "tiny", "--rerank", "all", *QUICK)
+    unnamed = cmpagl(*call, "--choose-on", save_scores(workspace / "V.npy", workspace / "data/tiny", "val"))
+    assert unnamed.exit_code == ExitCode.USAGE
+    assert "V.npy does not say which split it is of; say so with --choose-split val" in " ".join(unnamed.output.split())
+    for split in ("test", "all"):
+        assert cmpagl(*call, "--choose-on", "V.npy", "--choose-split", split).exit_code == ExitCode.GUARD
+    found = document(cmpagl, *call, "--choose-on", "V.npy", "--choose-split", "val")
+    assert found["stamp"]["selection_sha256"] == open_prepared(workspace / "data/tiny").split("val").sha256
+    np.save("same.npy", np.load(tested).astype(np.float64))
+    prepare_with_splits(workspace / "data/even", {"train": "val"})  # val and test of equal shape, as UCM's are
+    even = open_prepared(workspace / "data/even")
+    keep_images(even.root, [*even.split("test").image_ids, *even.split("val").image_ids[:4]])
+    refused = cmpagl(*call, "--choose-on", "same.npy", "--choose-split", "val", "--data", "even")
+    assert refused.exit_code == ExitCode.GUARD
+    assert "same.npy holds the very scores of" in " ".join(refused.output.split())
+    assert cmpagl(*call, "--choose-split", "val").exit_code == ExitCode.USAGE
+
+
+def keep_images(root: Path, ids: Sequence[str]) -> None:
+    """Leave all other images and their captions out of a prepared data set."""
+    manifest = json.loads((root / "manifest.json").read_text())
+    for file in manifest["files"]:
+        head, *lines = (root / file).read_text().splitlines(keepends=True)
+        (root / file).write_text(head + "".join(line for line in lines if any(f"{image}," in line for image in ids)))
+        manifest["files"][file] = sha256_file(root / file)
+    (root / "manifest.json").write_text(json.dumps(manifest))
+
+
+def prepare_with_splits(target: Path, new_name: dict[str, str], name: str = "") -> Path:
+    """The tiny data set with splits that are called otherwise, as if it had been prepared with another seed."""
+    shutil.copytree(target.parent / "tiny", target)
+    table = (target / "images.csv").read_text().splitlines(keepends=True)
+    for old, new in new_name.items():
+        table = [line.replace(f",{old},", f",{new}!,") for line in table]
+    (target / "images.csv").write_text("".join(table).replace("!,", ","))
+    manifest = json.loads((target / "manifest.json").read_text())
+    manifest |= {"name": name or target.name, "pictures_sha256": "0" * 64}
+    manifest["files"]["images.csv"] = sha256_file(target / "images.csv")
+    (target / "manifest.json").write_text(json.dumps(manifest))
+    return target
+
+
+def test_features_with_a_tested_picture_choose_nothing_whatever_their_data_set(cmpagl: Cmpagl, workspace: Path) -> None:
+    prepare_with_splits(workspace / "data/other", {"val": "test", "test": "val"})
+    for data, split in (("tiny", "test"), ("tiny", "val"), ("other", "val")):
+        export = ("export", "--data", data, "--split", split, "--out", f"{data}-{split}.safetensors")
+        assert cmpagl(*export).exit_code == ExitCode.DONE
+    refused = cmpagl("evaluate", "--features", "tiny-test.safetensors", "--choose-on", "other-val.safetensors")
+    assert refused.exit_code == ExitCode.GUARD
+    assert "is of the very split that is evaluated" in refused.output
+    merged = load_feature_set(Path("other-val.safetensors"))
+    save_feature_set(Path("m.safetensors"), replace(merged, info=replace(merged.info, split_sha256="0" * 64)))
+    refused = cmpagl("evaluate", "--features", "tiny-test.safetensors", "--choose-on", "m.safetensors")
+    assert refused.exit_code == ExitCode.GUARD
+    assert "m.safetensors holds 4 of the 4 pictures that are evaluated" in " ".join(refused.output.split())
+    scores = save_scores(workspace / "S.npy", workspace / "data/tiny")
+    assert cmpagl("evaluate", "--scores", scores, "--choose-on", "m.safetensors").exit_code == ExitCode.GUARD
+    call = ("evaluate", "--features", "tiny-test.safetensors", "--choose-on", "tiny-val.safetensors")
+    assert cmpagl(*call, *QUICK).exit_code == ExitCode.DONE
+    assert cmpagl(*call, "--choose-split", "val").exit_code == ExitCode.USAGE
+
+
+def test_exported_scores_say_what_they_are_of(cmpagl: Cmpagl, workspace: Path) -> None:
+    for split in ("val", "test"):
+        (written,) = document(cmpagl, "export", "--scores", "--split", split, "--out", f"{split}.npy")
+        assert (written["dataset"], written["split"], written["base"]) == ("tiny", split, "cosine")
+    call = ("evaluate", "--scores", "test.npy", "--rerank", "all", *QUICK)
+    found = document(cmpagl, *call, "--choose-on", "val.npy")
+    of_run = document(cmpagl, "evaluate", "--itm-k", "0", "--rerank", "all", *QUICK)
+    assert [row["mr"] for row in found["rows"]] == [row["mr"] for row in of_run["rows"]]
+    assert found["stamp"]["rerank"] == of_run["stamp"]["rerank"]
+    wrong = cmpagl("evaluate", "--scores", "val.npy", "--split", "test")
+    assert wrong.exit_code == ExitCode.MISMATCH
+    assert "val.npy holds scores of the val split of tiny, not of test of tiny" in " ".join(wrong.output.split())
+    assert cmpagl(*call, "--choose-on", "val.npy", "--choose-split", "train").exit_code == ExitCode.MISMATCH
+    assert cmpagl(*call, "--choose-on", "test.npy").exit_code == ExitCode.GUARD
+    np.save("val.npy", np.load("test.npy"))
+    changed = cmpagl(*call, "--choose-on", "val.npy")
+    assert changed.exit_code == ExitCode.MISMATCH
+    assert "describes another file than val.npy as it is now" in " ".join(changed.output.split())
+    assert cmpagl("export", "--scores", "--model", "open_clip:x").exit_code == ExitCode.USAGE
+
+
+def test_a_data_set_prepared_anew_is_never_taken_for_the_one_that_was_trained_on(
+    cmpagl: Cmpagl, workspace: Path
+) -> None:
+    """As after `prepare folder --seed 7` over the data set of a run: other pictures in each split."""
+    rewrite_info(workspace / "runs/tiny", dataset_root="data/tiny")
+    prepare_with_splits(workspace / "data/anew", {"train": "test", "test": "train"}, name="tiny")
+    shutil.rmtree(workspace / "data/tiny")
+    (workspace / "data/anew").rename(workspace / "data/tiny")
+    for arguments in (
+        ("evaluate",), ("tune", "smr"), ("tune", "sensitivity"), ("index",), ("export",), ("report",),
+        ("retrieve", "a field"), ("ablate", "--no-itc"),
+    ):  # fmt: skip
+        refused = cmpagl(*arguments)
+        assert refused.exit_code == ExitCode.MISMATCH, (arguments, refused.output)
+        words = " ".join(refused.output.split())
+        assert "data/tiny was prepared anew with other content since" in words
+        assert "--data" in words
+    found = document(cmpagl, "evaluate", "--data", "tiny", "--rerank", "all", *QUICK)
+    assert found["stamp"]["overlap"]["pictures"] == 6
+    said = "trained on tiny, which shares 6 of 6 pictures and 0 of 12 captions with what is tested"
+    assert said in found["notes"]
+    assert [row["stage"] for row in found["rows"]] == ["cosine", "itm", "galr", "csls"]  # nothing was chosen
+    assert not (workspace / "runs/tiny/rerank.json").exists()
+
+
 @pytest.fixture
 def other_data(workspace: Path) -> Path:
     """Another data set, whose test pictures are the ones that the tiny run was trained on."""
-    prepared = workspace / "data/other"
-    shutil.copytree(workspace / "data/tiny", prepared)
-    images = (prepared / "images.csv").read_text()
-    swapped = images.replace(",train,", ",swap,").replace(",test,", ",train,").replace(",swap,", ",test,")
-    (prepared / "images.csv").write_text(swapped)
-    manifest = json.loads((prepared / "manifest.json").read_text())
-    manifest |= {"name": "other", "pictures_sha256": "0" * 64}
-    manifest["files"]["images.csv"] = sha256_file(prepared / "images.csv")
-    (prepared / "manifest.json").write_text(json.dumps(manifest))
-    run = open_run(workspace / "runs/tiny")
-    write_info(run.root, replace(run.info, manifest_sha256=open_prepared(workspace / "data/tiny").manifest.sha256))
-    return prepared
+    return prepare_with_splits(workspace / "data/other", {"train": "test", "test": "train"})
 
 
 def test_shared_pictures_and_captions_are_said_wherever_the_number_stands(

@@ -301,6 +301,7 @@ def other_run(workspace: Path) -> None:
         run.info,
         loaded.model.state_dict() | state,
         loaded.tokenizer.to_json(),
+        run.seen,
     )
 
 

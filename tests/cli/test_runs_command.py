@@ -9,20 +9,21 @@ from pathlib import Path
 
 from typer.testing import Result
 
+from tests.conftest import rewrite_info
+
 Cmpagl = Callable[..., Result]
 
 
-def put(tiny_run: Path, workspace: Path, name: str, started_at: str) -> Path:
+def put(tiny_run: Path, workspace: Path, name: str, made_at: str) -> Path:
     folder = workspace / "runs" / name
     shutil.copytree(tiny_run, folder)
-    info = folder / "run.json"
-    info.write_text(info.read_text().replace("2024-01-01T00:00:00+00:00", started_at))
+    rewrite_info(folder, made_at=made_at)
     return folder
 
 
 def test_runs_are_listed_the_newest_first(cmpagl: Cmpagl, tiny_run: Path, tmp_path: Path) -> None:
-    put(tiny_run, tmp_path, "old", "2024-01-01T00:00:00+00:00")
-    put(tiny_run, tmp_path, "new", "2025-01-01T00:00:00+00:00")
+    put(tiny_run, tmp_path, "new", "2025-01-01T00:00:00.000000+00:00")
+    put(tiny_run, tmp_path, "old", "2024-01-01T00:00:00.000000+00:00")  # was touched last
     rows = json.loads(cmpagl("runs", "list", "--format", "json").stdout)
     assert [row["name"] for row in rows] == ["new", "old"]
     assert rows[0]["dataset"] == "tiny"

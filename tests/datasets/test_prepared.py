@@ -21,19 +21,23 @@ from cmpagl_core.datasets.prepared import (
     open_prepared,
 )
 from cmpagl_core.datasets.writing import Provenance, write_prepared
-from cmpagl_core.errors import DataError
+from cmpagl_core.errors import DataError, MismatchError
+from cmpagl_core.files import FileStamp, write_text
 
-HEX = "0123456789abcdef" * 4
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(lambda text: text.strip())
 
 
 def write(root: Path, images: Sequence[tuple[str, str]], captions: Sequence[tuple[str, str]]) -> PreparedDataset:
-    """images: (id, split) pairs; captions: (image id, text) pairs."""
+    """images: (id, split) pairs, of which the file holds the id; captions: (image id, text) pairs."""
+    rows = []
+    for name, split in images:
+        path = root / f"{name}.jpg"
+        write_text(path, name)
+        mark = FileStamp.of(path)
+        rows.append((name, path.name, split, 8, 8, mark.size, mark.mtime_ns, mark.sha256, ""))
     return write_prepared(
         root,
-        pd.DataFrame(
-            [(name, f"/pictures/{name}.jpg", split, 8, 8, HEX, "") for name, split in images], columns=IMAGE_COLUMNS
-        ),
+        pd.DataFrame(rows, columns=IMAGE_COLUMNS),
         pd.DataFrame([(f"c{row}", image, text) for row, (image, text) in enumerate(captions)], columns=CAPTION_COLUMNS),
         Provenance("toy"),
     )
@@ -58,7 +62,7 @@ def test_a_split_holds_its_own_images_and_captions(tmp_path: Path) -> None:
     assert split.captions == ("one", "two", "three")
     assert split.caption_image.tolist() == [0, 0, 1]
     assert split.captions_of(0) == [0, 1]
-    assert split.paths[0] == Path("/pictures/a.jpg")
+    assert split.paths[0] == tmp_path / "a.jpg"
 
 
 def test_all_is_the_union_of_the_splits(tmp_path: Path) -> None:
@@ -150,7 +154,7 @@ def test_a_folder_without_manifest_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"format_version": 2}, "has format version 2"),
+        ({"format_version": 1}, "has format version 1"),
         ({"counts": {"train": 3}}, r"counts\.train"),
         ({"surprise": 1}, "surprise"),
     ],
@@ -190,3 +194,21 @@ def test_a_data_split_cannot_be_changed(tmp_path: Path) -> None:
     split: DataSplit = toy(tmp_path).split("train")
     with pytest.raises(AttributeError):
         split.name = "test"  # type: ignore[misc]
+
+
+def test_a_picture_that_was_swapped_after_it_was_prepared_is_refused(tmp_path: Path) -> None:
+    prepared = toy(tmp_path)
+    (tmp_path / "b.jpg").write_text("B")  # as many bytes, other content
+    with pytest.raises(
+        MismatchError, match=r"b\.jpg is not the picture that toy was prepared with; put it back, or run"
+    ):
+        open_prepared(tmp_path).split("train")
+    with pytest.raises(MismatchError, match="put it back"):
+        prepared.split("all")
+    assert prepared.split("test").image_ids == ("c",)
+    assert prepared.split("train", check_files=False).sha256 == prepared.manifest.split_sha256["train"]
+    (tmp_path / "b.jpg").write_text("b")  # another time, the same content
+    assert prepared.split("train").image_ids == ("a", "b")
+    (tmp_path / "c.jpg").unlink()
+    with pytest.raises(DataError, match=r"c\.jpg cannot be read"):
+        prepared.split("test")

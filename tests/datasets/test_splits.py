@@ -13,7 +13,7 @@ from cmpagl_core.datasets.prepared import CAPTION_COLUMNS, IMAGE_COLUMNS, Prepar
 from cmpagl_core.datasets.splits import seeded_split, selection_splits
 from cmpagl_core.datasets.writing import Provenance, write_prepared
 from cmpagl_core.errors import DataError, GuardError, UsageError
-from cmpagl_core.files import sha256_text
+from cmpagl_core.files import FileStamp, write_text
 from cmpagl_core.recipe import SelectionPart
 
 THIRDS = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -21,10 +21,13 @@ KEYS = st.lists(st.text(max_size=6), unique=True, max_size=60)
 
 
 def prepared(root: Path, splits: list[str], pictures: list[str] | None = None) -> PreparedDataset:
-    """One image and one caption for each entry; `pictures` names the bytes of each."""
+    """One image and one caption for each entry; `pictures` are the bytes of each."""
     names = [f"i{row:03d}" for row in range(len(splits))]
-    hashes = [sha256_text(picture) for picture in (pictures or names)]
-    images = [(n, f"{n}.png", s, 4, 4, h, "") for n, s, h in zip(names, splits, hashes, strict=True)]
+    images = []
+    for name, split, content in zip(names, splits, pictures or names, strict=True):
+        write_text(root / f"{name}.png", content)
+        mark = FileStamp.of(root / f"{name}.png")
+        images.append((name, f"{name}.png", split, 4, 4, mark.size, mark.mtime_ns, mark.sha256, ""))
     captions = [(f"{name}#0", name, f"caption of {name}") for name in names]
     return write_prepared(
         root,

@@ -24,9 +24,9 @@ from cmpagl_core.encoders.encode import (
 )
 from cmpagl_core.encoders.feature_set import unique_texts
 from cmpagl_core.errors import DataError
+from cmpagl_core.files import FileStamp
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.pictures import open_picture, to_pixel_values
-from cmpagl_core.imagery.stamps import FileStamp
 from cmpagl_core.progress import Silent
 from cmpagl_core.runs import LoadedModel, open_run
 

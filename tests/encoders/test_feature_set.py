@@ -47,6 +47,7 @@ def small_set(**changes: Any) -> FeatureSet:
         "text_features": unit(4, 8, 1),
         "text_image": np.array([0, 0, 2, 1]),
         "image_ids": ("a", "b", "\N{AIRPLANE}"),
+        "image_sha256": ("a" * 64, "b" * 64, "0123456789abcdef" * 4),
         "paths": ("/x/a.jpg", "/x/b.jpg", "/x/c.jpg"),
         "captions": ("one", "two", "", "emoji \N{AIRPLANE}"),
         "info": INFO,
@@ -70,7 +71,7 @@ def test_a_feature_set_comes_back_as_it_was(tmp_path: Path) -> None:
     after = load_feature_set(tmp_path / "f.safetensors")
     for name in ("image_features", "text_features", "text_image"):
         np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
-    for name in ("image_ids", "paths", "captions", "info"):
+    for name in ("image_ids", "image_sha256", "paths", "captions", "info"):
         assert getattr(after, name) == getattr(before, name)
     assert load_file(tmp_path / "f.safetensors")["image_features"].shape == (3, 8)
 
@@ -85,6 +86,8 @@ def test_a_split_without_captions_is_a_feature_set_too(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"image_ids": ("a", "b")}, "3 pictures have 2 ids"),
+        ({"image_sha256": ("a" * 64,)}, "3 pictures have 3 ids, 3 paths and 1 hashes"),
+        ({"image_sha256": ("a" * 64, "b" * 64, "c")}, "image_sha256 holds something that is no hash"),
         ({"image_ids": ("a", "b", "a")}, "two pictures have one image_id"),
         ({"captions": ("one",)}, "4 text features have 1 captions"),
         ({"text_image": np.array([0, 0, 2, 3])}, "row 3 or 0 of 3"),
@@ -116,7 +119,7 @@ def rewritten(path: Path, arrays: dict[str, Any] | None = None, about: dict[str,
         ({"image_features": np.zeros((3, 8), np.float32)}, {}, DataError, "unit length"),
         ({"image_features": np.zeros((3, 8), np.float64)}, {}, DataError, "is float64"),
         ({}, {"kind": "gallery_index"}, DataError, "is not a feature set but 'gallery_index'"),
-        ({}, {"format_version": 99}, MismatchError, "format_version is 99, this cmpagl reads 1"),
+        ({}, {"format_version": 99}, MismatchError, "format_version is 99, this cmpagl reads 2"),
         ({}, {"model_sha256": 3}, DataError, "model_sha256 is 3"),
     ],
 )

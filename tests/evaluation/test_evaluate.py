@@ -14,29 +14,43 @@ import torch
 from cmpagl_core.datasets.prepared import DataSplit, open_prepared
 from cmpagl_core.encoders.export import run_features
 from cmpagl_core.errors import DataError, GuardError, MismatchError, UsageError
+from cmpagl_core.evaluation import result
 from cmpagl_core.evaluation.evaluate import (
     evaluate_model,
     feature_scores,
     matrix_scores,
-    open_scores,
-    tuned_of,
 )
 from cmpagl_core.evaluation.groups import by_length, by_scene
+from cmpagl_core.evaluation.kept_params import add_params, read_params
 from cmpagl_core.evaluation.metrics import RankMetrics
 from cmpagl_core.evaluation.recall import Recalls
 from cmpagl_core.evaluation.result import ReportRow, RetrievalReport, Spans, load_report, report_path, save_report
+from cmpagl_core.evaluation.score_files import open_scores
 from cmpagl_core.evaluation.scored import EvaluateOptions
-from cmpagl_core.evaluation.selection import choose_for_run, keep_choice, open_tested, with_temperatures
+from cmpagl_core.evaluation.selection import choose_missing, open_tested, params_for, tune_run
 from cmpagl_core.evaluation.stages import Available, Stage, plan_stages
+from cmpagl_core.files import sha256_file
 from cmpagl_core.progress import Silent
-from cmpagl_core.ranking.chain import Gammas, Tuned
+from cmpagl_core.ranking.chain import ChosenParams, Gammas, RerankParams, Step
 from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.runs import Run, open_run
 from cmpagl_core.workspace import Workspace
+from tests.conftest import rewrite_info
 
 CPU = torch.device("cpu")
 QUICK = EvaluateOptions(samples=20)
-TUNED = Tuned(Gammas("multiply", 1.0, 2.0), 20.0, 10.0)
+GAMMAS = Gammas("multiply", 1.0, 2.0)
+CHOSEN = ChosenParams({"cosine": RerankParams(GAMMAS, 20.0, 10.0)}, "5" * 64)
+
+
+class Told(Silent):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.messages.append(message)
 
 
 @pytest.fixture
@@ -55,9 +69,9 @@ def some_scores(split: DataSplit, seed: int = 0) -> np.ndarray:
 
 
 def of_scores(
-    array: np.ndarray, split: DataSplit, options: EvaluateOptions, tuned: Tuned | None = None
+    array: np.ndarray, split: DataSplit, options: EvaluateOptions, params: ChosenParams | None = None
 ) -> RetrievalReport:
-    return matrix_scores(array, split, tuned=tuned).report(options)
+    return matrix_scores(array, split, params=params).report(options)
 
 
 def test_scores_of_anybody_are_evaluated_as_by_hand(split: DataSplit) -> None:
@@ -91,10 +105,14 @@ def test_the_duplicate_aware_protocol_never_gives_less(split: DataSplit) -> None
 
 def test_all_re_rankings_stand_below_the_plain_ranking(split: DataSplit) -> None:
     scores = some_scores(split)
-    report = of_scores(scores, split, replace(QUICK, rerank="all"), tuned=TUNED)
+    report = of_scores(scores, split, replace(QUICK, rerank="all"), params=CHOSEN)
     assert [row.stage for row in report.rows] == ["cosine", "cosine+smr", "galr", "csls", "dual_softmax", "sinkhorn"]
-    assert report.stamp.smr == TUNED.smr
-    assert (report.stamp.dual_softmax, report.stamp.sinkhorn) == (20.0, 10.0)
+    assert report.stamp.rerank == {
+        "cosine+smr": (Step("smr", smr=GAMMAS, chosen_on="cosine"),),
+        "dual_softmax": (Step("dual_softmax", temperature=20.0, chosen_on="cosine"),),
+        "sinkhorn": (Step("sinkhorn", temperature=10.0, chosen_on="cosine"),),
+    }
+    assert report.stamp.selection_sha256 == "5" * 64
     without = of_scores(scores, split, replace(QUICK, rerank="all"))
     assert [row.stage for row in without.rows] == ["cosine", "galr", "csls"]
     left_out = "left out cosine+smr, dual_softmax, sinkhorn: parameters were never chosen on a selection split"
@@ -102,8 +120,12 @@ def test_all_re_rankings_stand_below_the_plain_ranking(split: DataSplit) -> None
 
 
 def test_chains_are_named_and_wrong_ones_refused() -> None:
-    available = Available(("cosine", "itm"), TUNED)
-    stages, _ = plan_stages("smr, csls+smr ,itm+galr,cosine", available)
+    available = Available(("cosine", "itm"), CHOSEN, itm_k=4)
+    stages, notes = plan_stages("smr, csls+smr ,itm+galr,cosine", available)
+    assert notes == (
+        "csls+smr: its parameters were chosen on cosine scores, not on those that it re-ranks; "
+        "`cmpagl evaluate --rerank csls+smr` chooses them on what is re-ranked",
+    )
     assert stages == (
         Stage("cosine", "cosine"),
         Stage("cosine+smr", "cosine", ("smr",)),
@@ -111,37 +133,41 @@ def test_chains_are_named_and_wrong_ones_refused() -> None:
         Stage("itm+galr", "itm", ("galr",)),
     )
     assert [stage.name for stage in plan_stages("none", available)[0]] == ["cosine", "itm"]
-    only_itm = plan_stages("default", Available(("itm",), TUNED))[0]
+    only_itm = plan_stages("default", Available(("itm",), ChosenParams({"itm@0": RerankParams(GAMMAS)}), 0))[0]
     assert [stage.name for stage in only_itm] == ["itm", "itm+smr"]
     with pytest.raises(UsageError, match="'mrs' is no re-ranking"):
         plan_stages("mrs", available)
     with pytest.raises(UsageError, match="there are no itm scores here; there is cosine"):
-        plan_stages("itm", Available(("cosine",), TUNED))
-    with pytest.raises(UsageError, match="the parameters of smr were never chosen"):
-        plan_stages("csls+smr", Available(("cosine",), Tuned()))
+        plan_stages("itm", Available(("cosine",), CHOSEN))
+    with pytest.raises(UsageError, match=r"'csls\+smr': its parameters were never chosen"):
+        plan_stages("csls+smr", Available(("cosine",), ChosenParams()))
+    assert [stage.name for stage in plan_stages("default", replace(available, smr=False))[0]] == ["cosine", "itm"]
 
 
 def test_a_run_shows_its_four_stages(run: Run, tiny_prepared: Path) -> None:
-    kept = replace(run, info=replace(run.info, smr=TUNED.smr))  # type: ignore[arg-type]
+    add_params(run, CHOSEN.by_scores, Silent())
     split = open_prepared(tiny_prepared).split("test")
-    report = evaluate_model(kept.load(CPU), kept, split, Silent(), QUICK)
+    report = evaluate_model(run.load(CPU), run, split, Silent(), QUICK)
     assert [row.stage for row in report.rows] == ["cosine", "cosine+smr", "itm", "itm+smr"]
+    assert [steps[0].chosen_on for steps in report.stamp.rerank.values()] == ["cosine", "cosine"]
+    assert [text.partition(",")[0] for text in report.notes] == ["itm+smr: its parameters were chosen on cosine scores"]
     assert report.stamp.itm_k == run.recipe.evaluate.itm_k
     assert report.stamp.split_sha256 == split.sha256
     assert report.stamp.model_sha256 == run.info.weights_sha256
-    no_itm = evaluate_model(kept.load(CPU), kept, split, Silent(), replace(QUICK, itm_k=0))
+    no_itm = evaluate_model(run.load(CPU), run, split, Silent(), replace(QUICK, itm_k=0))
     assert [row.stage for row in no_itm.rows] == ["cosine", "cosine+smr"]
     assert no_itm.rows[0] == report.rows[0]
 
 
 def test_a_split_that_the_run_was_chosen_on_is_said_to_flatter(run: Run, split: DataSplit) -> None:
-    chosen = replace(run, info=replace(run.info, selection_sha256=split.sha256))
-    report = evaluate_model(chosen.load(CPU), chosen, split, Silent(), QUICK)
+    selection = open_prepared(Path(run.info.dataset_root)).split("val")
+    report = evaluate_model(run.load(CPU), run, selection, Silent(), QUICK)
     assert "tiny was chosen on this very split, so these recalls flatter it" in report.notes
-    elsewhere = replace(run, info=replace(run.info, selection_sha256="0" * 64))
-    assert not any(
-        "flatter" in text for text in evaluate_model(elsewhere.load(CPU), elsewhere, split, Silent(), QUICK).notes
-    )
+    assert report.stamp.overlap is not None
+    assert (report.stamp.overlap.pictures, report.stamp.overlap.chosen_on) == (0, 2)
+    notes = evaluate_model(run.load(CPU), run, split, Silent(), QUICK).notes  # all splits
+    assert "tiny was chosen on 2 of these 12 pictures, so these recalls flatter it" in notes
+    assert "trained on tiny, which shares 6 of 12 pictures and 0 of 24 captions with what is tested" in notes
 
 
 def test_without_pre_alignment_the_ranking_comes_from_itm(run: Run, tiny_prepared: Path) -> None:
@@ -194,10 +220,12 @@ def test_broken_reports_are_refused_in_a_sentence(split: DataSplit, tmp_path: Pa
         kept = dict(file)
     for change in ({"caption_image": kept["caption_image"] + 99}, {"cosine.i2t_hits": kept["cosine.t2i_hits"]}):
         np.savez(arrays, **{**kept, **change})
+        path.write_text(json.dumps({**content, "arrays_sha256": sha256_file(arrays)}))
         with pytest.raises(DataError, match="evaluate again"):
             load_report(path)
     for damage in (b"no archive", whole[:200]):
         arrays.write_bytes(damage)
+        path.write_text(json.dumps({**content, "arrays_sha256": sha256_file(arrays)}))
         with pytest.raises(DataError, match="cannot be read"):
             load_report(path)
     arrays.unlink()
@@ -207,7 +235,23 @@ def test_broken_reports_are_refused_in_a_sentence(split: DataSplit, tmp_path: Pa
     with pytest.raises(DataError, match=r"test-rsitr.json: 0\.stage"):
         load_report(path)
     path.write_text(json.dumps({**content, "format_version": 99}))
-    with pytest.raises(DataError, match="format_version is 99, this cmpagl reads 1"):
+    with pytest.raises(DataError, match="format_version is 99, this cmpagl reads 2"):
+        load_report(path)
+
+
+def test_two_evaluations_in_one_pair_of_files_are_refused(
+    split: DataSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = report_path(tmp_path, "test", "rsitr")
+    save_report(of_scores(some_scores(split), split, QUICK), path)
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(result, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_report(of_scores(some_scores(split, seed=1), split, QUICK), path)
+    with pytest.raises(MismatchError, match=r"test-rsitr\.json and test-rsitr\.npz beside it are of two evaluations"):
         load_report(path)
 
 
@@ -235,33 +279,85 @@ def test_files_that_are_no_matrix_are_refused_in_a_sentence(split: DataSplit, tm
         matrix_scores(open_scores(path), split)
 
 
-def test_parameters_are_chosen_on_the_selection_split_and_kept(run: Run, tmp_path: Path, tiny_prepared: Path) -> None:
-    workspace, loaded = Workspace(tmp_path), run.load()
-    selection = open_tested(workspace, run, None, "selection").split
-    assert selection.name == "val"
-    choice, tuned = choose_for_run(run, loaded, selection, Silent(), gammas=(0.0, 1.0))
-    kept = keep_choice(run, choice, tuned)
-    assert tuned.has_temperatures
-    assert tuned_of(kept) == tuned == Tuned(choice.gammas, tuned.dual_softmax, tuned.sinkhorn)
-    chosen = {"smr": kept.info.smr, "dual_softmax": tuned.dual_softmax, "sinkhorn": tuned.sinkhorn}
-    assert kept.info == replace(run.info, **chosen)
-    fresh = with_temperatures(workspace, run, loaded, Tuned(), Silent())
-    assert fresh == replace(tuned, smr=None)
-    assert tuned_of(open_run(run.root)) == fresh
+def test_parameters_are_chosen_on_what_they_re_rank_and_kept_beside_the_run(
+    run: Run, tmp_path: Path, tiny_prepared: Path
+) -> None:
+    workspace, loaded, before = Workspace(tmp_path), run.load(), (run.root / "run.json").read_bytes()
+    assert read_params(run) == ChosenParams(split_sha256=run.info.selection_sha256)
+    choice, params = tune_run(workspace, run, "selection", Silent(), CPU, gammas=(0.0, 1.0))
+    assert read_params(run).by_scores == {"cosine": params}
+    assert (params.smr, params.smr_mr) == (choice.gammas, choice.mr)
+    found = params_for(workspace, run, loaded, "csls+smr,itm+smr,sinkhorn", 3, Silent())
+    assert read_params(run) == found
+    assert list(found.by_scores) == ["cosine", "cosine+csls", "itm@3"]
+    assert found.of("cosine") == params
+    assert params_for(workspace, run, loaded, "default", None, Silent()) == found
+    itm, _ = tune_run(workspace, run, "selection", Silent(), CPU, base="itm", gammas=(0.0, 1.0))
+    assert read_params(run).of(f"itm@{run.recipe.evaluate.itm_k}").smr == itm.gammas
+    assert (run.root / "run.json").read_bytes() == before
+    test = open_prepared(tiny_prepared).split("test")
     with pytest.raises(GuardError, match="on the test split"):
-        choose_for_run(run, loaded, open_prepared(tiny_prepared).split("test"), Silent())
+        choose_missing(run, loaded, test, (), Available(("cosine",), ChosenParams()), Silent())
+
+
+def test_parameters_of_another_split_or_model_are_not_used(run: Run, tmp_path: Path) -> None:
+    add_params(run, CHOSEN.by_scores, Silent())
+    path, said = run.root / "rerank.json", Told()
+    whole = json.loads(path.read_text())
+    assert read_params(run, said).of("cosine").smr == GAMMAS
+    for key in ("weights_sha256", "split_sha256", "images_sha256"):
+        path.write_text(json.dumps({**whole, "chooser": {**whole["chooser"], key: "0" * 64}}))
+        assert read_params(run, said).by_scores == {}
+        assert "is not used: it was chosen for other weights or on another split" in said.messages.pop()
+    fresh = params_for(Workspace(tmp_path), run, run.load(), "smr", None, said)
+    assert read_params(run) == fresh
+    for broken, words in (
+        ({**whole, "by_scores": 3}, "by_scores"),
+        ({**whole, "format_version": 9}, "is 9, this cmpagl"),
+    ):
+        path.write_text(json.dumps(broken))
+        with pytest.raises(DataError, match=rf"rerank\.json: .*{words}.*delete it; `cmpagl tune smr` makes it again"):
+            read_params(run)
+
+
+def test_nothing_is_chosen_on_what_the_run_was_trained_on_nor_kept_where_it_is_of_no_use(
+    run: Run, tmp_path: Path
+) -> None:
+    workspace = Workspace(tmp_path)
+    with pytest.raises(
+        GuardError, match="tiny was trained on 6 of its 6 pictures; choose on the run's selection split"
+    ):
+        tune_run(workspace, run, "train", Silent(), CPU)
+    rewrite_info(run.root, selection_sha256="0" * 64)
+    with pytest.raises(MismatchError, match="prepared anew"):
+        tune_run(workspace, open_run(run.root), "val", Silent(), CPU)
 
 
 def test_the_data_set_must_be_the_one_of_the_run(run: Run, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    changed = replace(run, info=replace(run.info, manifest_sha256="0" * 64))
-    with pytest.raises(MismatchError, match="was prepared anew with other content since tiny was trained"):
-        open_tested(workspace, changed, None, "test")
-    named = open_tested(workspace, changed, run.info.dataset_root, "test")
-    assert named.other_dataset == "tiny"
+    for key in ("manifest_sha256", "train_sha256", "selection_sha256"):
+        rewrite_info(run.root, **{key: "0" * 64})
+        changed = open_run(run.root)
+        with pytest.raises(MismatchError, match="was prepared anew with other content since tiny was trained"):
+            open_tested(workspace, changed, None, "test")
+        named = open_tested(workspace, changed, run.info.dataset_root, "test")
+        assert named.other_dataset == "tiny"
+        with pytest.raises(DataError, match="tiny chose nothing on tiny"):
+            open_tested(workspace, changed, run.info.dataset_root, "selection")
+        rewrite_info(run.root, **{key: getattr(run.info, key)})
     gone = replace(run, info=replace(run.info, dataset_root=str(tmp_path / "nowhere")))
     with pytest.raises(DataError, match="the data set tiny that tiny was trained on is not at"):
         open_tested(workspace, gone, None, "test")
+
+
+def test_training_images_in_another_data_set_are_found_though_the_runs_own_is_gone(run: Run, tmp_path: Path) -> None:
+    gone = replace(run, info=replace(run.info, dataset_root=str(tmp_path / "nowhere"), dataset="lost"))
+    train = open_prepared(Path(run.info.dataset_root)).split("train")
+    report = evaluate_model(
+        gone.load(CPU), gone, train.subset([0, 1, 2]), Silent(), replace(QUICK, rerank="none", itm_k=0)
+    )
+    assert report.stamp.overlap is not None
+    assert (report.stamp.overlap.pictures, report.stamp.overlap.captions) == (3, 6)
 
 
 def test_recalls_of_groups_make_up_the_whole(split: DataSplit) -> None:

@@ -13,11 +13,11 @@ import pytest
 
 from cmpagl_core.evaluation.metrics import rank_metrics
 from cmpagl_core.evaluation.recall import Matches, rank_queries
-from cmpagl_core.ranking.chain import Directions, Gammas, Reranking, Tuned, rerank
+from cmpagl_core.ranking.chain import Directions, Gammas, Reranking, RerankParams, rerank
 from cmpagl_core.ranking.scores import ScoreMatrix
 
 BENCHMARK = Path(__file__).parent.parent.parent / "benchmarks" / "bench_memory.py"
-TUNED = Tuned(Gammas("add", 1.0, 2.0), 20.0, 20.0)
+TUNED = RerankParams(Gammas("add", 1.0, 2.0), 20.0, 20.0)
 
 
 @pytest.mark.parametrize("name", ["smr", "csls", "dual_softmax", "sinkhorn"])  # GaLR holds its 30 candidates a query

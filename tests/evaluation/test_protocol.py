@@ -18,6 +18,7 @@ from cmpagl_core.evaluation.protocol import (
     matches_of,
     require_not_test,
     require_one_column,
+    seen_of,
 )
 
 STAMP = Stamp(
@@ -79,18 +80,22 @@ def test_nothing_is_chosen_on_the_test_split() -> None:
 
 def test_shared_pictures_and_captions_are_counted_and_said() -> None:
     train = a_split("rsicd", ["p1", "p2", "p3"], ["An airport, near the sea.", "a farm", "a river"])
+    seen = seen_of(train, a_split("rsicd", ["p4"], ["a bay"]))
     tested = a_split("rsitmd", ["p3", "p9"], ["an  airport near the sea", "A FARM!", "a bridge"])
-    found = find_overlap(train, tested, same_dataset=False)
+    found = find_overlap(seen, "rsicd", tested)
     assert found == Overlap("rsicd", 1, 2, 2, 3)
-    assert found.sentence() == (
-        "trained on rsicd, which shares 1 of 2 pictures and 2 of 3 captions with what is tested"
+    assert found.sentences("mine") == (
+        "trained on rsicd, which shares 1 of 2 pictures and 2 of 3 captions with what is tested",
     )
+    chosen = find_overlap(seen, "rsicd", a_split("rsitmd", ["p4", "p9"], ["a bridge"]))
+    assert chosen == Overlap("rsicd", 0, 0, 2, 1, chosen_on=1)
+    assert chosen.sentences("mine") == ("mine was chosen on 1 of these 2 pictures, so these recalls flatter it",)
 
 
 def test_captions_that_one_set_shares_with_itself_are_no_news_but_pictures_are() -> None:
-    train = a_split("ucm", ["p1", "p2"], ["a farm", "a river"])
-    assert find_overlap(train, a_split("ucm", ["p8", "p9"], ["a farm", "a river"]), same_dataset=True) is None
-    twice = find_overlap(train, a_split("ucm", ["p2", "p9"], ["a farm", "a river"]), same_dataset=True)
+    seen = seen_of(a_split("ucm", ["p1", "p2"], ["a farm", "a river"]), a_split("ucm", ["p3"], ["a bay"]))
+    assert find_overlap(seen, "ucm", a_split("ucm", ["p8", "p9"], ["a farm", "a river"])) is None
+    twice = find_overlap(seen, "ucm", a_split("ucm", ["p2", "p9"], ["a farm", "a river"]))
     assert twice == Overlap("ucm", 1, 0, 2, 2)
 
 

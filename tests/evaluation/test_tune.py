@@ -11,8 +11,18 @@ from PIL import Image
 from cmpagl_core.errors import CmpaglError, UsageError
 from cmpagl_core.evaluation.heatmap import save_heatmap
 from cmpagl_core.evaluation.recall import Matches, recall
-from cmpagl_core.evaluation.tune import choose_all, choose_smr, choose_temperature
-from cmpagl_core.ranking.chain import TEMPERED, Gammas, Tempered
+from cmpagl_core.evaluation.stages import Available, Base, Stage
+from cmpagl_core.evaluation.tune import choose_params, choose_smr, choose_temperature
+from cmpagl_core.ranking.chain import (
+    TEMPERED,
+    ChosenParams,
+    Directions,
+    Gammas,
+    RerankParams,
+    Tempered,
+    rerank,
+)
+from cmpagl_core.ranking.offsets import csls
 from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.ranking.smr import SmrForm, smr
 
@@ -53,9 +63,43 @@ def test_the_temperature_is_the_best_one(name: Tempered) -> None:
     scores, matches = noisy_scores(1), Matches.own(OWNER, 40)
     by_hand = {t: recall(TEMPERED[name](scores, t), matches).mr for t in (1.0, 10.0, 50.0)}
     assert by_hand[choose_temperature(name, scores, OWNER, (1.0, 10.0, 50.0))] == max(by_hand.values())
-    both = choose_all(scores, OWNER)
-    assert both.smr == choose_smr(scores, OWNER).gammas
-    assert both.temperature(name) == choose_temperature(name, scores, OWNER)
+    stages = (Stage("cosine+smr", "cosine", ("smr",)), Stage(name, "cosine", (name,)))
+    found = choose_params(stages, lambda _: scores, OWNER, Available(("cosine",), ChosenParams())).of("cosine")
+    assert found.smr == choose_smr(scores, OWNER).gammas
+    assert found.temperature(name) == choose_temperature(name, scores, OWNER)
+
+
+def test_each_step_of_a_chain_is_chosen_on_what_it_re_ranks() -> None:
+    scores = noisy_scores(2)
+    stages = (
+        Stage("cosine+smr", "cosine", ("smr",)),
+        Stage("csls+smr+sinkhorn", "cosine", ("csls", "smr", "sinkhorn")),
+    )
+    found = choose_params(stages, lambda _: scores, OWNER, Available(("cosine",), ChosenParams()), (0.0, 0.5, 4.0))
+    after_csls = Directions(csls(scores))
+    by_hand = choose_smr(after_csls, OWNER, (0.0, 0.5, 4.0))
+    assert found.of("cosine").smr == choose_smr(scores, OWNER, (0.0, 0.5, 4.0)).gammas
+    assert found.of("cosine+csls").smr == by_hand.gammas
+    assert by_hand.plain_mr == recall(csls(scores), Matches.own(OWNER, 40)).mr
+    after_smr = rerank(after_csls, "smr", RerankParams(by_hand.gammas))
+    assert found.of("cosine+csls+smr").sinkhorn == choose_temperature("sinkhorn", after_smr, OWNER)
+    assert found.of("cosine+csls").sinkhorn is None
+
+
+def test_what_is_known_is_not_chosen_again_and_what_hangs_on_a_change_is_forgotten() -> None:
+    known = ChosenParams({"cosine": RerankParams(Gammas("add", 9.0, 9.0))})
+    stages = (Stage("cosine+smr", "cosine", ("smr",)),)
+
+    def unasked(base: Base) -> ScoreMatrix:
+        raise AssertionError("nothing is to be scored")
+
+    assert choose_params(stages, unasked, OWNER, Available(("cosine",), known)) == known
+    more = known.adding("cosine+smr", RerankParams(sinkhorn=5.0)).adding("cosine+smr+csls", RerankParams(sinkhorn=1.0))
+    assert (
+        more.adding("cosine", RerankParams(Gammas("add", 9.0, 9.0), dual_softmax=2.0)).of("cosine+smr").sinkhorn == 5.0
+    )
+    changed = more.adding("cosine", RerankParams(Gammas("add", 1.0, 9.0)))
+    assert list(changed.by_scores) == ["cosine"]
 
 
 def test_empty_grids_and_wrong_gammas_are_refused() -> None:

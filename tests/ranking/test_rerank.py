@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cmpagl_core.errors import UsageError
-from cmpagl_core.ranking.chain import Directions, Gammas, Tuned, parse_chain, rerank
+from cmpagl_core.ranking.chain import Directions, Gammas, RerankParams, parse_chain, rerank
 from cmpagl_core.ranking.galr import galr, shared_positions
 from cmpagl_core.ranking.offsets import SINKHORN_TOLERANCE, TEMPERATURES, csls, dual_softmax, sinkhorn
 from cmpagl_core.ranking.scores import ScoreMatrix
@@ -221,7 +221,7 @@ def test_sinkhorn_gives_every_image_and_every_text_its_even_share(temperature: f
 
 def test_both_directions_of_a_chain_are_the_rerankings_of_both_directions() -> None:
     scores = ScoreMatrix.from_array(random_scores())
-    tuned = Tuned(Gammas("multiply", 1.0, 2.0), 20.0, 10.0)
+    tuned = RerankParams(Gammas("multiply", 1.0, 2.0), 20.0, 10.0)
     once = rerank(Directions(scores), "csls", tuned)
     twice = rerank(once, "smr", tuned)
     assert (whole(twice.i2t) == whole(smr(csls(scores), 1.0, 2.0))).all()
@@ -250,4 +250,4 @@ def test_wrong_parameters_are_refused_in_a_sentence() -> None:
     with pytest.raises(UsageError, match="'smrt' is no re-ranking; there is smr, galr, csls, dual_softmax, sinkhorn"):
         parse_chain("smrt")
     with pytest.raises(UsageError, match="the parameters of smr were never chosen"):
-        rerank(Directions(scores), "smr", Tuned())
+        rerank(Directions(scores), "smr", RerankParams())

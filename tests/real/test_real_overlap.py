@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cmpagl_core.datasets.prepared import DataSplit
-from cmpagl_core.evaluation.protocol import find_overlap
+from cmpagl_core.evaluation.protocol import find_overlap, seen_of
 
 pytestmark = pytest.mark.real
 
@@ -41,8 +41,8 @@ def test_captions_that_both_sets_hold_are_counted(real_data: Path, trained: str,
     train, test = annotated(real_data, trained, "train"), annotated(real_data, tested, "test")
     known = {words(text) for text in train.captions}
     by_hand = sum(words(text) in known for text in test.captions)
-    found = find_overlap(train, test, same_dataset=False)
+    found = find_overlap(seen_of(train, annotated(real_data, trained, "val")), trained, test)
     assert found is not None
     assert (found.pictures, found.captions, found.tested_captions) == (0, by_hand, len(test.captions))
     assert by_hand > least
-    assert f"trained on {trained}, which shares 0 of" in found.sentence()
+    assert f"trained on {trained}, which shares 0 of" in found.sentences("mine")[0]

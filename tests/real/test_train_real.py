@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from cmpagl_core.datasets.prepared import PreparedDataset
+from cmpagl_core.datasets.prepared import IMAGE_COLUMNS, PreparedDataset
 from cmpagl_core.datasets.writing import Provenance, write_prepared
-from cmpagl_core.files import sha256_file
+from cmpagl_core.files import FileStamp
 from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe_files import load_recipe
@@ -47,11 +47,11 @@ def few_pictures(real_data: Path, tmp_path: Path) -> PreparedDataset:
         for one in of_split[:: len(of_split) // count][:count]:
             name = Path(one["filename"]).stem
             path = (real_data / "ucm" / "images" / f"{name}.jpg").resolve()
-            images.append((name, os.path.relpath(path, tmp_path), split, "256", "256", sha256_file(path), ""))
+            images.append((name, os.path.relpath(path, tmp_path), split, "256", "256", *_mark(path), ""))
             captions += [(f"{name}#{row}", name, said["raw"]) for row, said in enumerate(one["sentences"])]
     return write_prepared(
         tmp_path,
-        pd.DataFrame(images, columns=["image_id", "path", "split", "width", "height", "sha256", "scene"], dtype="str"),
+        pd.DataFrame(images, columns=list(IMAGE_COLUMNS), dtype="str"),
         pd.DataFrame(captions, columns=["caption_id", "image_id", "text"], dtype="str"),
         Provenance(name="few"),
     )
@@ -74,3 +74,9 @@ def test_the_cpu_recipe_learns_real_pairs_over_its_frozen_stem(few_pictures: Pre
     assert all(torch.equal(tensors[name], published[name]) for name in as_imported)
     learned = ("text_projection.weight", "stem_skip.projections.0.linear.weight", "stem_skip.gate", "itm_head.weight")
     assert all(not torch.equal(tensors[name], published[name]) for name in learned)
+
+
+def _mark(path: Path) -> tuple[str, str, str]:
+    """Bytes, time and hash of a file, as the table of images has them."""
+    mark = FileStamp.of(path)
+    return str(mark.size), str(mark.mtime_ns), mark.sha256

@@ -115,7 +115,9 @@ def other_run(run: Run, tmp_path: Path) -> Run:
     recipe = run.recipe.model_copy(update={"train": run.recipe.train.model_copy(update={"seed": 5})})
     loaded = run.load()
     other_model = build_model(recipe, run.info.vocab_size, text_shape=loaded.model.text_encoder.shape)
-    return save_run(tmp_path / "other", recipe, run.info, other_model.state_dict(), loaded.tokenizer.to_json())
+    return save_run(
+        tmp_path / "other", recipe, run.info, other_model.state_dict(), loaded.tokenizer.to_json(), run.seen
+    )
 
 
 def test_another_model_encodes_everything_again(run: Run, pictures: Path, tmp_path: Path) -> None:

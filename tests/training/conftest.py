@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cmpagl_core.datasets.prepared import PreparedDataset
+from cmpagl_core.datasets.prepared import IMAGE_COLUMNS, PreparedDataset
 from cmpagl_core.datasets.writing import Provenance, write_prepared
-from cmpagl_core.files import sha256_file
+from cmpagl_core.files import FileStamp
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import parse_recipe
 
@@ -101,14 +101,14 @@ def make_squares(root: Path) -> PreparedDataset:
             pixels[top : top + 14, left : left + 14] = COLOURS[inner]
             noise = rng.integers(-20, 20, pixels.shape)
             Image.fromarray((pixels.astype(int) + noise).clip(0, 255).astype(np.uint8)).save(pictures / f"{name}.png")
-            sha256 = sha256_file(pictures / f"{name}.png")
-            images.append((name, f"pictures/{name}.png", split, "32", "32", sha256, place))
+            mark = FileStamp.of(pictures / f"{name}.png")
+            state = str(mark.size), str(mark.mtime_ns)
+            images.append((name, f"pictures/{name}.png", split, "32", "32", *state, mark.sha256, place))
             texts = (f"a {inner} {place} on {outer} ground", f"there is {outer} around something {inner}")
             captions += [(f"{name}#{row}", name, text) for row, text in enumerate(texts)]
-    image_columns = ["image_id", "path", "split", "width", "height", "sha256", "scene"]
     return write_prepared(
         root,
-        pd.DataFrame(images, columns=image_columns, dtype="str"),
+        pd.DataFrame(images, columns=list(IMAGE_COLUMNS), dtype="str"),
         pd.DataFrame(captions, columns=["caption_id", "image_id", "text"], dtype="str"),
         Provenance(name="squares"),
     )

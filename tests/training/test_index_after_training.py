@@ -12,6 +12,7 @@ import torch
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.encoders.cmpagl import CmpaglEncoder
 from cmpagl_core.encoders.decode import decoded_batches
+from cmpagl_core.errors import MismatchError
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe import Recipe
@@ -78,13 +79,16 @@ def test_an_index_takes_cached_maps_and_encodes_the_rest(
 def test_a_picture_that_was_changed_is_encoded_again(
     run: Run, squares: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = squares.split("train").paths[0]
+    path, source = squares.split("train").paths[0], dataset_source(squares)
     before = path.read_bytes()
     try:
         path.write_bytes(squares.split("test").paths[0].read_bytes())
         decoded = decoded_files(monkeypatch)
-        index_of(run, squares, tmp_path / "index", Told(), tmp_path / "cache")
+        encoder = CmpaglEncoder(run, Told(), CPU, tmp_path / "cache")
+        build_index(encoder, source, tmp_path / "index", Told())
         assert path in decoded
+        with pytest.raises(MismatchError, match="is not the picture that squares was prepared with"):
+            dataset_source(squares)
     finally:
         path.write_bytes(before)
 

@@ -17,8 +17,10 @@ from cmpagl_core import device
 from cmpagl_core.datasets.loading import Draw, PictureFiles
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.errors import CmpaglError, DataError, GuardError, MismatchError
+from cmpagl_core.evaluation.kept_params import read_params
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe import Recipe
+from cmpagl_core.run_data import is_own
 from cmpagl_core.runs import Run, open_run, read_tensors
 from cmpagl_core.training import loop
 from cmpagl_core.training.journal import read_journal
@@ -86,13 +88,19 @@ def test_loader_threads_change_no_byte(
 
 def test_a_run_is_whole_and_its_state_is_gone(tiny_run: Run, squares: PreparedDataset) -> None:
     files = {path.name for path in tiny_run.root.iterdir()}
-    assert files == {"recipe.yaml", "model.safetensors", "tokenizer.json", "run.json", "log.jsonl", "curves.png"}
+    assert files == {
+        "recipe.yaml", "model.safetensors", "tokenizer.json", "seen.json", "rerank.json", "run.json", "log.jsonl",
+        "curves.png",
+    }  # fmt: skip
     assert (tiny_run.root / "curves.png").read_bytes().startswith(b"\x89PNG")
     info = tiny_run.info
     assert (info.name, info.recipe_name, info.dataset, info.epochs) == ("tiny", "tiny", "squares", 3)
     assert info.manifest_sha256 == squares.manifest.sha256
     assert info.train_sha256 == squares.split("train").sha256
     assert info.selection_sha256 == squares.split("val").sha256
+    assert tiny_run.seen.train_images == set(squares.split("train").picture_sha256)
+    assert tiny_run.seen.selection_images == set(squares.split("val").picture_sha256)
+    assert is_own(tiny_run, squares)
     loaded = tiny_run.load()
     assert not loaded.model.training
     assert loaded.sha256 == info.weights_sha256
@@ -103,11 +111,13 @@ def test_the_best_validation_is_kept_and_gammas_are_chosen_on_it(tiny_run: Run) 
     validations = events(tiny_run.root, "validation")
     best = max(validations, key=lambda event: event["mr"])  # the first among equals
     assert (tiny_run.info.best.epoch, round(tiny_run.info.best.mr, 3)) == (best["epoch"], round(best["mr"], 3))
-    smr = tiny_run.info.smr
-    assert smr is not None
-    assert smr.gamma1 in tiny_run.recipe.evaluate.smr_gammas
-    assert smr.mr is not None
-    assert smr.mr >= tiny_run.info.best.mr
+    chosen = read_params(tiny_run)
+    assert (list(chosen.by_scores), chosen.split_sha256) == (["cosine"], tiny_run.info.selection_sha256)
+    params = chosen.of("cosine")
+    assert params.smr is not None
+    assert params.smr.gamma1 in tiny_run.recipe.evaluate.smr_gammas
+    assert params.smr_mr is not None
+    assert params.smr_mr >= tiny_run.info.best.mr
 
 
 def test_kept_weights_give_the_mr_that_was_validated(tiny_run: Run, squares: PreparedDataset) -> None:
@@ -216,7 +226,7 @@ def test_without_pre_alignment_itm_ranks(squares: PreparedDataset, tiny_recipe: 
     run = train(tiny_recipe("losses.pre_alignment=false", "train.epochs=1"), squares, tmp_path / "run")
     assert set(events(run.root, "step")[0]["terms"]) == {"itm", "mlm"}
     assert run.info.best.mr > 0
-    assert run.info.smr is not None
+    assert read_params(run).of("itm@0").smr is not None
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

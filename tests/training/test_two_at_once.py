@@ -112,5 +112,6 @@ def test_of_two_prepares_of_one_name_each_is_whole_or_refused(stories: Stories, 
 
 def test_nothing_is_left_behind(stories: Stories, workspace: Workspace) -> None:
     assert stories
-    left = [path for path in workspace.root.rglob(".*") if not path.name.startswith(".cmpagl-stamp")]
+    kept = (".cmpagl-stamp.json", ".selected")
+    left = [path for path in workspace.root.rglob(".*") if path.name not in kept]
     assert left == []

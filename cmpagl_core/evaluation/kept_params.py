@@ -1,0 +1,96 @@
+"""Parameters of re-rankings that were chosen for a run: `rerank.json` in its folder, beside what it is (ours).
+
+The file names the weights and the split that chose, by hash; parameters of other weights or of another split than the
+run's selection split are never used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from cmpagl_core.errors import DataError
+from cmpagl_core.files import canonical_json, read_json, sha256_text, write_json
+from cmpagl_core.locks import hold
+from cmpagl_core.progress import Progress
+from cmpagl_core.ranking.chain import ChosenParams, RerankParams
+from cmpagl_core.runs import Run, Seen
+
+RERANK_FILE = "rerank.json"
+RERANK_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """Who chose, and on what. Hashes are hex digests of SHA-256."""
+
+    weights_sha256: str
+    split_sha256: str
+    images_sha256: str  # of the split's images
+
+    @classmethod
+    def of(cls, weights_sha256: str, selection_sha256: str, seen: Seen) -> Chooser:
+        """A run and its selection split."""
+        return cls(weights_sha256, selection_sha256, sha256_text(canonical_json(sorted(seen.selection_images))))
+
+    @classmethod
+    def of_run(cls, run: Run) -> Chooser:
+        """A finished run, with the selection split that it remembers."""
+        return cls.of(run.info.weights_sha256, run.info.selection_sha256, run.seen)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The content of rerank.json."""
+
+    chooser: Chooser
+    by_scores: dict[str, RerankParams]
+    format_version: int = RERANK_FORMAT
+
+
+def write_params(root: Path, chooser: Chooser, by_scores: Mapping[str, RerankParams]) -> None:
+    """Keep what was chosen in a run's folder, in place of all before. Raises CmpaglError when the disk refuses."""
+    write_json(root / RERANK_FILE, asdict(_Kept(chooser, dict(by_scores))))
+
+
+def add_params(run: Run, chosen: Mapping[str, RerankParams], progress: Progress) -> ChosenParams:
+    """Keep what was chosen now beside what another process may have chosen meanwhile, and return both.
+
+    Raises CmpaglError when the disk refuses.
+    """
+    with hold(run.root / RERANK_FILE, progress.say):
+        known = read_params(run)
+        for scores, params in chosen.items():
+            known = known.adding(scores, params)
+        write_params(run.root, Chooser.of_run(run), known.by_scores)
+    return known
+
+
+def read_params(run: Run, progress: Progress | None = None) -> ChosenParams:
+    """What was chosen for a run; nothing where nothing was, or for other weights or on another split, which is said.
+
+    Raises DataError for a broken file.
+    """
+    path, chooser = run.root / RERANK_FILE, Chooser.of_run(run)
+    nothing = ChosenParams(split_sha256=chooser.split_sha256)
+    if not path.is_file():
+        return nothing
+    content = read_json(path)
+    version = content.get("format_version") if isinstance(content, dict) else None
+    hint = "delete it; `cmpagl tune smr` makes it again"
+    if version != RERANK_FORMAT:
+        raise DataError(f"{path}: format_version is {version!r}, this cmpagl reads {RERANK_FORMAT}", hint=hint)
+    try:
+        kept = TypeAdapter(_Kept).validate_python(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{path}: {key}: {first['msg']}", hint=hint) from error
+    if kept.chooser != chooser:
+        if progress is not None:
+            progress.say(f"{path} is not used: it was chosen for other weights or on another split than the run's own")
+        return nothing
+    return ChosenParams(kept.by_scores, chooser.split_sha256)
