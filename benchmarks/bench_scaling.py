@@ -28,7 +28,7 @@ from cmpagl_core.ranking.chain import Directions, Gammas, RerankParams, rerank
 from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.recipe_files import parse_recipe
 from cmpagl_core.runs import LoadedModel
-from cmpagl_core.search.search import top_k
+from cmpagl_core.search.stores.exact import top_k
 
 FACTORS = (2, 4, 8)
 ALLOWED = 1.1

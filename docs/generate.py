@@ -64,9 +64,6 @@ BENCHMARKS_MACHINES = {  # a file of docs/results, and what it was printed on
     "bench-avx2.jsonl": "Two cores of an AMD EPYC with AVX2 alone, as laptops have: fp32",
 }
 
-OF_THE_SCANNER = ("exact search, 1,000,000 x 256", "exact search, 8 x the pictures")  # rows of bench_search.py
-NOT_USED = " (measured on `GalleryScanner`, which no command uses yet)"
-
 BENCHMARKS_TABLE = """
 | what | ours | peer | its value | ratio | bar | |
 |---|---:|---|---:|---:|---:|---|
@@ -171,12 +168,11 @@ def _profiles(rows: list[dict[str, Any]]) -> str:
 
 
 def _measured(row: dict[str, Any]) -> str:
-    name = row["name"] + (NOT_USED if row["name"].startswith(OF_THE_SCANNER) else "")
     peer_value = "" if row["peer_value"] is None else f"{row['peer_value']:.3g}"
     ratio, bar = ("" if row[key] is None else f"{row[key]:.2f}" for key in ("ratio", "bar"))
     met = {True: "met", False: "missed", None: ""}[row["ok"]]
     value = f"{row['value']:.3g} {row['unit']}"
-    return f"| {name} | {value} | {row['peer'] or ''} | {peer_value} | {ratio} | {bar} | {met} |\n"
+    return f"| {row['name']} | {value} | {row['peer'] or ''} | {peer_value} | {ratio} | {bar} | {met} |\n"
 
 
 def cli_page() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,6 +22,10 @@ def retrieve(
     text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What to look for, in words.")] = None,
     image: Annotated[
         Path | None, typer.Option("--image", metavar="FILE", help="Look for pictures like this one instead.")
+    ] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option("--queries", metavar="FILE", help='Many texts at once: one a line, or JSON lines {"text": ...}.'),
     ] = None,
     k: Annotated[int, typer.Option("-k", "--top", min=1, metavar="K", help="How many to show.")] = 10,
     index: IndexOption = None,
@@ -46,7 +50,7 @@ def retrieve(
     ] = False,
     format: FormatOption = "table",
 ) -> None:
-    """Find pictures by text, or by another picture, in the newest index.
+    """Find pictures by text, or by another picture, in the newest index; with --queries, by many texts at once.
 
     Without an index, one of all pictures of the newest run's data set is made first, once. Scores are cosines; with
     --rerank itm, cosine + match probability.
@@ -56,21 +60,27 @@ def retrieve(
       cmpagl retrieve "airport near sea" -k 20 --gallery found.html --open
       cmpagl retrieve --image mine.jpg
       cmpagl retrieve --image mine.jpg --to captions
+      cmpagl retrieve --queries queries.txt -k 5 --format jsonl
       cmpagl retrieve "storage tanks" --features test.safetensors --format json
     """
     from cmpagl_core.errors import UsageError
     from cmpagl_core.search.opening import open_searcher
 
-    query = _query(text, image)
+    asked = _queries(text, image, queries)
     if to == "captions" and (image is None or gallery is not None or open_page):
         raise UsageError("--to captions answers --image in words", hint="leave out the text, --gallery and --open")
+    if queries is not None and (rerank != "none" or gallery is not None or open_page):
+        raise UsageError("--queries gives a list for each query", hint="leave out --rerank, --gallery and --open")
     given = settings(ctx)
     page = gallery if gallery is not None or not open_page else given.workspace.root / "gallery.html"
     searcher = open_searcher(given.workspace, given.progress, given.compute_device, index, features, run)
-    if to == "captions":
-        _show_captions(searcher.search_captions([query], k)[0], format)
+    if queries is not None:
+        _show_answers(asked, searcher.search(asked, k), format)
         return
-    hits = searcher.search([query], k)[0] if rerank == "none" else searcher.search_with_itm(query, k)
+    if to == "captions":
+        _show_captions(searcher.search_captions(asked, k)[0], format)
+        return
+    hits = searcher.search(asked, k)[0] if rerank == "none" else searcher.search_with_itm(asked[0], k)
     _show_hits(hits, format)
     if page is not None:
         scores = "cosines" if rerank == "none" else "cosine + match probability"
@@ -81,40 +91,67 @@ def retrieve(
             webbrowser.open(page.absolute().as_uri())
 
 
-def _query(text: str | None, image: Path | None) -> Query:
+def _queries(text: str | None, image: Path | None, queries: Path | None) -> Sequence[Query]:
     from cmpagl_core.errors import UsageError
-    from cmpagl_core.search.query import ImageQuery, TextQuery
+    from cmpagl_core.search.query import ImageQuery, TextQuery, read_queries
 
-    if text is not None and image is None:
-        return TextQuery(text)
-    if image is not None and text is None:
-        return ImageQuery(image)
-    problem = "there is nothing to look for" if text is None else "a text and --image are two queries"
-    raise UsageError(problem, hint='write `cmpagl retrieve "airport near sea"` or `cmpagl retrieve --image FILE`')
+    given = [
+        name for name, value in (("a text", text), ("--image", image), ("--queries", queries)) if value is not None
+    ]
+    if len(given) != 1:
+        problem = " and ".join(given) + " are two queries" if given else "there is nothing to look for"
+        raise UsageError(problem, hint='write `cmpagl retrieve "airport near sea"` or `cmpagl retrieve --image FILE`')
+    if queries is not None:
+        return read_queries(queries)
+    return [TextQuery(text)] if text is not None else [ImageQuery(image or Path())]
 
 
 def _show_hits(hits: Sequence[Hit], format: OutputFormat) -> None:
     if format == "table":
-        rows = [
-            {"rank": hit.rank, "score": hit.score, "image_id": hit.image.image_id, "captions": _in_short(hit.captions)}
-            for hit in hits
-        ]
+        rows = [_in_a_table(hit) for hit in hits]
         last = [Column("captions")] if any(hit.captions for hit in hits) else []
         emit(rows, [Column("rank"), Column("score", digits=3), Column("image_id", "image"), *last])
         return
+    emit([_whole(hit) for hit in hits], _columns(hits), format)
+
+
+def _columns(hits: Sequence[Hit]) -> list[Column]:
     keys = ("rank", "image_id", "path", "score", "captions")
-    machine = [
-        {
-            "rank": hit.rank,
-            "image_id": hit.image.image_id,
-            "path": str(hit.image.path),
-            "score": hit.score,
-            "captions": hit.captions,
-            **({} if hit.image.window is None else {"window": astuple(hit.image.window)}),
-        }
-        for hit in hits
-    ]
-    emit(machine, [Column(key, digits=3) for key in keys], format)
+    windows = ("window",) if any(hit.image.window is not None for hit in hits) else ()
+    return [Column(key, digits=3) for key in (*keys, *windows)]
+
+
+def _show_answers(queries: Sequence[Query], answers: Sequence[Sequence[Hit]], format: OutputFormat) -> None:
+    """Of many queries: JSON has an object each, other formats a row for each hit."""
+    texts = [getattr(query, "text", "") for query in queries]
+    pairs = list(zip(texts, answers, strict=True))
+    if format in ("json", "jsonl"):
+        documents = [{"query": text, "hits": [_whole(hit) for hit in hits]} for text, hits in pairs]
+        emit(documents, ["query", "hits"], format)
+    elif format == "table":
+        rows = [{"query": text if hit.rank == 1 else "", **_in_a_table(hit)} for text, hits in pairs for hit in hits]
+        columns = [Column("query"), Column("rank"), Column("score", digits=3), Column("image_id", "image")]
+        emit(rows, columns)
+    else:
+        rows = [{"query": text, **_whole(hit)} for text, hits in pairs for hit in hits]
+        emit(rows, [Column("query"), *_columns([hit for hits in answers for hit in hits])], format)
+
+
+def _in_a_table(hit: Hit) -> dict[str, Any]:
+    captions = _in_short(hit.captions)
+    return {"rank": hit.rank, "score": hit.score, "image_id": hit.image.image_id, "captions": captions}
+
+
+def _whole(hit: Hit) -> dict[str, Any]:
+    window = {} if hit.image.window is None else {"window": astuple(hit.image.window)}
+    return {
+        "rank": hit.rank,
+        "image_id": hit.image.image_id,
+        "path": str(hit.image.path),
+        "score": hit.score,
+        "captions": hit.captions,
+        **window,
+    }
 
 
 def _show_captions(hits: Sequence[CaptionHit], format: OutputFormat) -> None:

@@ -18,7 +18,13 @@ from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.progress import Progress
 from cmpagl_core.search.index import GalleryIndex, places
 from cmpagl_core.search.query import CaptionHit, Hit, ImageQuery, Query, TextQuery
-from cmpagl_core.search.search import Best, top_k
+from cmpagl_core.search.stores.exact import ExactStore
+from cmpagl_core.search.stores.store import Best, Store
+
+_QUERIES_AT_ONCE = 512
+_SCANNED_ROWS = 131_072  # a smaller gallery is searched in milliseconds anyway
+_PASSES_UNTIL_IT_PAYS = 128  # searches of one query that take as long as making an int8 store, a few seconds a million
+_QUERIES_A_PASS = 8  # that cost as much as one query alone, when they are searched together
 
 
 class Searcher:
@@ -27,28 +33,31 @@ class Searcher:
     def __init__(self, gallery: GalleryIndex, make_encoder: Callable[[], Encoder], progress: Progress) -> None:
         self.gallery = gallery
         self._make_encoder, self._progress = make_encoder, progress
+        self._images: Store = ExactStore(gallery.image_features, gallery.tie_order)
+        self._passes = 0
 
     def search(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
         """The k images nearest to each query, the best first.
 
         Raises DataError for a query image that cannot be read, and whatever making the encoder raises.
         """
-        gallery = self.gallery
-        best = top_k(gallery.image_features, self._encode(queries), k, gallery.tie_order)
-        return [
-            [
-                Hit(rank, gallery.image(row), score, tuple(gallery.captions_of(row)))
-                for rank, (score, row) in enumerate(found, start=1)
-            ]
-            for found in _pairs(best)
-        ]
+        self._take_the_faster_store(len(queries))
+        if len(queries) <= _QUERIES_AT_ONCE:
+            return self._search(queries, k)
+        found: list[list[Hit]] = []
+        with self._progress.task("search", len(queries), "queries") as advance:
+            for start in range(0, len(queries), _QUERIES_AT_ONCE):
+                part = queries[start : start + _QUERIES_AT_ONCE]
+                found += self._search(part, k)
+                advance(len(part))
+        return found
 
     def search_captions(self, queries: Sequence[Query], k: int) -> list[list[CaptionHit]]:
         """The k captions nearest to each query. Raises DataError when the gallery has none, and as `search`."""
         gallery = self.gallery
         if not len(gallery.captions):
             raise DataError(f"gallery {gallery.info.name} has no captions", hint="index a data set with captions")
-        best = top_k(gallery.text_features, self._encode(queries), k, places(gallery.captions))
+        best = ExactStore(gallery.text_features, places(gallery.captions)).top_k(self._encode(queries), k)
         return [
             [
                 CaptionHit(rank, gallery.captions[text], score, gallery.images_of(text))
@@ -78,6 +87,25 @@ class Searcher:
     def encoder(self) -> Encoder:
         """The gallery's encoder."""
         return self._make_encoder()
+
+    def _search(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
+        gallery = self.gallery
+        return [
+            [
+                Hit(rank, gallery.image(row), score, tuple(gallery.captions_of(row)))
+                for rank, (score, row) in enumerate(found, start=1)
+            ]
+            for found in _pairs(self._images.top_k(self._encode(queries), k))
+        ]
+
+    def _take_the_faster_store(self, queries: int) -> None:
+        """Answers are the same; an int8 store is made when what was asked so far would have paid for it."""
+        self._passes += -(-queries // _QUERIES_A_PASS)
+        pays = self._passes >= _PASSES_UNTIL_IT_PAYS and len(self._images) >= _SCANNED_ROWS
+        if pays and isinstance(self._images, ExactStore):
+            from cmpagl_core.search.stores.int8 import Int8Store  # torch, which one query does without
+
+            self._images = Int8Store(self._images, self._progress)
 
     def _encode(self, queries: Sequence[Query]) -> Features:
         """Features of queries [Q, D]."""

@@ -135,6 +135,9 @@ def test_a_long_or_unknown_query_is_said(find: Ask) -> None:
         ([""], 2, "the query is blank"),
         (["  \n"], 2, "the query is blank"),
         (["square", "--image", "x.jpg"], 2, "a text and --image are two queries"),
+        (["square", "--queries", "x.txt"], 2, "a text and --queries are two queries"),
+        (["--queries", "x.txt"], 3, "x.txt does not exist"),
+        (["--queries", "/dev/null", "--rerank", "itm"], 3, "holds no query"),
         (["square", "--to", "captions"], 2, "--to captions answers --image in words"),
         (["--image", "x.jpg", "--rerank", "itm"], 2, "--rerank itm compares a text with pictures"),
         (["--image", "none.jpg"], 3, "picture none.jpg does not exist"),
@@ -187,6 +190,24 @@ def test_the_fusion_half_looks_again_at_the_best(find: Ask, indexed_workspace: P
     assert [hit["image_id"] for hit in hits] == sorted(expected, key=lambda name: -expected[name])[:5]
     for hit in hits:
         assert hit["score"] == pytest.approx(expected[hit["image_id"]], abs=2e-3)
+
+
+def test_many_queries_get_the_answers_of_each(find: Ask, tmp_path: Path) -> None:
+    texts = ["a bright square", "field 3", "a square of kind 2"]
+    (tmp_path / "q.txt").write_text("\n".join(texts))
+    (tmp_path / "q.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    alone = [{"query": text, "hits": answer(find(text, "-k", "3", "--format", "json"))} for text in texts]
+    assert answer(find("--queries", "q.txt", "-k", "3", "--format", "json")) == alone
+    lines = find("--queries", "q.jsonl", "-k", "3", "--format", "jsonl").stdout.splitlines()
+    assert [json.loads(line) for line in lines] == alone
+    rows = list(csv.DictReader(io.StringIO(find("--queries", "q.txt", "-k", "3", "--format", "csv").stdout)))
+    assert [(row["query"], row["rank"], row["image_id"]) for row in rows] == [
+        (one["query"], str(hit["rank"]), hit["image_id"]) for one in alone for hit in one["hits"]
+    ]
+    table = find("--queries", "q.txt", "-k", "3").stdout
+    assert all(text in table for text in texts)
+    many = find("--queries", "q.txt", "--quiet")
+    assert (many.exit_code, many.stderr) == (0, "")
 
 
 def test_a_broken_query_picture_is_refused(find: Ask, tmp_path: Path) -> None:
@@ -332,6 +353,13 @@ def test_a_picture_that_was_deleted_is_still_found_and_marked(ask: Ask, tiny_pic
     result = ask("retrieve", "square", "-k", "12", "--gallery", "g.html", "--format", "json")
     assert "north/scene_05.jpg" in [hit["image_id"] for hit in answer(result)]
     assert (tmp_path / "g.html").read_text().count(">missing<") == 1
+
+
+def test_many_questions_start_no_torch_either(indexed_workspace: Path, tmp_path: Path) -> None:
+    (tmp_path / "q.txt").write_text("a square\n" * 20)
+    done = asked_apart(indexed_workspace, "retrieve", "--queries", str(tmp_path / "q.txt"), loaded_of=("torch",))
+    assert [len(one["hits"]) for one in json.loads(done.stdout)] == [10] * 20
+    assert done.stderr.strip() == "[]"
 
 
 def test_a_question_to_an_index_starts_neither_torch_nor_pandas(indexed_workspace: Path) -> None:

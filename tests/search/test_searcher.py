@@ -11,10 +11,13 @@ import pytest
 from cmpagl_core.datasets.prepared import open_prepared
 from cmpagl_core.errors import DataError, UsageError
 from cmpagl_core.progress import Silent
+from cmpagl_core.search import searcher as module
 from cmpagl_core.search.indexing import build_index
 from cmpagl_core.search.listing import dataset_source, folder_source
-from cmpagl_core.search.query import ImageQuery, TextQuery
+from cmpagl_core.search.query import ImageQuery, TextQuery, read_queries
 from cmpagl_core.search.searcher import Searcher
+from cmpagl_core.search.stores.exact import ExactStore
+from cmpagl_core.search.stores.int8 import Int8Store
 
 
 @pytest.fixture
@@ -62,6 +65,54 @@ def test_the_encoder_is_made_once_and_only_when_a_query_comes(searcher: Searcher
     other.search([TextQuery("a")], 1)
     other.search([TextQuery("b")], 1)
     assert made == [1]
+
+
+def test_many_queries_are_answered_from_an_int8_store_in_the_same_way(
+    searcher: Searcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SCANNED_ROWS", 12)
+    monkeypatch.setattr(module, "_QUERIES_AT_ONCE", 7)
+    queries = [TextQuery(f"query {number}") for number in range(300)]
+    exact = searcher.search(queries, 3)
+    assert isinstance(searcher._images, ExactStore)
+    for _ in range(3):
+        assert searcher.search(queries, 3) == exact
+    assert isinstance(searcher._images, Int8Store)
+    assert len(searcher._images) == 12
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("airport near sea\n\n  a river \n", ["airport near sea", "a river"]),
+        ('\ufeff{"text": "a"}\r\n{"text": "b", "id": 4}', ["a", "b"]),
+        ("one with a \u2028 in it", ["one with a \u2028 in it"]),
+    ],
+)
+def test_queries_are_read_one_a_line(tmp_path: Path, text: str, expected: list[str]) -> None:
+    (tmp_path / "q").write_text(text, encoding="utf-8", newline="")
+    assert [query.text for query in read_queries(tmp_path / "q")] == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "holds no query; write one a line"),
+        (b"\n \n", "holds no query"),
+        (b"\xff\xfe", "is not UTF-8 text"),
+        (b'{"text": "a"}\n\n{"text": 3}', r"q:3: there is no text"),
+        (b'{"text": "a"}\nplain', r"q:2: not valid JSON"),
+        (b'{"text": " "}', r"q:1: there is no text"),
+        (b"{" * 100_000, r"q:1: not valid JSON"),
+        (b'{"text": [' + b"[" * 100_000, r"q:1: not valid JSON"),
+    ],
+)
+def test_a_file_of_no_queries_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "q").write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        read_queries(tmp_path / "q")
+    with pytest.raises(DataError, match="none does not exist"):
+        read_queries(tmp_path / "none")
 
 
 def test_queries_that_cannot_be_answered_are_refused(

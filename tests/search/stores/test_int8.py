@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from cmpagl_core.errors import DataError, MismatchError, UsageError
-from cmpagl_core.search import scan
-from cmpagl_core.search.scan import GalleryScanner
-from cmpagl_core.search.search import top_k
+from cmpagl_core.progress import Silent
+from cmpagl_core.search.stores import int8
+from cmpagl_core.search.stores.exact import ExactStore, top_k
+from cmpagl_core.search.stores.int8 import Int8Store
 
 
 def unit(rows: int, dim: int, seed: int) -> np.ndarray:
@@ -26,13 +27,17 @@ def clustered(rows: int, dim: int, seed: int) -> np.ndarray:
     return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
 
 
+def scanned(features: np.ndarray, places: np.ndarray | None = None) -> Int8Store:
+    return Int8Store(ExactStore(features, places), Silent())
+
+
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use the int8 kernels whenever they are right, and for galleries of any size."""
-    monkeypatch.setattr(scan, "_ROWS_FOR_ONE", 2048)
-    monkeypatch.setattr(scan, "_ROWS_FOR_MANY", 1024)
-    monkeypatch.setattr(scan, "_TIMED_ROWS", 0)
-    monkeypatch.setattr(scan, "_is_faster", lambda *_: True)
+    monkeypatch.setattr(int8, "_ROWS_FOR_ONE", 2048)
+    monkeypatch.setattr(int8, "_ROWS_FOR_MANY", 1024)
+    monkeypatch.setattr(int8, "_TIMED_ROWS", 0)
+    monkeypatch.setattr(int8, "_is_faster", lambda *_: True)
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -43,7 +48,7 @@ def test_the_scan_finds_what_the_exact_search_finds(make: object, queries: int) 
     asked = np.concatenate([features[:: 20_000 // queries][:queries] + 0.05 * unit(queries, 64, 9)])[:queries]
     asked = np.ascontiguousarray(asked / np.linalg.norm(asked, axis=1, keepdims=True), dtype=np.float32)
     places = np.random.default_rng(0).permutation(len(features))
-    scanner = GalleryScanner(features, places)
+    scanner = scanned(features, places)
     found, expected = scanner.top_k(asked, 10), top_k(features, asked, 10, places)
     np.testing.assert_array_equal(found.rows, expected.rows)
     np.testing.assert_array_equal(found.scores, expected.scores)
@@ -52,7 +57,7 @@ def test_the_scan_finds_what_the_exact_search_finds(make: object, queries: int) 
 @pytest.mark.usefixtures("small_blocks")
 def test_k_of_the_whole_gallery_is_its_whole_order() -> None:
     features = unit(6000, 16, 0)
-    found = GalleryScanner(features).top_k(features[:1], 9999)
+    found = scanned(features).top_k(features[:1], 9999)
     np.testing.assert_array_equal(found.rows, top_k(features, features[:1], 6000).rows)
 
 
@@ -64,21 +69,21 @@ def test_a_kernel_that_is_missing_or_wrong_is_not_used(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch, "_int_mm", missing)
     monkeypatch.setattr(torch, "_weight_int8pack_mm", lambda query, codes, scales: torch.zeros(len(query), len(codes)))
     features = unit(8000, 16, 0)
-    scanner = GalleryScanner(features)
+    scanner = scanned(features)
     for queries in (features[:1], features[:30]):
         np.testing.assert_array_equal(scanner.top_k(queries, 5).rows, top_k(features, queries, 5).rows)
 
 
 def test_a_small_gallery_is_searched_as_it_is() -> None:
     features = unit(50, 8, 0)
-    np.testing.assert_array_equal(GalleryScanner(features).top_k(features, 5).rows, top_k(features, features, 5).rows)
+    np.testing.assert_array_equal(scanned(features).top_k(features, 5).rows, top_k(features, features, 5).rows)
 
 
 def test_searches_that_cannot_be_are_refused() -> None:
-    scanner = GalleryScanner(unit(10, 8, 0))
+    scanner = scanned(unit(10, 8, 0))
     with pytest.raises(UsageError, match="k is 0"):
         scanner.top_k(unit(1, 8, 0), 0)
     with pytest.raises(MismatchError, match="has 7 numbers"):
         scanner.top_k(unit(1, 7, 0), 1)
     with pytest.raises(DataError, match="holds no picture"):
-        GalleryScanner(unit(1, 8, 0)[:0]).top_k(unit(1, 8, 0), 1)
+        scanned(unit(1, 8, 0)[:0]).top_k(unit(1, 8, 0), 1)

@@ -8,13 +8,13 @@ id: the order of files never changes a result. Needs NumPy alone: a query starts
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cmpagl_core.errors import DataError, MismatchError, UsageError
+from cmpagl_core.search.stores.store import Best
 
 BUDGET_BYTES = 32 << 20  # larger blocks of scores leave the caches, and cost more than they save
 
@@ -22,12 +22,18 @@ _UNIT_ROUNDING = 2.0**-24  # of float32, relative
 _FIRST_BLOCK = 4096
 
 
-@dataclass(frozen=True, eq=False)
-class Best:
-    """The best k rows of each query: scores float64 [Q, k], falling, and rows int64 [Q, k]."""
+class ExactStore:
+    """Features as they are, float32 [N, D]; a memory map stays one. tie_order: as in `top_k`."""
 
-    scores: NDArray[np.float64]
-    rows: NDArray[np.int64]
+    def __init__(self, features: NDArray[np.float32], tie_order: NDArray[np.int64] | None = None) -> None:
+        self.features, self.tie_order = features, tie_order
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def top_k(self, queries: NDArray[np.float32], k: int) -> Best:
+        """As `Store` has it."""
+        return top_k(self.features, queries, k, self.tie_order)
 
 
 def top_k(

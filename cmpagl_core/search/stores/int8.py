@@ -2,7 +2,7 @@
 
 The copy is a quarter of the features, so scanning it takes a quarter of the memory traffic. How far a scanned score
 can be from the exact one is known from the rounding of each row and of the query (Cauchy-Schwarz), and every row that
-could still belong to the best k is scored exactly: the result is that of `search.top_k`, bit for bit.
+could still belong to the best k is scored exactly: the result is that of `exact.top_k`, bit for bit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmpagl_core.search.search import Best, Merger, blocks, check_search, scan_error, top_k
+from cmpagl_core.progress import Progress
+from cmpagl_core.search.stores.exact import ExactStore, Merger, blocks, check_search, scan_error
+from cmpagl_core.search.stores.store import Best
 
 _ROWS_FOR_ONE = 131_072  # rows scanned at once for few queries: the scores of a block stay in the cache
 _ROWS_FOR_MANY = 16_384
@@ -27,34 +29,37 @@ _BF16_ROUNDING = 2.0**-8
 _LEVELS = 127
 
 
-class GalleryScanner:
-    """A gallery made ready for many searches. Costs a quarter of the features' memory, and one pass over them.
+class Int8Store:
+    """An exact store made ready for many searches. Costs a quarter of its memory, and one slow pass over it."""
 
-    features: float32 [N, D], rows of unit length (a memory map stays one). tie_order: as in `search.top_k`.
-    """
-
-    def __init__(self, features: NDArray[np.float32], tie_order: NDArray[np.int64] | None = None) -> None:
-        self._features, self._tie_order = features, tie_order
+    def __init__(self, exact: ExactStore, progress: Progress) -> None:
+        self._exact, features = exact, exact.features
         count, dim = features.shape
         self._codes = torch.empty((count, dim), dtype=torch.int8)
         self._scales = torch.empty(count, dtype=torch.bfloat16)
         self._errors = np.zeros(-(-count // _ROWS_FOR_MANY))  # of the rows of a block, the largest
-        for number, start in enumerate(range(0, count, _ROWS_FOR_MANY)):
-            part = slice(start, start + _ROWS_FOR_MANY)
-            self._codes[part], self._scales[part], self._errors[number] = _quantise(features[part])
+        with progress.task("make the gallery ready", count, "img") as advance:
+            for number, start in enumerate(range(0, count, _ROWS_FOR_MANY)):
+                part = slice(start, start + _ROWS_FOR_MANY)
+                self._codes[part], self._scales[part], self._errors[number] = _quantise(features[part])
+                advance(len(features[part]))
         self._scans = _faster_than_float32(self._codes, self._scales, features)
 
+    def __len__(self) -> int:
+        return len(self._exact)
+
     def top_k(self, queries: NDArray[np.float32], k: int) -> Best:
-        """The exact k best of each query [Q, D]; see `search.top_k` for what is raised."""
-        check_search(self._features, queries, k)
+        """As `Store` has it, and as the exact store does it, to the bit."""
+        features = self._exact.features
+        check_search(features, queries, k)
         few = len(queries) <= _FEW_QUERIES
         if not self._scans[few]:
-            return top_k(self._features, queries, k, self._tie_order)
-        merger = Merger(self._features, queries, min(k, len(self._features)), self._tie_order)
+            return self._exact.top_k(queries, k)
+        merger = Merger(features, queries, min(k, len(features)), self._exact.tie_order)
         query = _query(few, queries)
-        parts = blocks(len(self._features), k, _ROWS_FOR_ONE if few else _ROWS_FOR_MANY)
+        parts = blocks(len(features), k, _ROWS_FOR_ONE if few else _ROWS_FOR_MANY)
         start, stop = next(parts)  # exact, so that there is a floor
-        merger.add_block(start, queries @ self._features[start:stop].T, scan_error(queries.shape[1], queries))
+        merger.add_block(start, queries @ features[start:stop].T, scan_error(queries.shape[1], queries))
         found: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         merge_at = 2 * stop  # a floor is worth raising when as many rows again have been seen
         for start, stop in parts:
@@ -72,7 +77,7 @@ class _FewQueries:
     """Queries in bfloat16 against int8 rows: memory-bound, so the kernel for quantised weights is used as it is."""
 
     def __init__(self, queries: NDArray[np.float32]) -> None:
-        exact = torch.from_numpy(np.ascontiguousarray(queries))
+        exact = _tensor(queries)
         self._rounded = exact.bfloat16()
         self._lengths = exact.double().norm(dim=1).numpy()
         self._own_errors = (exact - self._rounded.float()).double().norm(dim=1).numpy()
@@ -121,11 +126,16 @@ def _merge(merger: Merger, found: list[tuple[NDArray[np.int64], NDArray[np.int64
 
 def _quantise(rows: NDArray[np.float32]) -> tuple[Tensor, Tensor, float]:
     """int8 codes [B, D], bfloat16 scales [B], and how far the worst row is from its codes times its scale."""
-    exact = torch.from_numpy(np.ascontiguousarray(rows))
+    exact = _tensor(rows)
     scales = (exact.abs().amax(dim=1) / _LEVELS).clamp_min(1e-30).bfloat16()
     codes = (exact / scales.float()[:, None]).round_().clamp_(-_LEVELS, _LEVELS)
     error = (exact - codes * scales.float()[:, None]).double().norm(dim=1).max()
     return codes.to(torch.int8), scales, float(error)
+
+
+def _tensor(rows: NDArray[np.float32]) -> Tensor:
+    """A copy, since a gallery's features are a map that cannot be written to, which torch does not take."""
+    return torch.from_numpy(np.array(rows, dtype=np.float32))
 
 
 def _faster_than_float32(codes: Tensor, scales: Tensor, features: NDArray[np.float32]) -> dict[bool, bool]:
@@ -152,7 +162,7 @@ def _is_right(few: bool, codes: Tensor, scales: Tensor, some: NDArray[np.float32
     scores = queries.astype(np.float64) @ some.astype(np.float64).T
     floors = np.sort(scores, axis=1)[:, -len(some) // 100]
     codes, scales = codes[: len(some)], scales[: len(some)]
-    error = (torch.from_numpy(some) - codes * scales.float()[:, None]).double().norm(dim=1).max()
+    error = (_tensor(some) - codes * scales.float()[:, None]).double().norm(dim=1).max()
     try:
         rows, columns = _query(few, queries).scan(codes, scales, floors, float(error))
     except (RuntimeError, AttributeError, NotImplementedError):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmpagl_core.errors import DataError, MismatchError, UsageError
-from cmpagl_core.search.search import top_k
+from cmpagl_core.search.stores.exact import top_k
 
 
 def unit(rows: int, dim: int, seed: int) -> np.ndarray:
