@@ -56,17 +56,14 @@ def write_params(root: Path, chooser: Chooser, by_scores: Mapping[str, RerankPar
     write_json(root / RERANK_FILE, asdict(_Kept(chooser, dict(by_scores))))
 
 
-def add_params(run: Run, chosen: Mapping[str, RerankParams], progress: Progress) -> ChosenParams:
-    """Keep what was chosen now beside what another process may have chosen meanwhile, and return both.
+def add_params(run: Run, before: ChosenParams, after: ChosenParams, progress: Progress) -> None:
+    """Keep what was chosen from `before` to `after` beside what another process may have chosen meanwhile.
 
     Raises CmpaglError when the disk refuses.
     """
     with hold(run.root / RERANK_FILE, progress.say):
-        known = read_params(run)
-        for scores, params in chosen.items():
-            known = known.adding(scores, params)
-        write_params(run.root, Chooser.of_run(run), known.by_scores)
-    return known
+        both = read_params(run).taking_over(before, after)
+        write_params(run.root, Chooser.of_run(run), both.by_scores)
 
 
 def read_params(run: Run, progress: Progress | None = None) -> ChosenParams:

@@ -119,7 +119,7 @@ def tune_run(
         choice.gammas, temperatures["dual_softmax"], temperatures["sinkhorn"], choice.mr
     )  # fmt: skip
     if keep:
-        add_params(run, {available.scores_of(chosen_base): params}, progress)
+        add_params(run, ChosenParams(), ChosenParams({available.scores_of(chosen_base): params}), progress)
     return choice, params
 
 
@@ -173,8 +173,8 @@ def params_for(
     names = ", ".join(stage.name for stage in lacking)
     progress.say(f"choosing parameters of {names} on the {selection.name} split, once for this run")
     params = choose_missing(run, loaded, selection, lacking, available, progress)
-    new = {scores: its for scores, its in params.by_scores.items() if its != known.of(scores)}
-    return add_params(run, new, progress)
+    add_params(run, known, params, progress)
+    return params
 
 
 def choose_missing(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from cmpagl_core.errors import UsageError
 from cmpagl_core.ranking.galr import galr
@@ -102,6 +102,28 @@ class ChosenParams:
         stale = tuple(f"{scores}+{name}" for name in changed)
         kept = {key: its for key, its in self.by_scores.items() if not _is_of(key, stale)}
         return replace(self, by_scores={**kept, scores: params})
+
+    def taking_over(self, before: ChosenParams, after: ChosenParams) -> ChosenParams:
+        """The same and what was chosen from `before` to `after`; what somebody else chose meanwhile stays.
+
+        Left out is what was chosen on scores after a re-ranking that has other parameters here.
+        """
+        both = self
+        for scores in sorted(after.by_scores, key=lambda key: key.count("+")):
+            old, new = vars(before.of(scores)), vars(after.of(scores))
+            chosen: dict[str, Any] = {name: value for name, value in new.items() if value != old[name]}
+            if chosen and both._agrees(after, scores):
+                both = both.adding(scores, replace(both.of(scores), **chosen))
+        return both
+
+    def _agrees(self, other: ChosenParams, scores: str) -> bool:
+        """Whether every re-ranking that led to these scores has the same parameters in both."""
+        base, *names = scores.split("+")
+        chain = cast("list[Reranking]", names)
+        return all(
+            Step.of(name, self.of(before), "") == Step.of(name, other.of(before), "")
+            for name, before in zip(chain, chain_inputs(base, chain), strict=True)
+        )
 
     def lacks(self, base: str, chain: Sequence[Reranking]) -> bool:
         """Whether something that a chain needs was never chosen on what it re-ranks there."""

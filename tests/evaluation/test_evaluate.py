@@ -145,7 +145,7 @@ def test_chains_are_named_and_wrong_ones_refused() -> None:
 
 
 def test_a_run_shows_its_four_stages(run: Run, tiny_prepared: Path) -> None:
-    add_params(run, CHOSEN.by_scores, Silent())
+    add_params(run, ChosenParams(), CHOSEN, Silent())
     split = open_prepared(tiny_prepared).split("test")
     report = evaluate_model(run.load(CPU), run, split, Silent(), QUICK)
     assert [row.stage for row in report.rows] == ["cosine", "cosine+smr", "itm", "itm+smr"]
@@ -301,7 +301,7 @@ def test_parameters_are_chosen_on_what_they_re_rank_and_kept_beside_the_run(
 
 
 def test_parameters_of_another_split_or_model_are_not_used(run: Run, tmp_path: Path) -> None:
-    add_params(run, CHOSEN.by_scores, Silent())
+    add_params(run, ChosenParams(), CHOSEN, Silent())
     path, said = run.root / "rerank.json", Told()
     whole = json.loads(path.read_text())
     assert read_params(run, said).of("cosine").smr == GAMMAS

@@ -102,6 +102,18 @@ def test_what_is_known_is_not_chosen_again_and_what_hangs_on_a_change_is_forgott
     assert list(changed.by_scores) == ["cosine"]
 
 
+def test_what_two_chose_at_once_is_kept_from_both() -> None:
+    before = ChosenParams({"cosine": RerankParams(Gammas("add", 9.0, 9.0))})
+    ours = before.adding("cosine", RerankParams(Gammas("add", 9.0, 9.0), sinkhorn=5.0))
+    theirs = before.adding("cosine", RerankParams(Gammas("add", 1.0, 1.0), dual_softmax=2.0))
+    both = RerankParams(Gammas("add", 1.0, 1.0), dual_softmax=2.0, sinkhorn=5.0)
+    assert theirs.taking_over(before, ours).by_scores == {"cosine": both}
+    assert ours.taking_over(before, theirs).by_scores == {"cosine": both}
+    chained = ours.adding("cosine+smr", RerankParams(sinkhorn=3.0))  # with gammas that they have changed
+    assert theirs.taking_over(before, chained).by_scores == {"cosine": both}
+    assert ours.taking_over(before, chained) == chained
+
+
 def test_empty_grids_and_wrong_gammas_are_refused() -> None:
     with pytest.raises(UsageError, match="the grid of gammas is empty"):
         choose_smr(noisy_scores(), OWNER, ())
