@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
+from cmpagl_core.evaluation.kept_params import read_params
 from cmpagl_core.files import sha256_file
 from cmpagl_core.runs import open_run
 from cmpagl_core.workspace import Workspace
@@ -83,6 +84,14 @@ def test_two_studies_train_a_variant_once_and_share_its_result(stories: Stories,
     assert "train" not in story["second_said"]
     assert sum(said.startswith("waiting: ") for said in story["second_said"]) == 1
     assert len(list((workspace.root / "runs" / "ablations").iterdir())) == 1
+
+
+def test_two_evaluations_that_choose_for_one_run_keep_both_choices(stories: Stories, workspace: Workspace) -> None:
+    assert (stories["evaluations"]["first"], stories["evaluations"]["second"]) == ("sinkhorn", "dual_softmax")
+    kept = read_params(open_run(workspace.root / "runs" / "tiny")).of("cosine")
+    assert kept.smr is not None
+    assert kept.sinkhorn is not None
+    assert kept.dual_softmax is not None
 
 
 def test_a_second_index_of_one_name_is_refused(stories: Stories, workspace: Workspace) -> None:

@@ -28,8 +28,10 @@ from cmpagl_core.datasets.prepare import prepare
 from cmpagl_core.datasets.prepared import open_prepared
 from cmpagl_core.datasets.request import PrepareRequest
 from cmpagl_core.errors import CmpaglError
+from cmpagl_core.evaluation.selection import params_for
 from cmpagl_core.progress import Advance, Progress, Silent
 from cmpagl_core.recipe_files import load_recipe
+from cmpagl_core.runs import open_run
 from cmpagl_core.search.build import IndexRequest, make_index
 from cmpagl_core.search.opening import open_searcher
 from cmpagl_core.training import loop
@@ -151,6 +153,16 @@ class Bench:
         """A question where there is no index yet."""
         return str(len(open_searcher(self.workspace, progress, lambda: CPU, run="tiny").gallery))
 
+    def evaluation(self, reranking: str) -> Work:
+        """The part of `evaluate --rerank` that chooses a temperature and keeps it beside the run."""
+
+        def work(progress: Progress) -> str:
+            run = open_run(self.workspace.find("runs", "tiny"))
+            params_for(self.workspace, run, run.load(CPU), reranking, None, progress)
+            return reranking
+
+        return work
+
     def prepared(self, name: str, seed: int) -> Work:
         request = PrepareRequest("synthetic", name=name, seed=seed, count=SCENES, image_size_px=64)
         return lambda progress: str(prepare(request, self.workspace, progress).manifest.complete)
@@ -181,6 +193,7 @@ def main(root: Path) -> dict[str, Any]:
         "studies": meet(bench.study, "epoch 1:", bench.study),
         "retrievals": meet(bench.retrieval, "encode pictures", bench.retrieval),
         "indexings": meet(bench.index, "encode pictures", bench.index),
+        "evaluations": meet(bench.evaluation("sinkhorn"), "choosing", bench.evaluation("dual_softmax")),
         "prepared": [bench.prepared_apart(offset_s) for offset_s in OFFSETS_S],
     }
 
