@@ -29,7 +29,10 @@ from cmpagl_core.workspace import Workspace
 _SHARED_WITH_VALUE = ("--workspace", "--device", "--threads")
 _SHARED_FLAGS = ("--quiet", "-q", "--debug")
 _INTERRUPTED = "interrupted; what was finished is kept and nothing is half written, run the same command again"
-_NO_MEMORY = "there is not enough memory; lower train.batch_size or evaluate.batch_size"
+_NO_MEMORY = (
+    "there is not enough memory; make batches smaller (train.batch_size, evaluate.batch_size), or the model "
+    "(image_encoder, text_encoder, losses.embed_dim)"
+)
 
 _EXAMPLES = """Examples:
   cmpagl prepare ucm --images UCM/images --annotations dataset_ucm.json
@@ -131,7 +134,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
+        or any(words in str(error) for words in ("can't allocate memory", "std::bad_alloc", "out of memory"))
     )
 
 

@@ -24,6 +24,7 @@ from cmpagl_core.datasets.same_caption import caption_key, numbered
 from cmpagl_core.datasets.views import allowed_views, dihedral
 from cmpagl_core.errors import DataError
 from cmpagl_core.imagery.pictures import decoded_px, open_picture, to_pixel_values
+from cmpagl_core.imagery.room import DECODING
 from cmpagl_core.recipe import DataPart
 
 _BATCHES_AHEAD = 2
@@ -98,6 +99,10 @@ class PictureFiles:
         return torch.stack([self._pixel_values(draw) for draw in draws])  # [B, 3, S, S]
 
     def _pixel_values(self, draw: Draw) -> Tensor:
+        with DECODING.held():
+            return self._decoded(draw)
+
+    def _decoded(self, draw: Draw) -> Tensor:
         left, top, right, bottom = draw.box
         at_least_px = decoded_px(self.image_size_px, min(right - left, bottom - top))
         picture = open_picture(self.split.paths[draw.row], at_least_px=at_least_px)

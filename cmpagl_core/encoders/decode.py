@@ -15,6 +15,7 @@ from torch import Tensor
 from cmpagl_core.files import FileStamp
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.reader import read_image
+from cmpagl_core.imagery.room import DECODING
 from cmpagl_core.imagery.stamps import Broken
 
 _BATCHES_AHEAD = 3
@@ -46,6 +47,10 @@ def image_decoder(transform: Callable[[Image], Tensor], at_least_px: int | None 
     """From an image to what a transform makes of its pixels; at_least_px: as in `open_picture`."""
 
     def decode(ref: ImageRef) -> Decoded | Broken:
+        with DECODING.held():
+            return read(ref)
+
+    def read(ref: ImageRef) -> Decoded | Broken:
         seen = read_image(ref, at_least_px)
         return seen if isinstance(seen, Broken) else Decoded(transform(seen.pixels), seen.stamp)
 

@@ -7,15 +7,18 @@ import os
 import struct
 import warnings
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import PIL
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cmpagl_core import __version__
 from cmpagl_core.errors import DataError
+from cmpagl_core.imagery.room import DECODING
 from cmpagl_core.imagery.stamps import cannot_read
 
 if TYPE_CHECKING:
@@ -26,10 +29,13 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 MAX_PIXELS = 100_000_000  # 300 MB as RGB
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2"})
 
+_DECODER_BYTES, _PIXEL_BYTES = 4, 16  # a pixel at most takes inside a decoder, and as it is and as RGB
+_BAND_PIXELS = 1 << 20  # converted at once, where conversion takes more than its result
+
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000")
 # What Pillow's decoders raise on broken files; warnings too, where a caller has turned them into errors.
 _UNDECODABLE = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
-_UNDECODABLE_TOO = (MemoryError, NotImplementedError, struct.error, zlib.error, Warning)
+_UNDECODABLE_TOO = (NotImplementedError, struct.error, zlib.error, Warning)
 
 # A picture is decoded or refused with a sentence; Pillow's own warnings would only print beside it. Set here, once,
 # because warnings.catch_warnings is not safe in the threads that decode.
@@ -86,13 +92,17 @@ def decode_picture(
 ) -> Image.Image:
     """As `open_picture`, of a file that is open already; `path` is for what is said."""
     try:
-        with Image.open(stream, formats=_FORMATS) as picture:
+        with DECODING.held(), Image.open(stream, formats=_FORMATS) as picture:
             width, height = picture.size
             if width * height <= max_pixels:
                 if at_least_px is not None:
                     picture.draft(None, (at_least_px, at_least_px))
+                DECODING.take(_DECODER_BYTES * width * height + _PIXEL_BYTES * picture.width * picture.height)
                 picture.load()
-                return _to_rgb(ImageOps.exif_transpose(picture))
+                ImageOps.exif_transpose(picture, in_place=True)
+                return _to_rgb(picture)
+    except MemoryError as error:
+        raise DataError(f"there is not enough memory to decode {path}", hint="cut or shrink it first") from error
     except UnidentifiedImageError as error:
         raise DataError(
             f"{path} is not a picture of a known format", hint=f"known are {', '.join(_FORMATS)}"
@@ -109,7 +119,8 @@ def decode_picture(
 
 def read_pixel_values(path: Path, image_size_px: int) -> Tensor:
     """A whole picture file as normalised float32 [3, S, S]. Raises DataError as `open_picture` does."""
-    return to_pixel_values(open_picture(path, at_least_px=decoded_px(image_size_px)), image_size_px)
+    with DECODING.held():
+        return to_pixel_values(open_picture(path, at_least_px=decoded_px(image_size_px)), image_size_px)
 
 
 def decoded_px(image_size_px: int, share: float = 1.0) -> int:
@@ -134,18 +145,39 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "RGB":
         return picture.copy()  # in memory, so that the file can be closed
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        return _scale_to_8_bits(picture).convert("RGB")
+        largest = max(float(_finite_values(band).max()) for _, band in _bands(picture))
+        scale = 255 / largest if largest > 255 or 0 < largest <= 1 else 1.0  # 0 to 255 and 0 to 1 are usual ranges too
+        return _in_bands(picture, lambda band: _scaled(band, scale))
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        seen = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", seen.size, (0, 0, 0, 255)), seen).convert("RGB")
+        return _in_bands(picture, _on_black)
     return picture.convert("RGB")
 
 
-def _scale_to_8_bits(picture: Image.Image) -> Image.Image:
-    values = np.nan_to_num(np.asarray(picture, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    largest = float(values.max())
-    scale = 255 / largest if largest > 255 or 0 < largest <= 1 else 1.0  # 0 to 255 and 0 to 1 are usual ranges too
-    return Image.fromarray(np.clip(values * scale, 0, 255).round().astype(np.uint8))
+def _in_bands(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    result = Image.new("RGB", picture.size)
+    for top, band in _bands(picture):
+        result.paste(convert(band), (0, top))
+    return result
+
+
+def _bands(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """A picture as strips from top to bottom, each with where it begins."""
+    height = max(1, _BAND_PIXELS // picture.width)
+    for top in range(0, picture.height, height):
+        yield top, picture.crop((0, top, picture.width, min(top + height, picture.height)))
+
+
+def _finite_values(picture: Image.Image) -> NDArray[np.float64]:
+    return np.nan_to_num(np.asarray(picture, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _scaled(picture: Image.Image, scale: float) -> Image.Image:
+    return Image.fromarray(np.clip(_finite_values(picture) * scale, 0, 255).round().astype(np.uint8)).convert("RGB")
+
+
+def _on_black(picture: Image.Image) -> Image.Image:
+    seen = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", seen.size, (0, 0, 0, 255)), seen).convert("RGB")
 
 
 def _reason(error: BaseException) -> str:
