@@ -178,7 +178,7 @@ def _evaluated(trial: Trial, scene: Scene, run: Run, key: str) -> TrialResult:
         recipe=trial.recipe.model_dump(mode="json"),
     )
     facts_path = scene.results / f"{_slug(trial.name)}-s{trial.seed}-{facts.key[:8]}{_TRIAL_SUFFIX}"
-    save_report(report, _report_of(facts_path))
+    save_report(report, _report_of(facts_path), scene.progress.say)
     write_json(facts_path, asdict(facts))
     return TrialResult(facts, report)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,8 +149,11 @@ def report_path(run_root: Path, split: str, protocol: str, other_dataset: str = 
     return run_root / "evaluations" / f"{prefix}{split}-{protocol}.json"
 
 
-def save_report(report: RetrievalReport, path: Path) -> None:
-    """Write the queries' results beside `path` (.npz, no pickle), then `path` itself (.json), with their hash."""
+def save_report(report: RetrievalReport, path: Path, wait: Callable[[str], None] | None = None) -> None:
+    """Write the queries' results beside `path` (.npz, no pickle), then `path` itself (.json), with their hash.
+
+    wait: told for whom we wait while another evaluation writes there; None refuses with BusyError.
+    """
     arrays: dict[str, NDArray[Any]] = {
         "image_ids": np.array(report.queries.image_ids, dtype=np.str_),
         "caption_image": report.queries.caption_image,
@@ -158,7 +161,7 @@ def save_report(report: RetrievalReport, path: Path) -> None:
     for stage, hits in report.queries.stages.items():
         arrays |= {f"{stage}.{name}": values for name, values in _arrays(hits).items()}
     stored = path.with_suffix(".npz")
-    with hold(path, lambda _: None):  # another evaluation writes its two files in a moment
+    with hold(path, wait):
         with atomic_file(stored, "wb") as stream:
             np.savez_compressed(stream, allow_pickle=False, **arrays)
         write_json(path, {**report.to_json(), _ARRAYS: sha256_file(stored)})

@@ -82,7 +82,7 @@ def evaluate_named_run(
     reports = _reports(scored, options, both)
     for report in reports:
         path = report_path(run.root, split, report.stamp.protocol, tested.other_dataset)
-        save_report(report, path)
+        save_report(report, path, progress.say)
         progress.say(f"kept in {path}")
     return Evaluated(reports, tested.split.scenes, tested.split.captions)
 

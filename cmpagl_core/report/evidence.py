@@ -107,7 +107,7 @@ def collect(
     if report is None:
         options = EvaluateOptions(protocol)
         report = evaluate_model(loaded, run, tested.split, progress, options, tested.manifest_sha256)
-        save_report(report, path)
+        save_report(report, path, progress.say)
     aligned = is_pre_aligned(run.recipe)
     features = run_features(loaded, run.root.name, tested.split, progress) if aligned else None
     return gather(run, report, tested.split, features)
