@@ -20,8 +20,9 @@ from cmpagl_core.models.kernels.use import use_kernels
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.recipe_files import parse_recipe
 from cmpagl_core.runs import LoadedModel
-from cmpagl_core.search.index import FileStamps, GalleryIndex, IndexInfo, save_index
+from cmpagl_core.search.index import GalleryIndex, IndexInfo, save_index
 from cmpagl_core.search.marker import write_named
+from cmpagl_core.search.stored import FileStamps
 
 PICTURES, DIM = 10_000, 256
 QUERY = "two baseball fields next to a road"

@@ -52,8 +52,7 @@ def index(
 
     given = settings(ctx)
     started_at = time.monotonic()
-    request = IndexRequest(folder, data, run, model, name, views)
-    built = make_index(request, given.workspace, given.progress, given.compute_device)
+    built = make_index(given.session, IndexRequest(folder, data, run, model, name, views))
     _show(built, time.monotonic() - started_at, format)
     given.progress.say(f'now ask it: cmpagl retrieve "..." --index {built.index.info.name}')
 
@@ -66,7 +65,7 @@ def _show(built: BuiltIndex, elapsed_s: float, format: str) -> None:
         "encoded": built.encoded,
         "left_out": len(built.left_out),
         "captions": len(made.caption_text),
-        "run": made.info.model,
+        "model": made.info.model,
         "elapsed_s": round(elapsed_s, 3),
         "path": str(made.root),
     }

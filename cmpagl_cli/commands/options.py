@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from cmpagl_core.progress import Progress
+from cmpagl_core.session import Session
 from cmpagl_core.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -59,6 +60,11 @@ class Settings:
     quiet: bool
     debug: bool
     progress: Progress
+
+    @property
+    def session(self) -> Session:
+        """What the core needs of them."""
+        return Session(self.workspace, self.progress, self.compute_device)
 
     def compute_device(self) -> torch.device:
         """The device to compute on, the number of threads set. Raises UsageError if it is not there."""

@@ -73,7 +73,7 @@ def retrieve(
         raise UsageError("--queries gives a list for each query", hint="leave out --rerank, --gallery and --open")
     given = settings(ctx)
     page = gallery if gallery is not None or not open_page else given.workspace.root / "gallery.html"
-    searcher = open_searcher(given.workspace, given.progress, given.compute_device, index, features, run)
+    searcher = open_searcher(given.session, index, features, run)
     if queries is not None:
         _show_answers(asked, searcher.search(asked, k), format)
         return

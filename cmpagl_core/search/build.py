@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
 from cmpagl_core.datasets.views import Views
 from cmpagl_core.encoders.cmpagl import CmpaglEncoder
 from cmpagl_core.encoders.encoder import Encoder
 from cmpagl_core.errors import CmpaglError, UsageError
-from cmpagl_core.progress import Progress
 from cmpagl_core.run_data import own_data
 from cmpagl_core.runs import Run, open_run
 from cmpagl_core.search.index import IndexInfo, open_index
 from cmpagl_core.search.indexing import BuiltIndex, build_index
 from cmpagl_core.search.listing import GallerySource, dataset_source, folder_source
+from cmpagl_core.session import Session
 from cmpagl_core.workspace import Workspace
 
 
@@ -50,53 +47,54 @@ class IndexRequest:
             raise UsageError("--views is for runs: an open_clip model sees each picture as it is", hint="leave it out")
 
 
-def make_index(
-    request: IndexRequest, workspace: Workspace, progress: Progress, device: Callable[[], torch.device]
-) -> BuiltIndex:
-    """Make the index, or bring it up to date. Raises what `build_index` and `open_run` raise."""
-    run = open_run(workspace.find("runs", request.run)) if request.model is None and request.folder is None else None
-    source, usual = _source(request, workspace, run)
-    root = workspace.folder("indexes", request.name or _as_name(usual))
-    encoder = _encoder(request, workspace, progress, device, _info_of(root))
-    return build_index(encoder, source, root, progress, request.wait)
+def make_index(session: Session, request: IndexRequest) -> BuiltIndex:
+    """Make the index, or bring it up to date. Raises what `build_index`, `open_run` and `open_clip_encoder` raise."""
+    workspace = session.workspace
+    request = _as_it_was_made(workspace, request)
+    run = open_run(workspace.find("runs", request.run)) if request.model is None else None
+    source, usual = _source(workspace, request, run)
+    root = workspace.folder("indexes", request.name or as_name(usual))
+    return build_index(_encoder(session, request, run, root), source, root, session.progress, request.wait)
 
 
-def _source(request: IndexRequest, workspace: Workspace, run: Run | None) -> tuple[GallerySource, str]:
-    """The images, and the usual name of an index of them."""
+def _as_it_was_made(workspace: Workspace, request: IndexRequest) -> IndexRequest:
+    """With open_clip's model, where the index that is there was made with it and no other one is named."""
+    usual = None if request.folder is None else as_name(request.folder.absolute().name)
+    name = request.name or usual
+    if name is None or request.run is not None or request.model is not None:
+        return request
+    before = _info_of(workspace.folder("indexes", name))
+    if before is None or before.model_kind != "open_clip":
+        return request
+    return replace(request, model=f"open_clip:{before.model_source}")
+
+
+def _source(workspace: Workspace, request: IndexRequest, run: Run | None) -> tuple[GallerySource, str]:
+    """The images, and the usual name of an index of them. Of data sets: the one named, the run's own, the newest."""
     if request.folder is not None:
         source = folder_source(request.folder)
         return source, Path(source.source).name
-    prepared = _data(request, workspace, run)
-    if run is None:
-        model = (request.model or "").split(":")[1:2]
-        return dataset_source(prepared), "-".join([*model, prepared.name])
-    own = prepared.name == run.info.dataset
-    return dataset_source(prepared), run.root.name if own else f"{run.root.name}-{prepared.name}"
+    if run is not None:
+        prepared = own_data(workspace, run) if request.data is None else _data(workspace, request)
+        own = prepared.name == run.info.dataset
+        return dataset_source(prepared), run.root.name if own else f"{run.root.name}-{prepared.name}"
+    prepared = _data(workspace, request)
+    model = Path((request.model or "").split(":")[1]).stem
+    return dataset_source(prepared), f"{model}-{prepared.name}"
 
 
-def _data(request: IndexRequest, workspace: Workspace, run: Run | None) -> PreparedDataset:
-    """The data set that is named, else the run's own; else, without a run, the newest."""
-    if request.data is None and run is not None:
-        return own_data(workspace, run)
+def _data(workspace: Workspace, request: IndexRequest) -> PreparedDataset:
     return open_prepared(workspace.find("data", request.data))
 
 
-def _encoder(
-    request: IndexRequest,
-    workspace: Workspace,
-    progress: Progress,
-    device: Callable[[], torch.device],
-    before: IndexInfo | None,
-) -> Encoder:
-    """The encoder that is named; else open_clip's, where the index that is there was made with it; else a run's."""
-    remembered = before is not None and before.model_kind == "open_clip" and request.run is None
-    model = request.model or (f"open_clip:{before.model_source}" if before is not None and remembered else None)
-    if model is not None:
+def _encoder(session: Session, request: IndexRequest, run: Run | None, root: Path) -> Encoder:
+    """The encoder, seeing images as asked, else as the index that is there did."""
+    if run is None:
         from cmpagl_core.encoders.open_clip import open_clip_encoder
 
-        return open_clip_encoder(model, progress, device())
-    run = open_run(workspace.find("runs", request.run))
-    encoder = CmpaglEncoder(run, progress, device(), workspace.cache)
+        return open_clip_encoder(request.model or "", session.progress, session.device())
+    encoder = CmpaglEncoder(run, session.progress, session.device(), session.workspace.cache)
+    before = _info_of(root)
     if request.views is not None:
         return encoder.in_views(request.views)
     return encoder if before is None else encoder.preparing_as(before.preprocessing)
@@ -110,6 +108,6 @@ def _info_of(root: Path) -> IndexInfo | None:
         return None
 
 
-def _as_name(text: str) -> str:
+def as_name(text: str) -> str:
     """A folder's name as the name of an index: what the workspace does not allow becomes a hyphen."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:100] or "pictures"

@@ -19,10 +19,11 @@ from cmpagl_core.imagery.pictures import reader_version
 from cmpagl_core.imagery.stamps import Broken, cannot_read
 from cmpagl_core.locks import hold
 from cmpagl_core.progress import Progress
-from cmpagl_core.search.index import FileStamps, GalleryIndex, IndexInfo, save_index, stored_windows
+from cmpagl_core.search.index import GalleryIndex, IndexInfo, save_index
 from cmpagl_core.search.known import ImagePart, Known, KnownImages
 from cmpagl_core.search.listing import GallerySource
 from cmpagl_core.search.marker import INFO_FILE, IndexFile, read_marker, write_named
+from cmpagl_core.search.stored import FileStamps, stored_windows
 
 _SAID_AT_MOST = 20
 

@@ -15,16 +15,9 @@ from cmpagl_core.errors import CmpaglError, DataError, UsageError
 from cmpagl_core.files import FileStamp
 from cmpagl_core.imagery.image_ref import ImageRef, Window
 from cmpagl_core.imagery.stamps import Broken, stamp_file
-from cmpagl_core.search.index import (
-    FileStamps,
-    GalleryIndex,
-    IndexInfo,
-    open_index,
-    read_windows,
-    stored_windows,
-    window_of,
-)
+from cmpagl_core.search.index import GalleryIndex, IndexInfo, open_index
 from cmpagl_core.search.marker import INFO_FILE, read_marker
+from cmpagl_core.search.stored import FileStamps, read_windows, stored_windows, window_of
 
 _PARTS_FOLDER = "parts"
 _PART_KIND = "index_part"

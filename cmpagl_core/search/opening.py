@@ -5,7 +5,6 @@ Nothing here imports torch before a model is needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,14 +13,12 @@ from cmpagl_core.encoders.encoder import Encoder
 from cmpagl_core.encoders.feature_set import load_feature_set, require_same_model
 from cmpagl_core.errors import CmpaglError, UsageError
 from cmpagl_core.files import made_at, newest, read_json
-from cmpagl_core.progress import Progress
 from cmpagl_core.search.index import GalleryIndex, index_of_features, open_index
 from cmpagl_core.search.searcher import Searcher
+from cmpagl_core.session import Session
 from cmpagl_core.workspace import MARKERS, Workspace
 
 if TYPE_CHECKING:  # takes seconds to import, and a text query needs none of it
-    import torch
-
     from cmpagl_core.runs import Run
 
 
@@ -29,29 +26,24 @@ _WEIGHTS = "model.safetensors"  # as runs.py has it, which a text query does not
 
 
 def open_searcher(
-    workspace: Workspace,
-    progress: Progress,
-    device: Callable[[], torch.device],
-    index: str | None = None,
-    features: Path | None = None,
-    run: str | None = None,
+    session: Session, index: str | None = None, features: Path | None = None, run: str | None = None
 ) -> Searcher:
     """Open a feature set, a named index, or the newest one; where there is none yet, one is made, once.
 
     run: whose model made the gallery, in place of the one that is found. Raises DataError for a gallery that is named
     and is not there, or is broken, MismatchError for a run of another model.
     """
-    gallery = _find_gallery(workspace, index, features)
+    gallery = _find_gallery(session.workspace, index, features)
     if gallery is None:
         from cmpagl_core.search.build import IndexRequest, make_index
 
-        progress.say("there is no index yet: making one of all pictures of the run's data set, once")
-        gallery = make_index(IndexRequest(run=run, wait=True), workspace, progress, device).index
+        session.progress.say("there is no index yet: making one of all pictures of the run's data set, once")
+        gallery = make_index(session, IndexRequest(run=run, wait=True)).index
     elif run is not None:
-        _check_run(workspace.find("runs", run), gallery)
+        _check_run(session.workspace.find("runs", run), gallery)
     elif index is None:
-        _say_if_a_run_is_newer(gallery, workspace, progress)
-    return Searcher(gallery, partial(_encoder_of, gallery, workspace, run, progress, device), progress)
+        _say_if_a_run_is_newer(gallery, session)
+    return Searcher(gallery, partial(_encoder_of, gallery, session, run), session.progress)
 
 
 def _find_gallery(workspace: Workspace, index: str | None, features: Path | None) -> GalleryIndex | None:
@@ -65,25 +57,19 @@ def _find_gallery(workspace: Workspace, index: str | None, features: Path | None
     return open_index(workspace.find("indexes", index))
 
 
-def _say_if_a_run_is_newer(gallery: GalleryIndex, workspace: Workspace, progress: Progress) -> None:
+def _say_if_a_run_is_newer(gallery: GalleryIndex, session: Session) -> None:
     """When the newest run of the workspace is another model than the gallery's and was trained after it."""
-    latest = newest(workspace.root / "runs", MARKERS["runs"])
+    latest = newest(session.workspace.root / "runs", MARKERS["runs"])
     if latest is None or gallery.info.model_kind != "run" or _model_of(latest) == gallery.info.model_sha256:
         return
     if made_at(latest / MARKERS["runs"]) > made_at(gallery.root / MARKERS["indexes"]):
-        progress.say(
+        session.progress.say(
             f"index {gallery.info.name} was made with run {gallery.info.model}; run {latest.name} is newer: "
             f"`cmpagl index --run {latest.name}` indexes its data set"
         )
 
 
-def _encoder_of(
-    gallery: GalleryIndex,
-    workspace: Workspace,
-    run: str | None,
-    progress: Progress,
-    device: Callable[[], torch.device],
-) -> Encoder:
+def _encoder_of(gallery: GalleryIndex, session: Session, run: str | None) -> Encoder:
     """The encoder that made a gallery, made again.
 
     Raises MismatchError when that is another model now, DataError when it is gone.
@@ -92,13 +78,13 @@ def _encoder_of(
         from cmpagl_core.encoders.open_clip import open_clip_encoder
 
         spec = f"open_clip:{gallery.info.model_source}"
-        encoder = open_clip_encoder(spec, progress, device(), may_fetch=False)
+        encoder = open_clip_encoder(spec, session.progress, session.device(), may_fetch=False)
         found = encoder.fingerprint.model_sha256
         require_same_model(gallery.info.model_sha256, found, str(gallery.root), encoder.name)
         return encoder
     from cmpagl_core.encoders.cmpagl import CmpaglEncoder
 
-    made = CmpaglEncoder(_run_of(gallery, workspace, run), progress, device())
+    made = CmpaglEncoder(_run_of(gallery, session.workspace, run), session.progress, session.device())
     return made.preparing_as(gallery.info.preprocessing)
 
 

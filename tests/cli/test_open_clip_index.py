@@ -28,7 +28,7 @@ def test_a_folder_is_indexed_and_asked_with_an_open_clip_model(
     cmpagl: Ask, spec: str, tiny_pictures: Path, tmp_path: Path
 ) -> None:
     made = answer(cmpagl("index", tiny_pictures, "--name", "archive", "--model", spec, "--format", "json"))[0]
-    assert (made["pictures"], made["encoded"], made["run"]) == (12, 12, "open_clip:tiny-clip:plain.pt")
+    assert (made["pictures"], made["encoded"], made["model"]) == (12, 12, "open_clip:tiny-clip:plain.pt")
     assert not (tmp_path / "runs").exists()
     hits = answer(cmpagl("retrieve", "a bright square", "--format", "json"))
     assert len(hits) == 10
@@ -43,7 +43,9 @@ def test_a_folder_is_indexed_and_asked_with_an_open_clip_model(
 
 def test_a_data_set_is_indexed_with_an_open_clip_model(cmpagl: Ask, spec: str, tiny_prepared: Path) -> None:
     made = answer(cmpagl("index", "--data", tiny_prepared, "--model", spec, "--format", "json"))[0]
-    assert (made["pictures"], made["captions"]) == (12, 24)
+    assert (made["name"], made["pictures"], made["captions"]) == ("tiny-clip-tiny", 12, 24)
+    more = ("--data", tiny_prepared, "--name", "tiny-clip-tiny", "--format", "json")
+    assert answer(cmpagl("index", *more))[0]["encoded"] == 0  # with the model that made it
     captions = answer(cmpagl("retrieve", "--image", next(tiny_prepared.parent.parent.parent.rglob("scene_05.jpg")),
                              "--to", "captions", "--format", "json"))  # fmt: skip
     assert len(captions) == 10
