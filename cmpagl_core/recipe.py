@@ -206,13 +206,6 @@ class ImageEncoderPart(_Part):
         return 1 + len(self.stem_also)
 
     @property
-    def stems(self) -> str:
-        """All extractors by name, with the side of the picture where one has its own: a cache's maps depend on it."""
-        sides = self.stem_also_px or ("",) * len(self.stem_also)
-        also = (f"{name}@{side}" if side else name for name, side in zip(self.stem_also, sides, strict=True))
-        return "+".join((self.stem, *also))
-
-    @property
     def first_stage(self) -> int:
         """Index (0 to 3) of the first Gswin stage."""
         return 0 if self.stem == "patch" else STAGE_STRIDES.index(min(self.stem_strides))

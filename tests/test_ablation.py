@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from cmpagl_core.ablation.figure import draw_deltas
 from cmpagl_core.ablation.start import start_study
 from cmpagl_core.ablation.study import forecast, run_study
 from cmpagl_core.ablation.table import AblationTable
-from cmpagl_core.ablation.trials import Scene, scored, training_key
+from cmpagl_core.ablation.trials import Scene, scored
 from cmpagl_core.ablation.variants import (
     STUDIES,
     SWITCHES,
@@ -189,42 +190,6 @@ def test_too_many_combinations_are_refused(recipe: Recipe) -> None:
         full_factorial(recipe, switches_of(studies=["all"]))
 
 
-@pytest.mark.parametrize(
-    ("override", "same"),
-    [
-        ("evaluate.smr=false", True),
-        ("evaluate.itm_k=7", True),
-        ("data.dataset=elsewhere", True),
-        ("data.workers=3", True),
-        ("train.seed=5", False),
-        ("optim.lr=1.0e-5", False),
-        ("data.augment=none", False),
-        ("losses.margin_cosine=0.3", False),
-    ],
-)
-def test_a_training_is_known_by_what_decides_its_weights(recipe: Recipe, override: str, same: bool) -> None:
-    other = override_recipe(recipe, [override])
-    assert (training_key(recipe, "data") == training_key(other, "data")) is same
-
-
-def test_a_kept_result_outlives_a_field_that_is_added_to_the_recipe(recipe: Recipe) -> None:
-    class WithMore(type(recipe.train)):  # type: ignore[misc]
-        later: int = 3
-
-    class LaterRecipe(Recipe):
-        train: WithMore = WithMore()
-
-    later = LaterRecipe.model_validate(recipe.model_dump())
-    assert training_key(later, "data") == training_key(recipe, "data")
-    changed = LaterRecipe.model_validate(recipe.model_dump() | {"train": recipe.train.model_dump() | {"later": 4}})
-    assert training_key(changed, "data") != training_key(recipe, "data")
-
-
-def test_other_data_or_another_training_version_is_another_training(recipe: Recipe) -> None:
-    keys = {training_key(recipe, "a", 1), training_key(recipe, "b", 1), training_key(recipe, "a", 2)}
-    assert len(keys) == 3
-
-
 def test_a_study_trains_each_variant_once_and_shares_what_differs_in_re_ranking_alone(
     recipe: Recipe, scene: Scene, trainings: list[str]
 ) -> None:
@@ -318,6 +283,26 @@ def test_a_broken_result_is_made_again(recipe: Recipe, scene: Scene, trainings: 
         path.write_text("{}")
     assert run_study(variants, (0,), scene) == table
     assert trainings == ["baseline 0"]
+
+
+def test_a_result_whose_files_are_of_two_trials_is_made_again(
+    recipe: Recipe, scene: Scene, trainings: list[str]
+) -> None:
+    variants = one_at_a_time(recipe, switches_of(["no-smr"]))
+    table = run_study(variants, (0,), scene)
+    (facts,) = scene.results.glob("*.trial.json")
+    report = facts.with_name(facts.name.replace(".trial.json", ".json"))
+    report.write_text(report.read_text().replace('"notes"', '"notes" '))
+    assert forecast(variants, (0,), scene).evaluations == 1
+    assert run_study(variants, (0,), scene) == table
+    assert trainings == ["baseline 0"]
+
+
+def test_a_result_of_another_device_or_precision_is_another_result(recipe: Recipe, scene: Scene) -> None:
+    run_study(one_at_a_time(recipe, switches_of(["no-smr"])), (0,), scene)
+    elsewhere = replace(scene, device=torch.device("meta"))
+    plan = forecast(one_at_a_time(recipe, switches_of(["no-smr"])), (0,), elsewhere)
+    assert (plan.trainings, plan.evaluations) == (1, 1)
 
 
 def test_results_alone_are_enough_elsewhere(recipe: Recipe, scene: Scene, tmp_path: Path, trainings: list[str]) -> None:

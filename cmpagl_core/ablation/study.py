@@ -16,7 +16,6 @@ from cmpagl_core.ablation.trials import (
     run_trial,
     scored,
     trained_runs,
-    training_key,
 )
 from cmpagl_core.ablation.variants import Variant, bases_of
 from cmpagl_core.evaluation.stages import Base
@@ -63,7 +62,7 @@ def forecast(
     known_s: list[float] = []
     steps = []
     for trial, variant in _trials(variants, seeds):
-        key = training_key(trial.recipe, scene.prepared.manifest.sha256)
+        key = trial.training_key(scene)
         name = trial.recipe.sha256()
         if name in planned:
             steps.append(Step(variant, trial, "nothing"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,28 +12,28 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from cmpagl_core.ablation.keys import EVALUATION_VERSION, Computation, training_key, trial_key
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.datasets.splits import selection_splits
-from cmpagl_core.errors import DataError, InterruptedByUserError
+from cmpagl_core.errors import DataError, InterruptedByUserError, MismatchError
 from cmpagl_core.evaluation.evaluate import evaluate_model, offered
 from cmpagl_core.evaluation.kept_params import read_params
 from cmpagl_core.evaluation.result import RetrievalReport, load_report, save_report
 from cmpagl_core.evaluation.scored import EvaluateOptions
 from cmpagl_core.evaluation.selection import choose_missing
 from cmpagl_core.evaluation.stages import wanted_stages
-from cmpagl_core.files import canonical_json, read_json, sha256_text, write_json
+from cmpagl_core.files import read_json, sha256_file, write_json
 from cmpagl_core.locks import hold
 from cmpagl_core.progress import Progress, Silent
 from cmpagl_core.ranking.chain import ChosenParams
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import override_recipe
-from cmpagl_core.runs import TRAINING_VERSION, Run, list_runs
+from cmpagl_core.runs import Run, list_runs
 from cmpagl_core.training.loop import fit
 from cmpagl_core.training.resume import has_state
 from cmpagl_core.workspace import Workspace
 
-TRIAL_FORMAT = 1
-"""Raised by hand when evaluating the same run gives other numbers: kept results are then made again."""
+TRIAL_FORMAT = 2
 
 VARIANT_RUNS = "runs/ablations"
 _TRIAL_SUFFIX = ".trial.json"
@@ -64,6 +64,16 @@ class Trial:
     def seed(self) -> int:
         return self.recipe.train.seed
 
+    def computation(self, scene: Scene) -> Computation:
+        """What its training comes from, if it is done in the scene."""
+        return Computation.here(self.recipe, scene.prepared.manifest.sha256, scene.device)
+
+    def training_key(self, scene: Scene) -> str:
+        return training_key(self.recipe, self.computation(scene))
+
+    def key(self, scene: Scene) -> str:
+        return trial_key(self.recipe, self.computation(scene), scene.split)
+
 
 @dataclass(frozen=True)
 class TrialFacts:
@@ -72,6 +82,8 @@ class TrialFacts:
     format_version: int
     key: str
     training_key: str
+    training_version: int
+    evaluation_version: int
     name: str
     seed: int
     parameters: int
@@ -79,8 +91,10 @@ class TrialFacts:
     seconds_per_epoch: float
     code: str
     device: str
+    precision: str
     stages_asked: tuple[str, ...]
     recipe: dict[str, Any]
+    report_sha256: str  # of the evaluation beside it
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,25 +110,6 @@ class TrialResult:
         return wanted if wanted in there else wanted.partition("+")[0]
 
 
-def training_key(recipe: Recipe, manifest_sha256: str, training_version: int = TRAINING_VERSION) -> str:
-    """Equal for trainings that give the same weights: what is evaluated, and how data are called, does not count.
-
-    Fields at their default are left out, so that results outlive a field that is added later; who changes a default
-    raises TRAINING_VERSION.
-    """
-    excluded: Any = {"evaluate": True, "data": {"dataset", "workers"}}
-    content = recipe.model_dump(mode="json", exclude=excluded, exclude_defaults=True)
-    return sha256_text(canonical_json([content, manifest_sha256, training_version]))
-
-
-def trial_key(trial: Trial, scene: Scene) -> str:
-    """Equal for trials that give the same numbers; which stages are shown does not count."""
-    manifest = scene.prepared.manifest.sha256
-    shown = trial.recipe.evaluate.model_dump(mode="json", exclude={"batch_size"}, exclude_defaults=True)
-    content = [TRIAL_FORMAT, training_key(trial.recipe, manifest), shown, scene.split]
-    return sha256_text(canonical_json(content))
-
-
 def scored(recipe: Recipe) -> Recipe:
     """The recipe whose evaluation shows every row, so that variants that leave out re-ranking share it."""
     return override_recipe(recipe, ["evaluate.smr=true"])
@@ -122,15 +117,26 @@ def scored(recipe: Recipe) -> Recipe:
 
 def known_result(trial: Trial, scene: Scene) -> TrialResult | None:
     """The kept result of a trial, if there is one that can be read."""
-    key = trial_key(trial, scene)
-    for facts_path in sorted(scene.results.glob(f"*-{key[:8]}{_TRIAL_SUFFIX}")):
+    return kept_result(scene.results, trial.key(scene), trial.stages, scene.progress)
+
+
+def kept_result(results: Path, key: str, stages: Iterable[str], progress: Progress) -> TrialResult | None:
+    """The result under that key that shows these stages, if there is one that is whole; broken ones are said."""
+    for facts_path in sorted(results.glob(f"*-{key[:8]}{_TRIAL_SUFFIX}")):
         try:
             facts = TypeAdapter(TrialFacts).validate_python(read_json(facts_path))
-            if facts.key == key and set(trial.stages) <= set(facts.stages_asked):
-                return TrialResult(facts, load_report(_report_of(facts_path)))
-        except (DataError, ValidationError) as error:
-            scene.progress.say(f"{facts_path} is made again: {error}")
+            if facts.key == key and set(stages) <= set(facts.stages_asked):
+                return TrialResult(facts, _checked_report(facts_path, facts))
+        except (DataError, MismatchError, ValidationError) as error:
+            progress.say(f"{facts_path} is made again: {error}")
     return None
+
+
+def _checked_report(facts_path: Path, facts: TrialFacts) -> RetrievalReport:
+    path = _report_of(facts_path)
+    if path.is_file() and sha256_file(path) != facts.report_sha256:
+        raise MismatchError(f"{path} and {facts_path.name} beside it are of two trials")
+    return load_report(path)
 
 
 def trained_runs(scene: Scene) -> dict[str, Run]:
@@ -138,8 +144,7 @@ def trained_runs(scene: Scene) -> dict[str, Run]:
     found: dict[str, Run] = {}
     for folder in ("runs", VARIANT_RUNS):
         for run in list_runs(scene.workspace, scene.progress, folder):
-            info = run.info
-            found.setdefault(training_key(run.recipe, info.manifest_sha256, info.code.training_version), run)
+            found.setdefault(training_key(run.recipe, Computation.of_run(run.info)), run)
     return found
 
 
@@ -148,7 +153,7 @@ def run_trial(trial: Trial, scene: Scene, trained: dict[str, Run]) -> TrialResul
 
     While another process is at the same training, this one waits, and then takes what that one found.
     """
-    key, wait = training_key(trial.recipe, scene.prepared.manifest.sha256), scene.progress.say
+    key, wait = trial.training_key(scene), scene.progress.say
     # Two places, since two workspaces may share results, and two folders of results a workspace.
     with hold(scene.results / f"training-{key[:8]}", wait), hold(run_folder(trial, scene), wait):
         known = known_result(trial, scene)
@@ -163,10 +168,15 @@ def run_trial(trial: Trial, scene: Scene, trained: dict[str, Run]) -> TrialResul
 
 def _evaluated(trial: Trial, scene: Scene, run: Run, key: str) -> TrialResult:
     report = _evaluate(trial, scene, run)
+    trial_key_now = trial.key(scene)
+    facts_path = scene.results / f"{_slug(trial.name)}-s{trial.seed}-{trial_key_now[:8]}{_TRIAL_SUFFIX}"
+    save_report(report, _report_of(facts_path), scene.progress.say)
     facts = TrialFacts(
         format_version=TRIAL_FORMAT,
-        key=trial_key(trial, scene),
+        key=trial_key_now,
         training_key=key,
+        training_version=run.info.code.training_version,
+        evaluation_version=EVALUATION_VERSION,
         name=trial.name,
         seed=trial.seed,
         parameters=run.info.parameters,
@@ -174,18 +184,18 @@ def _evaluated(trial: Trial, scene: Scene, run: Run, key: str) -> TrialResult:
         seconds_per_epoch=run.info.seconds_per_epoch,
         code=" ".join(filter(None, (run.info.code.version, run.info.code.commit))),
         device=run.info.device,
+        precision=run.info.precision,
         stages_asked=trial.stages,
         recipe=trial.recipe.model_dump(mode="json"),
+        report_sha256=sha256_file(_report_of(facts_path)),
     )
-    facts_path = scene.results / f"{_slug(trial.name)}-s{trial.seed}-{facts.key[:8]}{_TRIAL_SUFFIX}"
-    save_report(report, _report_of(facts_path), scene.progress.say)
     write_json(facts_path, asdict(facts))
     return TrialResult(facts, report)
 
 
 def run_folder(trial: Trial, scene: Scene) -> Path:
     """Where a trial's run lies: apart from other runs, so that it never becomes the newest one."""
-    key = training_key(trial.recipe, scene.prepared.manifest.sha256)
+    key = trial.training_key(scene)
     return scene.workspace.root / VARIANT_RUNS / f"{_slug(trial.name)}-s{trial.seed}-{key[:8]}"
 
 

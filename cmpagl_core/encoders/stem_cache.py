@@ -35,6 +35,7 @@ from cmpagl_core.locks import hold
 from cmpagl_core.models.stem import FeatureStem
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
+from cmpagl_core.recipe_keys import keyed_fields
 
 CACHE_FORMAT = 2
 
@@ -42,6 +43,35 @@ _STEM = "image_encoder.patch_embed."  # of its weights' names in a model
 _SHARD_BYTES = 64 << 20
 _VIEWS_AT_ONCE = 128  # through the stem together, of one picture or of several
 _LARGEST_HALF = 65504.0
+
+_AFTER = "reads the maps, or what is made of them"
+NOT_IN_STEM: Mapping[str, str] = {
+    **dict.fromkeys(("text_encoder", "fusion_encoder", "losses"), _AFTER),
+    "optim": "a stem is frozen while its maps are cached",
+    "train": "but for the precision, which stands in the key as it is used",
+    "evaluate": "but for the views, which stand in the key with those of augmentation",
+    "data.dataset": "a picture is known by the hash of its file",
+    "data.selection": "a picture is known by the hash of its file",
+    "data.workers": "threads that decode ahead change no byte",
+    "data.max_caption_tokens": "is of captions",
+    "data.augment": "its views stand in the key",
+    "data.crop_scale_min": "maps are cached of whole pictures alone",
+    **dict.fromkeys(
+        (
+            f"image_encoder.{name}"
+            for name in (
+                "size", "width", "depths", "num_heads", "window_size", "mlp_ratio", "drop_path", "dropout",
+                "layer_scale_init", "global_window", "global_window_source", "global_query", "branches",
+                "global_stages", "weights", "stem_head", "stem_skip", "stem_skip_dropout",
+            )
+        ),
+        _AFTER,
+    ),
+    "image_encoder.stem_weights": "the tensors themselves are hashed",
+    "image_encoder.stem_also_weights": "the tensors themselves are hashed",
+    "image_encoder.stem_trainable": "says when there is a cache, not what is in it",
+    "image_encoder.stem_unfreeze_epoch": "says when there is a cache, not what is in it",
+}  # fmt: skip
 
 Half = NDArray[np.float16]
 
@@ -88,12 +118,16 @@ class CachedMaps:
 
 @dataclass(frozen=True)
 class StemSettings:
-    """All that decides a cached map but the stem's weights and the picture."""
+    """All that decides a cached map but the stem's weights and the picture.
 
-    stem: str
+    fields: of the recipe, as JSON; which maps are taken of which extractors, at which sides.
+    """
+
+    fields: str
     image_size_px: int
     views: tuple[int, ...]
     precision: str
+    device: str = "cpu"  # its type
 
     def key(self, weights_sha256: str) -> str:
         """The name of the cache's folder."""
@@ -117,7 +151,8 @@ def stems_folder(cache_root: Path) -> Path:
 def stem_settings(recipe: Recipe, device: torch.device) -> StemSettings:
     """Those of a recipe with a stem, whose maps are computed on `device`."""
     precision = usable_precision(device, recipe.train.precision)
-    return StemSettings(recipe.image_encoder.stems, recipe.data.image_size_px, views_needed(recipe), precision)
+    fields = canonical_json(keyed_fields(recipe, NOT_IN_STEM))
+    return StemSettings(fields, recipe.data.image_size_px, views_needed(recipe), precision, device.type)
 
 
 def open_stem_cache(

@@ -15,13 +15,13 @@ from PIL import Image
 from cmpagl_core.datasets.loading import WHOLE, Draw, PictureFiles
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.encoders import stem_cache as module
-from cmpagl_core.encoders.stem_cache import StemSettings, stem_cache
+from cmpagl_core.encoders.stem_cache import StemSettings, stem_cache, stem_settings
 from cmpagl_core.errors import CmpaglError, DataError
 from cmpagl_core.files import sha256_file
 from cmpagl_core.imagery.pictures import read_pixel_values
 from cmpagl_core.models.stem import FeatureStem
 from cmpagl_core.progress import Advance, Silent
-from cmpagl_core.recipe import ImageEncoderPart
+from cmpagl_core.recipe import ImageEncoderPart, Recipe
 
 CPU = torch.device("cpu")
 SETTINGS = StemSettings("mobilenetv3_small_050", 64, (0, 2, 4, 6), "fp32")
@@ -226,3 +226,14 @@ def test_a_broken_picture_is_named(tmp_path: Path, stem: FeatureStem) -> None:
     broken = DataSplit(**{**vars(split), "picture_sha256": hashes})
     with pytest.raises(DataError, match=r"1\.png is a broken picture"):
         stem_cache(tmp_path / "c", stem, SETTINGS, [broken], Silent(), CPU)
+
+
+def test_stems_that_give_other_maps_do_not_meet_in_one_cache(tmp_path: Path) -> None:
+    split, tree = pictures(tmp_path / "p", 2), {"stem": "mobilenetv3_small_050", "size": "custom", "width": 8}
+    for strides, depths in (((16, 32), (0, 0, 1, 1)), ((32,), (0, 0, 0, 1))):
+        part = {**tree, "stem_strides": strides, "depths": depths, "num_heads": (1, 1, 1, 1)}
+        recipe = Recipe.model_validate({"data": {"image_size_px": 64}, "image_encoder": part})
+        torch.manual_seed(0)
+        stem = FeatureStem(recipe.image_encoder).eval()
+        cache = stem_cache(tmp_path / "c", stem, stem_settings(recipe, CPU), [split], Silent(), CPU)
+        assert len(cache.shapes) == len(strides)
