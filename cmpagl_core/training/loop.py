@@ -59,6 +59,10 @@ class Session:
     interruption: Interruption
     state_written_at: float = 0.0
 
+    @property
+    def recipe(self) -> Recipe:
+        return self.learner.recipe
+
 
 def fit(
     recipe: Recipe,
@@ -133,7 +137,7 @@ def train(session: Session) -> None:
 
     An interruption keeps the state as it is between two steps, so that nothing is lost.
     """
-    recipe, position = session.plan.recipe, session.position
+    recipe, position = session.recipe, session.position
     images = (recipe.train.epochs - position.epoch) * session.plan.pairs
     try:
         with session.progress.task("train", images, "img") as advance:
@@ -156,13 +160,13 @@ def train_epoch(session: Session, advance: Advance) -> None:
     batches = plan.loader(learner, position.epoch).epoch(position.epoch, first=position.batch)
     while True:
         started_at = time.monotonic()
-        group = list(islice(batches, plan.recipe.train.accumulate))
+        group = list(islice(batches, session.recipe.train.accumulate))
         waited_s = time.monotonic() - started_at
         if not group:
             return
         figures = accumulate(learner, group, position.epoch, position.step, probe=position.batch == 0)
         with session.interruption.shielded():
-            share = schedule(position.step, plan.total_steps, plan.recipe.optim.warmup_fraction)
+            share = schedule(position.step, plan.total_steps, session.recipe.optim.warmup_fraction)
             norm = update(learner, position.step, share)
             _note_step(session, figures, norm)
             position.step, position.batch = position.step + 1, position.batch + len(group)
@@ -173,7 +177,7 @@ def train_epoch(session: Session, advance: Advance) -> None:
 def validate_epoch(session: Session) -> None:
     """Where it is due, validate and keep the best weights; sum the epoch up and go on to the next."""
     plan, learner, position = session.plan, session.learner, session.position
-    train_part, number = plan.recipe.train, position.epoch + 1
+    train_part, number = session.recipe.train, position.epoch + 1
     started_at = time.monotonic()
     due = number % train_part.validate_every_epochs == 0 or number == train_part.epochs
     found = validate(learner, plan, plan.is_cached(position.epoch)) if due else None
@@ -201,7 +205,7 @@ def finish(session: Session) -> Run:
     session.journal.write("end", epoch=position.epoch, best_epoch=best.epoch, best_mr=best.mr)
     draw_curves(session.root, session.progress)
     seen = seen_of(plan.train, plan.selection)
-    files = write_files(session.root, plan.recipe, learner.best, learner.tokenizer.to_json(), seen)
+    files = write_files(session.root, session.recipe, learner.best, learner.tokenizer.to_json(), seen)
     if params:
         chooser = Chooser.of(files[WEIGHTS_FILE].sha256, info.selection_sha256, seen)
         write_params(session.root, chooser, params)
@@ -257,12 +261,12 @@ def _epoch_figures(session: Session) -> EpochFigures:
     plan, model, tally = session.plan, session.learner.model, session.position.tally
     return EpochFigures(
         epoch=session.position.epoch + 1,
-        warmed_up=session.position.step >= plan.recipe.optim.warmup_fraction * plan.total_steps,
+        warmed_up=session.position.step >= session.recipe.optim.warmup_fraction * plan.total_steps,
         loss=tally.loss / tally.steps,
         terms={name: value / tally.steps for name, value in tally.terms.items()},
         unmatched_cosine=tally.unmatched_cosine / tally.steps,
         logit_scale=model.logit_scale.exp().item(),
-        logit_scale_max=plan.recipe.losses.logit_scale_max,
+        logit_scale_max=session.recipe.losses.logit_scale_max,
         gradient_shares=tally.gradient_shares,
         gates=gates_by_stage(model),
         waiting_share=tally.waiting_s / max(tally.elapsed_s, 1e-9),
@@ -276,7 +280,7 @@ def _tell(session: Session, signs: list[Sign]) -> None:
 
 
 def _out_of_patience(session: Session) -> bool:
-    patience = session.plan.recipe.train.patience_epochs
+    patience = session.recipe.train.patience_epochs
     return 0 < patience <= session.position.validations_since_best
 
 

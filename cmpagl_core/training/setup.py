@@ -40,7 +40,6 @@ _MOST_PAIRS = 40_000  # half a minute through three layers of MiniLM on two core
 class Plan:
     """What a training goes through, decided before its first step."""
 
-    recipe: Recipe
     prepared: PreparedDataset
     train: DataSplit
     selection: DataSplit
@@ -48,14 +47,11 @@ class Plan:
     files: PairLoader  # decodes pictures
     views: tuple[int, ...]  # that a cache has to keep
     cached_epochs: int  # before this epoch the stem is frozen and its maps come from a cache
+    total_steps: int  # of the optimiser
 
     @property
     def pairs(self) -> int:
         return self.files.pairs
-
-    @property
-    def total_steps(self) -> int:
-        return math.ceil(len(self.files) / self.recipe.train.accumulate) * self.recipe.train.epochs
 
     def is_cached(self, epoch: int) -> bool:
         """Whether images of this epoch are cached maps."""
@@ -124,7 +120,8 @@ def make_plan(learner: Learner, prepared: PreparedDataset, train: DataSplit, sel
     source = PictureFiles(train, recipe.data.image_size_px)
     files = PairLoader(train, recipe.data, recipe.train.batch_size, learner.tokenizer, source, recipe.train.seed)
     judged = selection if recipe.losses.pre_alignment else _few_pairs(selection)
-    return Plan(recipe, prepared, train, selection, judged, files, views, caches_until(recipe, views))
+    steps = math.ceil(len(files) / recipe.train.accumulate) * recipe.train.epochs
+    return Plan(prepared, train, selection, judged, files, views, caches_until(recipe, views), steps)
 
 
 def _few_pairs(selection: DataSplit) -> DataSplit:
@@ -139,7 +136,7 @@ def fill_cache(plan: Plan, learner: Learner, cache_root: Path, progress: Progres
     """Give the learner the cached maps of all pictures that it will train and be validated on."""
     if plan.cached_epochs == 0 or learner.stem is None:
         return
-    folder, settings = stems_folder(cache_root), stem_settings(plan.recipe, learner.device)
+    folder, settings = stems_folder(cache_root), stem_settings(learner.recipe, learner.device)
     splits = (plan.train, plan.selection)
     learner.cache = stem_cache(folder, learner.stem, settings, splits, progress, learner.device)
 
@@ -160,13 +157,13 @@ def run_info(plan: Plan, learner: Learner, name: str, identity: Identity, positi
         best=best,
         vocab_size=learner.tokenizer.vocab_size,
         text_shape=identity.text_shape,
-        seed=plan.recipe.train.seed,
+        seed=learner.recipe.train.seed,
         epochs=position.epoch,
         parameters=sum(parameter.numel() for parameter in learner.model.parameters()),
         elapsed_s=round(position.elapsed_s, 3),
         seconds_per_epoch=round(position.epochs_s / max(1, position.epoch), 3),
         started_at=position.started_at,
         device=str(learner.device),
-        precision=usable_precision(learner.device, plan.recipe.train.precision),
+        precision=usable_precision(learner.device, learner.recipe.train.precision),
         threads=torch.get_num_threads(),
     )

@@ -40,28 +40,28 @@ def validate(learner: Learner, plan: Plan, cached: bool) -> Validation:
     learner's cache. If they do in every epoch, the views are averaged as in the end; else one view of each picture
     has to do, in every epoch alike.
     """
-    always_cached = plan.is_cached(plan.recipe.train.epochs - 1)
+    always_cached = plan.is_cached(learner.recipe.train.epochs - 1)
     with evaluated(learner) as loaded:
-        scores = selection_scores(loaded, learner, plan.judged, cached, _views(plan) if always_cached else 1)
+        scores = selection_scores(loaded, learner, plan.judged, cached, _views(learner) if always_cached else 1)
     result = recall(scores, Matches.own(plan.judged.caption_image, len(plan.judged)))
     return Validation(result.mr, result.i2t, result.t2i)
 
 
 def choose_gammas(learner: Learner, plan: Plan, cached: bool) -> dict[str, RerankParams]:
     """SMR's gammas for the model as it is evaluated, by the scores that it ranks by; empty where there is no SMR."""
-    part = plan.recipe.evaluate
+    part = learner.recipe.evaluate
     if not part.smr:
         return {}
     loaded = loaded_model(learner)
-    scores = selection_scores(loaded, learner, plan.judged, cached, _views(plan))
+    scores = selection_scores(loaded, learner, plan.judged, cached, _views(learner))
     found = choose_smr(scores, plan.judged.caption_image, part.smr_gammas, part.smr_form)
-    plain: Base = "cosine" if plan.recipe.losses.pre_alignment else "itm"
+    plain: Base = "cosine" if learner.recipe.losses.pre_alignment else "itm"
     name = Available((plain,), ChosenParams(), ALL_PAIRS).scores_of(plain)
     return {name: RerankParams(smr=found.gammas, smr_mr=found.mr)}
 
 
-def _views(plan: Plan) -> int:
-    return view_count(plan.recipe.evaluate.views)
+def _views(learner: Learner) -> int:
+    return view_count(learner.recipe.evaluate.views)
 
 
 @contextmanager
