@@ -41,6 +41,7 @@ class Searcher:
 
         Raises DataError for a query image that cannot be read, and whatever making the encoder raises.
         """
+        self._say_how_it_reads([query.words for query in queries if isinstance(query, TextQuery)])
         self._take_the_faster_store(len(queries))
         if len(queries) <= _QUERIES_AT_ONCE:
             return self._search(queries, k)
@@ -121,10 +122,7 @@ class Searcher:
         return np.concatenate(parts if parts[0].shape[1] == parts[-1].shape[1] else parts[1:])[order]
 
     def _encode_texts(self, texts: list[str]) -> Features:
-        if self._tower is None:
-            return self.encoder.encode_texts(texts)
-        self._say_how_it_reads(self._tower, texts)
-        return self._tower.encode(texts)
+        return self.encoder.encode_texts(texts) if self._tower is None else self._tower.encode(texts)
 
     @cached_property
     def _tower(self) -> TextTower | None:
@@ -133,13 +131,15 @@ class Searcher:
         tower = open_text_tower(self.gallery.tower)
         return tower if tower.info.model_sha256 == self.gallery.info.model_sha256 else None
 
-    def _say_how_it_reads(self, tower: TextTower, texts: list[str]) -> None:
-        readings = [tower.read(text) for text in texts]
-        cut, unknown = (sum(found) for found in zip(*((one.cut, one.known == 0) for one in readings), strict=True))
+    def _say_how_it_reads(self, texts: list[str]) -> None:
+        if self._tower is None:
+            return
+        readings = [self._tower.read(text) for text in texts]
+        cut, unknown = sum(reading.cut for reading in readings), sum(reading.known == 0 for reading in readings)
         one = len(texts) == 1
         if cut:
             subject = "the query is" if one else f"{cut:,} of {len(texts):,} queries are"
-            self._progress.say(f"{subject} long: the model reads the first {tower.info.max_tokens} tokens")
+            self._progress.say(f"{subject} long: the model reads the first {self._tower.info.max_tokens} tokens")
         if unknown:
             subject = "the query" if one else f"{unknown:,} of {len(texts):,} queries"
             self._progress.say(f"no word of {subject} is known to the model, so the order says little")
