@@ -32,6 +32,7 @@ def random_features(images: int) -> FeatureSet:
         right / np.linalg.norm(right, axis=1, keepdims=True),
         owner.astype(np.int64),
         ids,
+        ("0" * 64,) * images,
         ids,
         tuple(f"caption {row}" for row in range(len(owner))),
         FeatureInfo("random", "", "random", "", "test", "", "", "fp32"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cmpagl_core.errors import CmpaglError, DataError
-from cmpagl_core.files import PARTIAL_SUFFIX, partial_prefix, read_json, write_json
+from cmpagl_core.files import PARTIAL_SUFFIX, partial_prefix, read_json, sha256_unordered, write_json
 
 _STAMP = ".cmpagl-stamp.json"
 
@@ -35,7 +35,7 @@ def stage_folder(target: Path, stamp: Mapping[str, Any], fill: Callable[[Path], 
         raise CmpaglError(f"cannot write {target} ({error.strerror or error})") from error
     try:
         fill(partial)
-        write_json(partial / _STAMP, {"stamp": dict(stamp), "files": _count_files(partial)})
+        write_json(partial / _STAMP, {"stamp": dict(stamp), "files": _files_sha256(partial)})
         _swap(partial, target)
     except OSError as error:
         raise CmpaglError(
@@ -47,11 +47,11 @@ def stage_folder(target: Path, stamp: Mapping[str, Any], fill: Callable[[Path], 
 
 
 def is_staged(target: Path, stamp: Mapping[str, Any]) -> bool:
-    """Whether the target was filled under an equal stamp, and no file has gone or come since."""
+    """Whether the target was filled under an equal stamp, and no file has gone, come or changed since."""
     if not (target / _STAMP).is_file():
         return False
     with suppress(DataError):
-        return bool(read_json(target / _STAMP) == {"stamp": dict(stamp), "files": _count_files(target)})
+        return bool(read_json(target / _STAMP) == {"stamp": dict(stamp), "files": _files_sha256(target)})
     return False
 
 
@@ -68,8 +68,11 @@ def _swap(partial: Path, target: Path) -> None:
         partial.rename(target)
 
 
-def _count_files(folder: Path) -> int:
-    return sum(name != _STAMP for _, _, files in os.walk(folder) for name in files)
+def _files_sha256(folder: Path) -> str:
+    """Hash of the names, sizes and times of all files but the stamp."""
+    paths = (Path(place, name) for place, _, files in os.walk(folder) for name in files if name != _STAMP)
+    states = ((path.relative_to(folder).as_posix(), path.lstat()) for path in paths)
+    return sha256_unordered(f"{name}\t{state.st_size}\t{state.st_mtime_ns}" for name, state in states)
 
 
 def _beside(target: Path) -> Path:

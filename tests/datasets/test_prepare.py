@@ -21,7 +21,7 @@ from PIL import Image
 from cmpagl_core.datasets.prepare import PrepareResult, prepare
 from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
 from cmpagl_core.datasets.request import PrepareRequest, parse_fractions
-from cmpagl_core.errors import CmpaglError, DataError, UsageError
+from cmpagl_core.errors import CmpaglError, DataError, MismatchError, UsageError
 from cmpagl_core.progress import Silent
 from cmpagl_core.workspace import Workspace
 
@@ -295,6 +295,59 @@ def test_any_change_is_noticed_and_mended(place: Place, change: Callable[[Place]
     change(place)
     assert not place.prepare().up_to_date
     assert place.prepare().up_to_date
+
+
+def test_a_swapped_copy_is_refused_and_mended(place: Place) -> None:
+    result = place.prepare(copy=True)
+    draw(result.root / "pictures" / "p0.png", 99)
+    with pytest.raises(MismatchError, match=r"p0\.png is not the picture that folder was prepared with"):
+        open_prepared(result.root).split("all")
+    assert not place.prepare(copy=True).up_to_date
+    assert len(open_prepared(result.root).split("all")) == 10
+
+
+def pack(place: Place, first_number: int) -> Path:
+    """The ten pictures of a place as an archive; other numbers are other pictures of the same names."""
+    archive = place.root / "pictures.zip"
+    for number in range(10):
+        draw(place.pictures / f"p{number}.png", first_number + number)
+    with zipfile.ZipFile(archive, "w") as packed:
+        for path in sorted(place.pictures.iterdir()):
+            packed.write(path, path.name)
+    return archive
+
+
+@pytest.mark.parametrize(
+    ("killed_at", "kind", "said"),
+    [
+        ("cmpagl_core.datasets.building.write_prepared", MismatchError, "is not the picture that folder was prepared"),
+        ("cmpagl_core.datasets.writing.write_json", DataError, r"images\.csv was changed after it was made"),
+    ],
+)
+def test_a_changed_archive_whose_preparing_was_killed_never_opens_with_other_pictures(
+    place: Place, killed_at: str, kind: type[CmpaglError], said: str
+) -> None:
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    root = place.prepare(folder=pack(place, 0)).root
+    changed = pack(place, 50)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(killed_at, killed)
+        with pytest.raises(KeyboardInterrupt):
+            place.prepare(folder=changed)
+    with pytest.raises(kind, match=said):
+        open_prepared(root).split("train")
+    assert not place.prepare(folder=changed).up_to_date
+    assert len(open_prepared(root).split("all")) == 10
+
+
+def test_the_data_set_that_was_asked_for_last_is_the_default(place: Place) -> None:
+    first = place.prepare(name="first")
+    second = place.prepare(name="second")
+    assert Workspace(place.root).find("data") == second.root
+    assert place.prepare(name="first").up_to_date
+    assert Workspace(place.root).find("data") == first.root
 
 
 def test_other_options_prepare_again(place: Place) -> None:

@@ -16,7 +16,7 @@ import torch
 from cmpagl_core import device
 from cmpagl_core.datasets.loading import Draw, PictureFiles
 from cmpagl_core.datasets.prepared import PreparedDataset
-from cmpagl_core.errors import CmpaglError, DataError, GuardError, MismatchError
+from cmpagl_core.errors import CmpaglError, DataError, GuardError, InterruptedByUserError, MismatchError
 from cmpagl_core.evaluation.kept_params import read_params
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe import Recipe
@@ -308,6 +308,24 @@ def test_a_changed_recipe_or_data_set_is_not_gone_on_with(
         train(tiny_recipe("optim.lr=1.0e-3"), squares, root, resume=True)
     with pytest.raises(DataError, match=r"run is not a finished run: .*finish it with `cmpagl train --resume`"):
         open_run(root)
+
+
+def test_another_tokenizer_is_not_gone_on_with(
+    squares: PreparedDataset, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(session: loop.Session) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train", stopped)
+        with pytest.raises(InterruptedByUserError):
+            train(tiny_recipe(), squares, tmp_path / "run")
+    path = tmp_path / "run" / "tokenizer.json"
+    path.write_text(path.read_text().replace("field", "dleif"))
+    with pytest.raises(
+        MismatchError, match=r"tokenizer\.json is not the one that this training began with; train anew"
+    ):
+        train(tiny_recipe(), squares, tmp_path / "run", resume=True)
 
 
 def test_there_is_nothing_to_resume_in_an_empty_folder(
