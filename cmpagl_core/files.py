@@ -10,7 +10,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -135,10 +135,13 @@ def write_json(target: Path, content: Any) -> None:
     write_text(target, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises DataError naming the file and line when it is missing or not JSON."""
+def read_json(path: Path, parse: Callable[[str], Any] | None = None) -> Any:
+    """Read a JSON file. Raises DataError naming the file and line when it is missing or not JSON.
+
+    parse: `json.loads` for files of others, in which numbers that nobody reads may be NaN; `parse_json` if None.
+    """
     try:
-        return parse_json(path.read_text(encoding="utf-8-sig"))  # with or without a byte order mark
+        return (parse or parse_json)(path.read_text(encoding="utf-8-sig"))  # with or without a byte order mark
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     except json.JSONDecodeError as error:

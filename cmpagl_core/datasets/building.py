@@ -21,7 +21,7 @@ from cmpagl_core.datasets.request import DEFAULT_FRACTIONS, PrepareRequest
 from cmpagl_core.datasets.splits import seeded_split
 from cmpagl_core.datasets.staging import stage_folder
 from cmpagl_core.datasets.writing import Provenance, write_prepared
-from cmpagl_core.errors import DataError, UsageError
+from cmpagl_core.errors import CmpaglError, DataError, UsageError
 from cmpagl_core.files import sha256_file
 from cmpagl_core.progress import Progress
 
@@ -103,7 +103,7 @@ def _with_pictures(
     for image_id, path in found.items():
         result = checked[path]
         if isinstance(result, str):
-            problems.append(Problem("broken picture", images[image_id].name, result, str(path)))
+            problems.append(Problem("unreadable picture", images[image_id].name, result, str(path)))
         else:
             entries.append(_Entry(image_id, images[image_id], path, result))
     return entries, problems
@@ -173,7 +173,13 @@ def _copied(
         with progress.task("copying pictures", len(entries), "img") as advance:
             for path, inside in place.items():
                 (folder / inside).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(path, folder / inside)
+                try:
+                    shutil.copy2(path, folder / inside)
+                except OSError as error:  # which of the two files it speaks of, it does not say
+                    raise CmpaglError(
+                        f"cannot copy {path} to {root / COPIES_FOLDER / inside} ({error.strerror or error})",
+                        hint="nothing was left half made; free the disk or choose another --workspace",
+                    ) from error
                 advance(1)
 
     stage_folder(root / COPIES_FOLDER, {"fingerprint": fingerprint}, fill)

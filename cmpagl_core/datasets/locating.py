@@ -15,7 +15,8 @@ from cmpagl_core.datasets.sources import find_annotations, load_annotations
 from cmpagl_core.datasets.sources_text import read_class_folders
 from cmpagl_core.datasets.staging import stage_folder
 from cmpagl_core.errors import DataError
-from cmpagl_core.imagery.pictures import PICTURE_SUFFIXES, list_pictures
+from cmpagl_core.imagery.listing import list_pictures
+from cmpagl_core.imagery.pictures import PICTURE_SUFFIXES
 from cmpagl_core.progress import Progress
 
 SOURCE_FOLDER = "source"  # in the data set's own folder: what was unpacked or drawn
@@ -50,13 +51,13 @@ def locate_published(
             found = find_annotations(folder, published.name)
     if found is None:
         raise DataError(f"the captions of {published.title} are not here", hint=published.where_to_get(raw))
-    return Located(pictures_root, tuple(list_pictures(pictures_root)), found)
+    return Located(pictures_root, list_pictures(pictures_root).whole(), found)
 
 
 def locate_folder(folder: Path, annotations: Path | None, root: Path, progress: Progress) -> Located:
     """A user's own pictures, with a captions file in the same folder or named, or one folder per class."""
     pictures_root = _folder_or_unpacked(folder, root, progress)
-    pictures = tuple(list_pictures(pictures_root))
+    pictures = list_pictures(pictures_root).whole()
     usual = [pictures_root / f"captions{suffix}" for suffix in (".csv", ".tsv")]
     given = annotations or next((path for path in usual if path.is_file()), None)
     if given is not None:
@@ -74,7 +75,7 @@ def locate_synthetic(count: int, seed: int, image_size_px: int, root: Path, prog
     stamp = {"count": count, "seed": seed, "image_size_px": image_size_px, "code": _drawing_code_sha256()}
     stage_folder(source, stamp, lambda folder: generate(folder, count, seed, image_size_px, progress))
     images = source / "images"
-    return Located(images, tuple(list_pictures(images)), load_annotations(source / CAPTIONS_FILE))
+    return Located(images, list_pictures(images).whole(), load_annotations(source / CAPTIONS_FILE))
 
 
 def _folder_or_unpacked(path: Path, root: Path, progress: Progress) -> Path:

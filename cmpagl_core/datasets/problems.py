@@ -18,7 +18,7 @@ _SHOWN = 20
 _LONGEST_SHOWN = 120
 
 
-Kind = Literal["other count", "bad name", "duplicate", "bad caption", "missing", "ambiguous", "broken picture"]
+Kind = Literal["other count", "bad name", "duplicate", "bad caption", "missing", "ambiguous", "unreadable picture"]
 
 
 @dataclass(frozen=True)

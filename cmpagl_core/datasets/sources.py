@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ def load_annotations(path: Path, dataset: str = "") -> Annotations:
         return read_table(path)
     if path.suffix.lower() == ".txt" and is_precomp(path.parent):
         return read_precomp(path.parent)
-    content = read_json(path)
+    content = read_json(path, json.loads)
     if is_karpathy(content):
         return read_karpathy(content, path)
     if is_list(content):
@@ -94,7 +95,7 @@ def _read_tables(paths: Sequence[Path]) -> Annotations:
 def _parsed(paths: Sequence[Path], dataset: str) -> dict[Path, Any]:
     for path in paths:
         _check_size(path)
-    return {path: read_json(path) for path in _of_set(paths, dataset)}
+    return {path: read_json(path, json.loads) for path in _of_set(paths, dataset)}
 
 
 def _of_set(paths: Sequence[Path], dataset: str) -> list[Path]:

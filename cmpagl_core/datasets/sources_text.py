@@ -72,14 +72,30 @@ def read_table(path: Path) -> Annotations:
     text = read_text(path)
     with _long_cells():
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(path, text), strict=True)
+        begins = 1  # the line that a row begins in, where reader.line_num is the one that it ends in
+        entries = []
         try:
             columns = _Columns.of([cell.strip().lower() for cell in next(reader, [])], path)
-            entries = [columns.entry(row, f"{path}:{reader.line_num}") for row in reader if row]
+            begins = reader.line_num + 1
+            for row in reader:
+                if row:
+                    entries.append(columns.entry(row, f"{path}:{begins}"))
+                begins = reader.line_num + 1
         except csv.Error as error:
-            raise DataError(f"{path}:{reader.line_num}: not valid CSV ({error})") from error
+            raise _not_csv(path, begins, reader.line_num, error) from error
     if not entries:
         raise DataError(f"{path} has a head but no rows")
     return Annotations("table", group_by_name(entries), (path,))
+
+
+def _not_csv(path: Path, begins: int, ends: int, error: csv.Error) -> DataError:
+    if "end of data" in str(error):
+        return DataError(
+            f"{path}:{begins}: a quote in this row is never closed",
+            hint="close it, or write two double quotes where one belongs to the caption",
+        )
+    until = "" if begins == ends else f", read until line {ends}"
+    return DataError(f"{path}:{begins}: not valid CSV ({error}{until})")
 
 
 def read_class_folders(folder: Path, pictures: Sequence[Path]) -> Annotations:

@@ -31,7 +31,7 @@ class Overlap:
 
     trained_on: str
     pictures: int  # of the tested ones
-    captions: int  # of the tested ones, spelled alike in lower case without punctuation
+    captions: int | None  # of the tested ones, alike in lower case without punctuation; None: not counted
     tested_pictures: int
     tested_captions: int
     chosen_on: int = 0  # tested pictures that the model's epoch and re-ranking were chosen on
@@ -40,10 +40,10 @@ class Overlap:
         """For people, to stand under a table."""
         found = []
         if self.pictures or self.captions:
-            found.append(
-                f"trained on {self.trained_on}, which shares {self.pictures:,} of {self.tested_pictures:,} pictures "
-                f"and {self.captions:,} of {self.tested_captions:,} captions with what is tested"
-            )
+            shared = f"{self.pictures:,} of {self.tested_pictures:,} pictures"
+            if self.captions is not None:
+                shared += f" and {self.captions:,} of {self.tested_captions:,} captions"
+            found.append(f"trained on {self.trained_on}, which shares {shared} with what is tested")
         if self.chosen_on:
             part = f"{self.chosen_on:,} of these {self.tested_pictures:,} pictures"
             where = "this very split" if self.chosen_on == self.tested_pictures else part
@@ -132,8 +132,9 @@ def find_overlap(seen: Seen, trained_on: str, tested: DataSplit) -> Overlap | No
     """
     pictures = sum(picture in seen.train_images for picture in tested.picture_sha256)
     chosen_on = sum(picture in seen.selection_images for picture in tested.picture_sha256)
-    known = frozenset() if tested.dataset == trained_on else seen.train_captions
-    captions = sum(_caption_hash(text) in known for text in tested.captions) if known else 0
+    captions = None
+    if tested.dataset != trained_on:
+        captions = sum(_caption_hash(text) in seen.train_captions for text in tested.captions)
     if not pictures and not captions and not chosen_on:
         return None
     return Overlap(trained_on, pictures, captions, len(tested), len(tested.captions), chosen_on)

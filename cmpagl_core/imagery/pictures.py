@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import struct
-import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cmpagl_core import __version__
 from cmpagl_core.errors import DataError
+from cmpagl_core.imagery.quiet import silence_decoders
 from cmpagl_core.imagery.room import DECODING
 from cmpagl_core.imagery.stamps import cannot_read
 
@@ -37,30 +36,7 @@ _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000")
 _UNDECODABLE = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 _UNDECODABLE_TOO = (NotImplementedError, struct.error, zlib.error, Warning)
 
-# A picture is decoded or refused with a sentence; Pillow's own warnings would only print beside it. Set here, once,
-# because warnings.catch_warnings is not safe in the threads that decode.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-
-
-def list_pictures(folder: Path) -> list[Path]:
-    """Every picture file under `folder`, sorted by path; hidden files and folders are left out.
-
-    Raises DataError when the folder is missing, cannot be read, or holds no picture, or a name is not UTF-8.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder", hint="give a folder with pictures in it")
-    found: list[Path] = []
-    for parent, folders, files in os.walk(folder, onerror=_cannot_list):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
-        for name in files:
-            path = Path(parent, name)
-            if not name.startswith(".") and path.suffix.lower() in PICTURE_SUFFIXES and path.is_file():
-                _check_name(path)
-                found.append(path)
-    if not found:
-        raise DataError(f"there is no picture in {folder}", hint=f"known are {', '.join(sorted(PICTURE_SUFFIXES))}")
-    return sorted(found)
+silence_decoders()
 
 
 def reader_version() -> str:
@@ -183,15 +159,3 @@ def _on_black(picture: Image.Image) -> Image.Image:
 def _reason(error: BaseException) -> str:
     text = str(error) or type(error).__name__
     return " ".join(text.split())[:200]
-
-
-def _check_name(path: Path) -> None:
-    try:
-        str(path).encode("utf-8")
-    except UnicodeEncodeError as error:
-        shown = str(path).encode("utf-8", "backslashreplace").decode()
-        raise DataError(f"the name of {shown} is not valid UTF-8", hint="rename it") from error
-
-
-def _cannot_list(error: OSError) -> None:
-    raise DataError(f"{error.filename} cannot be listed ({error.strerror})") from error

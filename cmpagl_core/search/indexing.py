@@ -87,7 +87,7 @@ class _Build:
         """Which images are known already, which are new, and which cannot be read."""
         found: dict[ImageRef, Known] = {}
         new: list[ImageRef] = []
-        left_out: list[Broken] = []
+        left_out: list[Broken] = list(self._source.left_out)
         with self._progress.task("look at pictures", len(self._source.entries), "img") as advance:
             for image in (entry.image for entry in self._source.entries):
                 seen = _look_up(known, image)

@@ -9,7 +9,8 @@ from typing import Literal
 
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.imagery.image_ref import ImageRef
-from cmpagl_core.imagery.pictures import list_pictures
+from cmpagl_core.imagery.listing import list_pictures
+from cmpagl_core.imagery.stamps import Broken
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,18 @@ class GallerySource:
     dataset: str
     manifest_sha256: str
     entries: tuple[Entry, ...]
+    left_out: tuple[Broken, ...] = ()  # what was there and could not be listed
 
 
 def folder_source(folder: Path) -> GallerySource:
     """Every image under a folder; its id is its path inside it. Raises DataError when there is none."""
     root = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow links
-    entries = [Entry(ImageRef(path.relative_to(root).as_posix(), path)) for path in list_pictures(root)]
-    return GallerySource("folder", str(root), "", "", _by_id(entries))
+    listing = list_pictures(root)
+    entries = [Entry(ImageRef(path.relative_to(root).as_posix(), path)) for path in listing.pictures]
+    left_out = tuple(
+        Broken(ImageRef(os.path.relpath(one.path, root), Path(one.path)), one.why) for one in listing.left_out
+    )
+    return GallerySource("folder", str(root), "", "", _by_id(entries), left_out)
 
 
 def dataset_source(prepared: PreparedDataset) -> GallerySource:

@@ -146,6 +146,8 @@ class Searcher:
 
 
 def _image(query: ImageQuery) -> ImageRef:
+    if query.path.is_dir():
+        raise DataError(f"{query.path} is a folder", hint="name one picture in it")
     if not query.path.is_file():
         raise DataError(f"picture {query.path} does not exist")
     return ImageRef(query.path.name, query.path)

@@ -408,8 +408,8 @@ def _nul(there: Place) -> None:
     ("spoil", "kind", "line"),
     [
         (_missing, "missing", r"p0\.png: there is no such picture"),
-        (_truncated, "broken picture", r"p0\.png: .*p0\.png is a broken picture"),
-        (_empty_file, "broken picture", r"p0\.png is not a picture of a known format"),
+        (_truncated, "unreadable picture", r"p0\.png: .*p0\.png is a broken picture"),
+        (_empty_file, "unreadable picture", r"p0\.png is not a picture of a known format"),
         (_blank, "bad caption", r"p0\.png: has a blank caption"),
         (_ambiguous, "ambiguous", r"p0\.tif: could be .*p0\.bmp or .*p0\.png"),
         (_two_splits, "duplicate", r"p0\.png: is in test and in train"),

@@ -180,7 +180,7 @@ def test_hostile_json_is_refused_with_its_place(tmp_path: Path, content: str, se
             r"a\.csv:2: 3 cells where the head has 2; put captions with a comma",
         ),
         ("file,caption\na.jpg\n", r"a\.csv:2: 1 cells"),
-        ('file,caption\na.jpg,"a plane\n', r"a\.csv:2: not valid CSV"),
+        ('file,caption\na.jpg,"a plane\n', r"a\.csv:2: a quote in this row is never closed"),
         ("file,caption,split\na.jpg,a,weekend\n", r"a\.csv:2: split 'weekend' is none of"),
         ("file,caption\na.jpg,\udcff\n", "is not UTF-8 text"),
     ],

@@ -96,7 +96,7 @@ def test_captions_that_one_set_shares_with_itself_are_no_news_but_pictures_are()
     seen = seen_of(a_split("ucm", ["p1", "p2"], ["a farm", "a river"]), a_split("ucm", ["p3"], ["a bay"]))
     assert find_overlap(seen, "ucm", a_split("ucm", ["p8", "p9"], ["a farm", "a river"])) is None
     twice = find_overlap(seen, "ucm", a_split("ucm", ["p2", "p9"], ["a farm", "a river"]))
-    assert twice == Overlap("ucm", 1, 0, 2, 2)
+    assert twice == Overlap("ucm", 1, None, 2, 2)
 
 
 def test_captions_are_compared_in_lower_case_without_punctuation() -> None:

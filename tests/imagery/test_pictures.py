@@ -18,11 +18,11 @@ from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.encoders.decode import Decoded, image_decoder
 from cmpagl_core.errors import DataError
 from cmpagl_core.imagery.image_ref import ImageRef
+from cmpagl_core.imagery.listing import list_pictures
 from cmpagl_core.imagery.pictures import (
     IMAGE_MEAN,
     IMAGE_STD,
     decoded_px,
-    list_pictures,
     open_picture,
     read_pixel_values,
     to_pixel_values,
@@ -157,7 +157,8 @@ def test_pictures_are_listed_sorted_without_hidden_files(tmp_path: Path) -> None
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
-    assert [str(path.relative_to(tmp_path)) for path in list_pictures(tmp_path)] == ["3.tif", "a/1.jpg", "b/2.PNG"]
+    found = list_pictures(tmp_path).whole()
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["3.tif", "a/1.jpg", "b/2.PNG"]
 
 
 def test_a_missing_and_an_empty_folder_are_told_apart(tmp_path: Path) -> None:
