@@ -34,6 +34,7 @@ from cmpagl_core.recipe_files import load_recipe
 from cmpagl_core.runs import open_run
 from cmpagl_core.search.build import IndexRequest, make_index
 from cmpagl_core.search.opening import open_searcher
+from cmpagl_core.session import Session
 from cmpagl_core.training import loop
 from cmpagl_core.training.start import TrainRequest, start_training
 from cmpagl_core.workspace import Workspace
@@ -145,13 +146,16 @@ class Bench:
         scene = Scene(self.workspace, prepared, "test", self.workspace.root / "results", CPU, progress)
         return str(run_study([Variant("baseline", recipe, ())], [7], scene).rows[0].mr)
 
+    def session(self, progress: Progress) -> Session:
+        return Session(self.workspace, progress, lambda: CPU)
+
     def index(self, progress: Progress) -> str:
         request = IndexRequest(run="tiny", name="mine")
-        return str(make_index(request, self.workspace, progress, lambda: CPU).encoded)
+        return str(make_index(self.session(progress), request).encoded)
 
     def retrieval(self, progress: Progress) -> str:
         """A question where there is no index yet."""
-        return str(len(open_searcher(self.workspace, progress, lambda: CPU, run="tiny").gallery))
+        return str(len(open_searcher(self.session(progress), run="tiny").gallery))
 
     def evaluation(self, reranking: str) -> Work:
         """The part of `evaluate --rerank` that chooses a temperature and keeps it beside the run."""
