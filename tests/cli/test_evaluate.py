@@ -363,10 +363,20 @@ def test_a_data_set_prepared_anew_is_never_taken_for_the_one_that_was_trained_on
         assert "--data" in words
     found = document(cmpagl, "evaluate", "--data", "tiny", "--rerank", "all", *QUICK)
     assert found["stamp"]["overlap"]["pictures"] == 6
-    said = "trained on tiny, which shares 6 of 6 pictures and 0 of 12 captions with what is tested"
+    said = "trained on tiny, which shares 6 of 6 pictures with what is tested"
     assert said in found["notes"]
     assert [row["stage"] for row in found["rows"]] == ["cosine", "itm", "galr", "csls"]  # nothing was chosen
     assert not (workspace / "runs/tiny/rerank.json").exists()
+
+
+def test_the_default_run_stays_the_newest_though_an_older_one_is_tuned(cmpagl: Cmpagl, workspace: Path) -> None:
+    shutil.copytree(workspace / "runs/tiny", workspace / "runs/later")
+    rewrite_info(workspace / "runs/tiny", made_at="2024-01-01T00:00:00.000000+00:00")
+    assert (
+        cmpagl("tune", "smr", "--run", "tiny", "--gammas", "0", "--out", "g.png", "--quiet").exit_code == ExitCode.DONE
+    )
+    assert document(cmpagl, "evaluate", "--run", "tiny", "--rerank", "sinkhorn", *QUICK)["stamp"]["model"] == "tiny"
+    assert document(cmpagl, "evaluate", "--itm-k", "0", *QUICK)["stamp"]["model"] == "later"
 
 
 @pytest.fixture
