@@ -11,13 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cmpagl_core.encoders.encoder import Fingerprint
-from cmpagl_core.encoders.feature_set import FeatureSet, unique_texts
 from cmpagl_core.encoders.tensor_file import Array, TensorFile, TextTable, open_tensor_file, write_tensor_file
 from cmpagl_core.errors import CmpaglError, DataError, MismatchError
 from cmpagl_core.imagery.image_ref import ImageRef
@@ -33,6 +31,9 @@ from cmpagl_core.search.marker import (
     write_named,
 )
 from cmpagl_core.search.stored import FileStamps, read_windows, window_of
+
+if TYPE_CHECKING:
+    from cmpagl_core.encoders.encoder import Fingerprint
 
 INDEX_KIND = "gallery_index"
 
@@ -61,6 +62,8 @@ class IndexInfo:
     @property
     def fingerprint(self) -> Fingerprint:
         """That of the encoder that made the features."""
+        from cmpagl_core.encoders.encoder import Fingerprint  # which a query does without
+
         return Fingerprint(self.model_sha256, self.preprocessing, self.precision)
 
 
@@ -119,40 +122,6 @@ def open_index(root: Path) -> GalleryIndex:
         except CmpaglError:
             if read_marker(root) == marker:
                 raise  # else it was made anew between our two looks, and its old files are gone
-
-
-def index_of_features(path: Path, features: FeatureSet) -> GalleryIndex:
-    """The gallery of an exported feature set, so that its pictures can be searched as they are."""
-    by_image = np.argsort(features.text_image, kind="stable")
-    captions, caption_text = unique_texts(features.captions)
-    _, first = np.unique(caption_text, return_index=True)
-    info = features.info
-    return GalleryIndex(
-        root=path,
-        image_features=features.image_features,
-        image_ids=TextTable.of(features.image_ids),
-        paths=TextTable.of(features.paths),
-        windows=None,
-        captions=TextTable.of(captions),
-        text_features=features.text_features[first],
-        caption_image=features.text_image[by_image],
-        caption_text=caption_text[by_image],
-        tie_order=places(features.image_ids),
-        stamps=None,
-        info=IndexInfo(
-            name=path.stem,
-            kind="features",
-            source=str(path),
-            dataset=info.dataset,
-            manifest_sha256=info.manifest_sha256,
-            model=info.model,
-            model_kind="",
-            model_source="",
-            model_sha256=info.model_sha256,
-            preprocessing=info.preprocessing,
-            precision=info.precision,
-        ),
-    )
 
 
 def places(texts: Sequence[str]) -> NDArray[np.int64]:

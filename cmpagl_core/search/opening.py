@@ -1,6 +1,6 @@
 """Which gallery is meant, and which model made it: a Searcher over both, refusing any model but the gallery's own.
 
-Nothing here imports torch before a model is needed.
+Nothing here imports torch before a model is needed, nor anything else that a text query does without.
 """
 
 from __future__ import annotations
@@ -9,18 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmpagl_core.encoders.encoder import Encoder
-from cmpagl_core.encoders.feature_set import load_feature_set, require_same_model
 from cmpagl_core.errors import CmpaglError, UsageError
 from cmpagl_core.files import made_at, newest, read_json
-from cmpagl_core.search.index import GalleryIndex, index_of_features, open_index
+from cmpagl_core.search.index import GalleryIndex, open_index
 from cmpagl_core.search.searcher import Searcher
 from cmpagl_core.session import Session
 from cmpagl_core.workspace import MARKERS, Workspace
 
 if TYPE_CHECKING:  # takes seconds to import, and a text query needs none of it
+    from cmpagl_core.encoders.encoder import Encoder
     from cmpagl_core.runs import Run
-
 
 _WEIGHTS = "model.safetensors"  # as runs.py has it, which a text query does not wait for
 
@@ -51,6 +49,9 @@ def _find_gallery(workspace: Workspace, index: str | None, features: Path | None
     if index is not None and features is not None:
         raise UsageError("--index and --features both name a gallery", hint="give one of them")
     if features is not None:
+        from cmpagl_core.encoders.feature_set import load_feature_set
+        from cmpagl_core.search.feature_gallery import index_of_features
+
         return index_of_features(features, load_feature_set(features))
     if index is None and newest(workspace.root / "indexes", MARKERS["indexes"]) is None:
         return None
@@ -75,6 +76,7 @@ def _encoder_of(gallery: GalleryIndex, session: Session, run: str | None) -> Enc
     Raises MismatchError when that is another model now, DataError when it is gone.
     """
     if gallery.info.model_kind == "open_clip":
+        from cmpagl_core.encoders.feature_set import require_same_model
         from cmpagl_core.encoders.open_clip import open_clip_encoder
 
         spec = f"open_clip:{gallery.info.model_source}"
@@ -108,6 +110,7 @@ def _run_of(gallery: GalleryIndex, workspace: Workspace, run: str | None) -> Run
 
 
 def _check_run(folder: Path, gallery: GalleryIndex) -> Run:
+    from cmpagl_core.encoders.feature_set import require_same_model
     from cmpagl_core.runs import open_run
 
     run = open_run(folder)

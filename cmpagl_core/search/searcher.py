@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cmpagl_core.encoders.encoder import Encoder, Features, collect
 from cmpagl_core.encoders.text_tower import TextTower, open_text_tower
 from cmpagl_core.errors import DataError, UsageError
 from cmpagl_core.imagery.image_ref import ImageRef
@@ -20,6 +20,9 @@ from cmpagl_core.search.index import GalleryIndex, places
 from cmpagl_core.search.query import CaptionHit, Hit, ImageQuery, Query, TextQuery
 from cmpagl_core.search.stores.exact import ExactStore
 from cmpagl_core.search.stores.store import Best, Store
+
+if TYPE_CHECKING:  # each module counts where a command starts cold
+    from cmpagl_core.encoders.encoder import Encoder, Features
 
 _QUERIES_AT_ONCE = 512
 _SCANNED_ROWS = 131_072  # a smaller gallery is searched in milliseconds anyway
@@ -116,6 +119,8 @@ class Searcher:
         if texts:
             parts.append(self._encode_texts(list(texts.values())))
         if images:
+            from cmpagl_core.encoders.encoder import collect
+
             encoded = self.encoder.encode_images(list(images.values()))
             parts.append(collect(encoded, len(images), self._progress))
         order = np.argsort([*texts, *images], kind="stable")

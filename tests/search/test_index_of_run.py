@@ -23,7 +23,8 @@ from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.runs import Run, open_run, save_run
-from cmpagl_core.search.index import index_of_features, open_index
+from cmpagl_core.search.feature_gallery import index_of_features
+from cmpagl_core.search.index import open_index
 from cmpagl_core.search.indexing import BuiltIndex, build_index
 from cmpagl_core.search.listing import dataset_source, folder_source
 from cmpagl_core.search.query import TextQuery
