@@ -20,6 +20,7 @@ from cmpagl_core.ranking.tiles import over_rows
 SmrForm = Literal["multiply", "add"]
 
 DECAY = 0.05
+MAX_GAMMA = 1_000.0  # as in a recipe
 
 
 def smr(
@@ -33,11 +34,11 @@ def smr(
 
     With backward rank b, forward rank f, B = exp(-0.05 b) and E = (S - min) / (max - min) over the column:
     `multiply` is norm(S) (1 + gamma1 B + gamma2 E), `add` is exp(-0.05 f) + gamma1 B + gamma2 E.
-    standing: of these scores, where it is known already. Raises UsageError for a gamma below 0 or not finite.
+    standing: of these scores, where it is known already. Raises UsageError for a gamma below 0 or above MAX_GAMMA.
     """
     for name, gamma in (("gamma1", gamma1), ("gamma2", gamma2)):
-        if not (np.isfinite(gamma) and gamma >= 0):
-            raise UsageError(f"{name} = {gamma} must be a finite number of 0 or more")
+        if not 0 <= gamma <= MAX_GAMMA:  # false for what is not a number
+            raise UsageError(f"{name} = {gamma} must be a number from 0 to {MAX_GAMMA:,.0f}")
     known = Standing.of(scores) if standing is None else standing
     source = _SmrSource(known, gamma1, gamma2, form, decay_table(max(scores.shape)))
     return ScoreMatrix(source, scores.budget_bytes)

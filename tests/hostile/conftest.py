@@ -13,7 +13,7 @@ from typer.testing import Result
 
 from cmpagl_core.errors import ExitCode
 
-FORBIDDEN = ("unexpected", "Traceback", "Error:")
+FORBIDDEN = ("unexpected", "Traceback")
 
 Cmpagl = Callable[..., Result]
 Told = Callable[..., str]

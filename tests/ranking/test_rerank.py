@@ -233,7 +233,7 @@ def test_both_directions_of_a_chain_are_the_rerankings_of_both_directions() -> N
 
 def test_wrong_parameters_are_refused_in_a_sentence() -> None:
     scores = ScoreMatrix.from_array(random_scores())
-    with pytest.raises(UsageError, match=r"gamma1 = -1.0 must be a finite number of 0 or more"):
+    with pytest.raises(UsageError, match=r"gamma1 = -1.0 must be a number from 0 to 1,000"):
         smr(scores, -1.0, 0.0)
     with pytest.raises(UsageError, match="gamma2 = nan"):
         smr(scores, 1.0, math.nan)
