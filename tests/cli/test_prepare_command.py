@@ -60,7 +60,7 @@ def test_what_is_wrong_is_exit_3_and_one_sentence(cmpagl: Cmpagl, classes: Path)
     broken.write_bytes(b"\xff\xd8\xff")
     result = cmpagl("prepare", "folder", classes)
     assert result.exit_code == 3
-    assert "folder has problems (broken picture: 1)" in result.stderr
+    assert "folder has problems (unreadable picture: 1)" in result.stderr
     assert "north/broken.jpg: " in result.stderr
     assert "Traceback" not in result.stderr
     lenient = cmpagl("prepare", "folder", classes, "--skip-missing")
