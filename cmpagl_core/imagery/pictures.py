@@ -18,7 +18,7 @@ from cmpagl_core import __version__
 from cmpagl_core.errors import DataError
 from cmpagl_core.imagery.quiet import silence_decoders
 from cmpagl_core.imagery.room import DECODING
-from cmpagl_core.imagery.stamps import cannot_read
+from cmpagl_core.imagery.stamps import open_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,13 +53,7 @@ def open_picture(path: Path, max_pixels: int = MAX_PIXELS, at_least_px: int | No
     Deeper pixels are scaled so that the picture's largest value is white; transparent ones become black, the
     field's "no data". Raises DataError for a missing, broken or truncated file, or one of over `max_pixels`.
     """
-    try:
-        stream = path.open("rb")
-    except FileNotFoundError as error:
-        raise DataError(f"picture {path} does not exist") from error
-    except OSError as error:
-        raise cannot_read(path, error) from error
-    with stream:
+    with open_file(path) as stream:
         return decode_picture(stream, path, max_pixels, at_least_px)
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,13 +40,7 @@ def opened_with_stamp(path: Path) -> Iterator[tuple[BinaryIO, FileStamp]]:
 
     Raises DataError when it cannot be read, and at the end of the block when it was changed in between.
     """
-    try:
-        stream = path.open("rb")
-    except FileNotFoundError as error:
-        raise DataError(f"picture {path} does not exist") from error
-    except OSError as error:
-        raise cannot_read(path, error) from error
-    with stream:
+    with open_file(path) as stream:
         try:
             before = os.fstat(stream.fileno())
             digest = hashlib.file_digest(stream, "sha256")
@@ -56,6 +51,16 @@ def opened_with_stamp(path: Path) -> Iterator[tuple[BinaryIO, FileStamp]]:
         after = os.fstat(stream.fileno())
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise DataError(f"{path} was changed while it was read", hint="run the command again")
+
+
+def open_file(path: Path) -> BufferedReader:
+    """A picture's bytes. Raises DataError when it is not there or may not be read."""
+    try:
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise DataError(f"picture {path} does not exist") from error
+    except OSError as error:
+        raise cannot_read(path, error) from error
 
 
 def cannot_read(path: Path, error: OSError) -> DataError:
