@@ -60,8 +60,8 @@ def encoders(global_window: bool) -> tuple[GswinEncoder, nn.Module]:
     """Ours with the peer's weights and drop path; with its gate at zero the global window changes nothing."""
     torch.manual_seed(0)
     peer = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False, num_classes=0)
-    part = ImageEncoderPart(size="tiny", global_window=global_window, drop_path=0.1)
-    ours = use_kernels(GswinEncoder(part, SIZE_PX), CPU)
+    cfg = ImageEncoderPart(size="tiny", global_window=global_window, drop_path=0.1)
+    ours = use_kernels(GswinEncoder(cfg, SIZE_PX), CPU)
     state = {name: value for name, value in peer.state_dict().items() if name in ours.state_dict()}
     renamed = ours.load_state_dict(state, strict=False)
     left = [name for name in renamed.missing_keys if "global_branch" not in name and "generator" not in name]

@@ -18,7 +18,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from cmpagl_core.errors import CmpaglError
-from cmpagl_core.workspace import MARKERS, Kind, Workspace
+from cmpagl_core.workspace import MARKERS, ArtefactKind, Workspace
 
 Status = Literal["ok", "note", "broken"]
 
@@ -193,7 +193,7 @@ def _workspace(workspace: Workspace) -> Iterator[Check]:
         yield _artefacts(workspace, kind)
 
 
-def _artefacts(workspace: Workspace, kind: Kind) -> Check:
+def _artefacts(workspace: Workspace, kind: ArtefactKind) -> Check:
     others = ("raw", "ablations")  # what is to be prepared, and the runs of variants
     folders = sorted(path for path in (workspace.root / kind).glob("*") if path.is_dir() and path.name not in others)
     whole = [path.name for path in folders if (path / MARKERS[kind]).is_file()]

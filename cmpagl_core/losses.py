@@ -87,14 +87,14 @@ def supcon_loss(scores: Tensor, positives: Tensor, temperature: float = SUPCON_T
     return (forward.mean() + backward.mean()) / 2
 
 
-def metric_loss(part: LossesPart, scores: Tensor, positives: Tensor) -> Tensor:
+def metric_loss(cfg: LossesPart, scores: Tensor, positives: Tensor) -> Tensor:
     """What the recipe's `triplet` names: triplet loss in one of its forms, circle or supcon."""
-    if part.triplet == "circle":
-        return circle_loss(scores, positives, part.margin_cosine)
-    if part.triplet == "supcon":
+    if cfg.triplet == "circle":
+        return circle_loss(scores, positives, cfg.margin_cosine)
+    if cfg.triplet == "supcon":
         return supcon_loss(scores, positives)
-    intra = part.intra_weight if part.triplet == "intra" else 0.0
-    return triplet_loss(scores, positives, part.margin_cosine, intra, part.triplet_negatives)
+    intra = cfg.intra_weight if cfg.triplet == "intra" else 0.0
+    return triplet_loss(scores, positives, cfg.margin_cosine, intra, cfg.triplet_negatives)
 
 
 @dataclass(frozen=True)

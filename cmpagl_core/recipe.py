@@ -23,7 +23,7 @@ _SIZES: dict[str, tuple[int, tuple[int, int, int, int], tuple[int, int, int, int
 # Every number has a lower and an upper bound, far from what is useful and near enough that arithmetic holds.
 _List = Field(strict=False)  # YAML's lists become tuples
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Stage = Annotated[int, Field(ge=1, le=4)]
+StageNumber = Annotated[int, Field(ge=1, le=4)]
 Weight = Annotated[float, Field(ge=0.0, le=1_000.0)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Epochs = Annotated[int, Field(ge=0, le=100_000)]
@@ -98,7 +98,7 @@ class ImageEncoderPart(_Part):
     branches: Annotated[Literal["sequential", "parallel"], Word] = Field(
         "sequential", description="parallel: both branches read the block's input and are joined"
     )
-    global_stages: Annotated[tuple[Stage, ...], _List] = Field(
+    global_stages: Annotated[tuple[StageNumber, ...], _List] = Field(
         (1, 2, 3, 4), description="stages that have a global window"
     )
     weights: Annotated[str, Word] = Field(

@@ -66,7 +66,7 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Best:
+class BestEpoch:
     """The validation result of the weights that were kept: mR in percent, after so many epochs."""
 
     epoch: int
@@ -99,7 +99,7 @@ class RunInfo:
     recipe_sha256: str
     code: Code
     versions: dict[str, str]
-    best: Best
+    best: BestEpoch
     vocab_size: int
     text_shape: dict[str, int | float]  # of the BERT, so that loading needs none of its files
     seed: int

@@ -11,10 +11,10 @@ from typing import Literal
 from cmpagl_core.errors import DataError, UsageError
 from cmpagl_core.files import newest, write_text
 
-Kind = Literal["data", "runs", "indexes"]
+ArtefactKind = Literal["data", "runs", "indexes"]
 
-MARKERS: dict[Kind, str] = {"data": "manifest.json", "runs": "run.json", "indexes": "index.json"}
-_MAKERS: dict[Kind, str] = {
+MARKERS: dict[ArtefactKind, str] = {"data": "manifest.json", "runs": "run.json", "indexes": "index.json"}
+_MAKERS: dict[ArtefactKind, str] = {
     "data": "make one with `cmpagl prepare`",
     "runs": "make one with `cmpagl train`",
     "indexes": "make one with `cmpagl index DIR`",
@@ -49,13 +49,13 @@ class Workspace:
         """Where what can be made again is kept."""
         return self.root / "cache"
 
-    def folder(self, kind: Kind, name: str) -> Path:
+    def folder(self, kind: ArtefactKind, name: str) -> Path:
         """Where an artefact of that name belongs. Raises UsageError for a name that could leave the workspace."""
         if not _SAFE_NAME.fullmatch(name):
             raise UsageError(f"{name!r} cannot be a name", hint="use letters, digits, '.', '_' and '-' (at most 100)")
         return self.root / kind / name
 
-    def find(self, kind: Kind, name_or_path: str | Path | None = None) -> Path:
+    def find(self, kind: ArtefactKind, name_or_path: str | Path | None = None) -> Path:
         """The folder of an artefact by name or path; else the data set that was selected, or the newest one.
 
         Raises DataError when there is none, saying how to make one.

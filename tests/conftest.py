@@ -231,7 +231,7 @@ def tiny_run(tiny_prepared: Path) -> Path:
     from cmpagl_core.models.cmpagl import build_model
     from cmpagl_core.models.tokenizer import load_tokenizer
     from cmpagl_core.recipe_files import parse_recipe
-    from cmpagl_core.runs import Best, RunInfo, current_code, current_versions, save_run
+    from cmpagl_core.runs import BestEpoch, RunInfo, current_code, current_versions, save_run
 
     recipe = parse_recipe(TINY_RECIPE, "the tiny recipe")
     prepared = open_prepared(tiny_prepared)
@@ -245,7 +245,7 @@ def tiny_run(tiny_prepared: Path) -> Path:
         name="tiny", dataset="tiny", dataset_root=str(tiny_prepared), manifest_sha256=prepared.manifest.sha256,
         train_sha256=train.sha256, selection_sha256=selection.sha256,
         recipe_name="tiny", recipe_sha256=recipe.sha256(), code=current_code(),
-        versions=current_versions(), best=Best(epoch=1, mr=1.0), vocab_size=tokenizer.vocab_size,
+        versions=current_versions(), best=BestEpoch(epoch=1, mr=1.0), vocab_size=tokenizer.vocab_size,
         text_shape=shape.to_dict(), seed=0, epochs=1, parameters=1, elapsed_s=1.0, seconds_per_epoch=1.0,
         started_at="2024-01-01T00:00:00+00:00", device="cpu", threads=2, precision="fp32",
     )  # fmt: skip

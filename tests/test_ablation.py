@@ -15,10 +15,10 @@ from typer.testing import Result
 
 from cmpagl_core.ablation import trials
 from cmpagl_core.ablation.figure import draw_deltas
-from cmpagl_core.ablation.start import start_study
+from cmpagl_core.ablation.setting import start_study
 from cmpagl_core.ablation.study import forecast, run_study
 from cmpagl_core.ablation.table import AblationTable
-from cmpagl_core.ablation.trials import Scene, scored
+from cmpagl_core.ablation.trials import StudySetting, scored
 from cmpagl_core.ablation.variants import (
     STUDIES,
     SWITCHES,
@@ -64,8 +64,8 @@ def recipe_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def scene(tiny_prepared: Path, tmp_path: Path) -> Scene:
-    return Scene(Workspace(tmp_path), open_prepared(tiny_prepared), "test", tmp_path / "results", CPU, Silent())
+def setting(tiny_prepared: Path, tmp_path: Path) -> StudySetting:
+    return StudySetting(Workspace(tmp_path), open_prepared(tiny_prepared), "test", tmp_path / "results", CPU, Silent())
 
 
 @pytest.fixture
@@ -191,37 +191,37 @@ def test_too_many_combinations_are_refused(recipe: Recipe) -> None:
 
 
 def test_a_study_trains_each_variant_once_and_shares_what_differs_in_re_ranking_alone(
-    recipe: Recipe, scene: Scene, trainings: list[str]
+    recipe: Recipe, setting: StudySetting, trainings: list[str]
 ) -> None:
     variants = one_at_a_time(recipe, switches_of(["no-global-window", "no-smr", "csls", "smr-add"]))
-    plan = forecast(variants, (0, 1), scene)
+    plan = forecast(variants, (0, 1), setting)
     assert (plan.trainings, plan.total_s) == (4, None)
-    assert forecast(variants, (0, 1), scene, lambda: 2.5).total_s == 10.0
-    table = run_study(variants, (0, 1), scene)
+    assert forecast(variants, (0, 1), setting, lambda: 2.5).total_s == 10.0
+    table = run_study(variants, (0, 1), setting)
     assert sorted(trainings) == ["baseline 0", "baseline 1", "no-global-window 0", "no-global-window 1"]
     stages = {row.variant: row.stage for row in table.rows}
     assert stages == {
         "baseline": "itm+smr", "no-global-window": "itm+smr", "no-smr": "itm", "csls": "itm+csls", "smr-add": "itm+smr",
     }  # fmt: skip
-    assert not (scene.workspace.root / "runs" / "run.json").exists()
+    assert not (setting.workspace.root / "runs" / "run.json").exists()
     with pytest.raises(DataError):
-        scene.workspace.find("runs")  # variants never become the newest run
-    check_numbers(table, variants, scene)
+        setting.workspace.find("runs")  # variants never become the newest run
+    check_numbers(table, variants, setting)
     trainings.clear()
-    again = run_study(variants, (0, 1), scene)
+    again = run_study(variants, (0, 1), setting)
     assert trainings == []
     assert again == table
-    assert {step.todo for step in forecast(variants, (0, 1), scene).steps} == {"nothing"}
+    assert {step.todo for step in forecast(variants, (0, 1), setting).steps} == {"nothing"}
 
 
-def check_numbers(table: AblationTable, variants: tuple[Variant, ...], scene: Scene) -> None:
+def check_numbers(table: AblationTable, variants: tuple[Variant, ...], setting: StudySetting) -> None:
     """Means, spread and differences by hand from the kept results."""
-    kept = [json.loads(path.read_text()) for path in sorted(scene.results.glob("*.trial.json"))]
+    kept = [json.loads(path.read_text()) for path in sorted(setting.results.glob("*.trial.json"))]
     reports = {(facts["name"], facts["seed"]): facts for facts in kept}
     assert len(reports) == 6  # baseline, no-global-window, smr-add, with two seeds each
     per_seed = {}
     for row in table.rows[:2]:
-        paths = sorted(scene.results.glob(f"{row.variant}-s*.trial.json"))
+        paths = sorted(setting.results.glob(f"{row.variant}-s*.trial.json"))
         mrs = []
         for path in paths:
             report = json.loads(path.with_name(path.name.replace(".trial.json", ".json")).read_text())
@@ -257,7 +257,7 @@ def test_the_newest_run_is_the_baseline_and_is_not_trained_again(
 
 
 def test_an_interrupted_study_goes_on_where_it_stopped(
-    recipe: Recipe, scene: Scene, trainings: list[str], monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, setting: StudySetting, trainings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     variants = one_at_a_time(recipe, switches_of(["no-itc", "no-triplet"]))
     fit = trials.fit
@@ -269,46 +269,48 @@ def test_an_interrupted_study_goes_on_where_it_stopped(
 
     monkeypatch.setattr(trials, "fit", stopped_at_the_second)
     with pytest.raises(InterruptedByUserError, match=r"stopped in no-itc with seed 0.*call the same command again"):
-        run_study(variants, (0,), scene)
+        run_study(variants, (0,), setting)
     monkeypatch.setattr(trials, "fit", fit)
     trainings.clear()
-    run_study(variants, (0,), scene)
+    run_study(variants, (0,), setting)
     assert trainings == ["no-itc 0", "no-triplet 0"]
 
 
-def test_a_broken_result_is_made_again(recipe: Recipe, scene: Scene, trainings: list[str]) -> None:
+def test_a_broken_result_is_made_again(recipe: Recipe, setting: StudySetting, trainings: list[str]) -> None:
     variants = one_at_a_time(recipe, switches_of(["no-smr"]))
-    table = run_study(variants, (0,), scene)
-    for path in scene.results.glob("*.trial.json"):
+    table = run_study(variants, (0,), setting)
+    for path in setting.results.glob("*.trial.json"):
         path.write_text("{}")
-    assert run_study(variants, (0,), scene) == table
+    assert run_study(variants, (0,), setting) == table
     assert trainings == ["baseline 0"]
 
 
 def test_a_result_whose_files_are_of_two_trials_is_made_again(
-    recipe: Recipe, scene: Scene, trainings: list[str]
+    recipe: Recipe, setting: StudySetting, trainings: list[str]
 ) -> None:
     variants = one_at_a_time(recipe, switches_of(["no-smr"]))
-    table = run_study(variants, (0,), scene)
-    (facts,) = scene.results.glob("*.trial.json")
+    table = run_study(variants, (0,), setting)
+    (facts,) = setting.results.glob("*.trial.json")
     report = facts.with_name(facts.name.replace(".trial.json", ".json"))
     report.write_text(report.read_text().replace('"notes"', '"notes" '))
-    assert forecast(variants, (0,), scene).evaluations == 1
-    assert run_study(variants, (0,), scene) == table
+    assert forecast(variants, (0,), setting).evaluations == 1
+    assert run_study(variants, (0,), setting) == table
     assert trainings == ["baseline 0"]
 
 
-def test_a_result_of_another_device_or_precision_is_another_result(recipe: Recipe, scene: Scene) -> None:
-    run_study(one_at_a_time(recipe, switches_of(["no-smr"])), (0,), scene)
-    elsewhere = replace(scene, device=torch.device("meta"))
+def test_a_result_of_another_device_or_precision_is_another_result(recipe: Recipe, setting: StudySetting) -> None:
+    run_study(one_at_a_time(recipe, switches_of(["no-smr"])), (0,), setting)
+    elsewhere = replace(setting, device=torch.device("meta"))
     plan = forecast(one_at_a_time(recipe, switches_of(["no-smr"])), (0,), elsewhere)
     assert (plan.trainings, plan.evaluations) == (1, 1)
 
 
-def test_results_alone_are_enough_elsewhere(recipe: Recipe, scene: Scene, tmp_path: Path, trainings: list[str]) -> None:
+def test_results_alone_are_enough_elsewhere(
+    recipe: Recipe, setting: StudySetting, tmp_path: Path, trainings: list[str]
+) -> None:
     variants = one_at_a_time(recipe, switches_of(["no-smr"]))
-    table = run_study(variants, (0,), scene)
-    elsewhere = Scene(Workspace(tmp_path / "new"), scene.prepared, "test", scene.results, CPU, Silent())
+    table = run_study(variants, (0,), setting)
+    elsewhere = StudySetting(Workspace(tmp_path / "new"), setting.prepared, "test", setting.results, CPU, Silent())
     assert run_study(variants, (0,), elsewhere) == table
     assert trainings == ["baseline 0"]
 
@@ -373,9 +375,9 @@ def test_scored_shows_every_row(recipe: Recipe) -> None:
     assert scored(override_recipe(recipe, ["evaluate.smr=false"])) == recipe
 
 
-def test_the_same_results_on_both_sides_are_no_difference(recipe: Recipe, scene: Scene) -> None:
-    run_study(one_at_a_time(recipe, switches_of(["no-smr"])), (0,), scene)
-    path = next(iter(scene.results.glob("*.trial.json")))
+def test_the_same_results_on_both_sides_are_no_difference(recipe: Recipe, setting: StudySetting) -> None:
+    run_study(one_at_a_time(recipe, switches_of(["no-smr"])), (0,), setting)
+    path = next(iter(setting.results.glob("*.trial.json")))
     report = trials.load_report(path.with_name(path.name.replace(".trial.json", ".json")))
     images = report.queries.per_image("cosine")
     assert all(found.p == 1.0 and found.delta == 0.0 for found in compare([images], [images]))

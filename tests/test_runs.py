@@ -19,7 +19,7 @@ from cmpagl_core.progress import Silent
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import parse_recipe
 from cmpagl_core.runs import (
-    Best,
+    BestEpoch,
     Code,
     RunInfo,
     Seen,
@@ -49,7 +49,7 @@ def small_info(recipe: Recipe) -> RunInfo:
         recipe_sha256=recipe.sha256(),
         code=Code("0.1.0", None),
         versions=current_versions(),
-        best=Best(epoch=3, mr=41.5),
+        best=BestEpoch(epoch=3, mr=41.5),
         vocab_size=99,
         text_shape=BertShape(99, 128, 4, 4, 512).to_dict(),
         seed=0,

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from cmpagl_core.errors import DataError, UsageError
-from cmpagl_core.workspace import MARKERS, Kind, Workspace
+from cmpagl_core.workspace import MARKERS, ArtefactKind, Workspace
 
 
-def make(root: Path, kind: Kind, name: str, day: int = 1) -> Path:
+def make(root: Path, kind: ArtefactKind, name: str, day: int = 1) -> Path:
     folder = root / kind / name
     folder.mkdir(parents=True)
     (folder / MARKERS[kind]).write_text(f'{{"made_at": "2024-01-{day:02d}T00:00:00.000000+00:00"}}')
@@ -69,7 +69,7 @@ def test_a_name_and_a_path_both_work(tmp_path: Path) -> None:
     ("kind", "way_out"),
     [("data", "cmpagl prepare"), ("runs", "cmpagl train"), ("indexes", "cmpagl index")],
 )
-def test_an_empty_workspace_says_how_to_fill_it(tmp_path: Path, kind: Kind, way_out: str) -> None:
+def test_an_empty_workspace_says_how_to_fill_it(tmp_path: Path, kind: ArtefactKind, way_out: str) -> None:
     with pytest.raises(DataError, match=f"nothing in .*{kind} yet.*{way_out}"):
         Workspace(tmp_path).find(kind)
 

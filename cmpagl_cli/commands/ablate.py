@@ -13,8 +13,8 @@ from cmpagl_cli.commands.options import DataOption, SetOption, Settings, setting
 from cmpagl_cli.views import Column, duration, echo, emit
 
 if TYPE_CHECKING:
-    from cmpagl_core.ablation.start import Start
-    from cmpagl_core.ablation.study import Forecast
+    from cmpagl_core.ablation.setting import Start
+    from cmpagl_core.ablation.study import StudyForecast
     from cmpagl_core.ablation.table import AblationRow, AblationTable
     from cmpagl_core.ablation.variants import Switch, Variant
 
@@ -24,7 +24,9 @@ _TRIPLETS = "none|plain|intra|hardest|sum|circle|supcon"
 _RERANKINGS = "galr|csls|dual-softmax|sinkhorn"
 _STUDIES = "gswin|pre-alignment|triplet|smr|all"
 
-Recipe = Annotated[str | None, typer.Argument(metavar="RECIPE", help="The baseline; the newest run if left out.")]
+RecipeArgument = Annotated[
+    str | None, typer.Argument(metavar="RECIPE", help="The baseline; the newest run if left out.")
+]
 NoGlobalWindow = Annotated[bool, typer.Option("--no-global-window", help="Plain Swin.")]
 Source = Annotated[Literal["avgpool"] | None, typer.Option("--global-window-source", help="In place of convolutions.")]
 Query = Annotated[Literal["global"] | None, typer.Option("--global-query", help="GCViT's direction.")]
@@ -71,7 +73,7 @@ FormatOption = Annotated[Format, typer.Option("--format", help="How to write the
 
 def ablate(
     ctx: typer.Context,
-    recipe: Recipe = None,
+    recipe: RecipeArgument = None,
     no_global_window: NoGlobalWindow = False,
     global_window_source: Source = None,
     global_query: Query = None,
@@ -120,15 +122,17 @@ def ablate(
     if dry_run:
         _show_plan(plan, format)
         return
-    table = run_study(variants, chosen, start.scene, judge)
+    table = run_study(variants, chosen, start.setting, judge)
     _show_table(table, format, out)
     if figure is not None:
         _draw(given, table, figure)
 
 
-def _plan(given: Settings, flags: Mapping[str, Any]) -> tuple[Start, tuple[Variant, ...], Forecast, tuple[int, ...]]:
+def _plan(
+    given: Settings, flags: Mapping[str, Any]
+) -> tuple[Start, tuple[Variant, ...], StudyForecast, tuple[int, ...]]:
     """Where the study starts, its variants, what is left to do, and the seeds; the cost is said."""
-    from cmpagl_core.ablation.start import measured_training, start_study
+    from cmpagl_core.ablation.setting import measured_training, start_study
     from cmpagl_core.ablation.study import forecast
     from cmpagl_core.ablation.variants import full_factorial, one_at_a_time, switches_of
 
@@ -146,7 +150,7 @@ def _plan(given: Settings, flags: Mapping[str, Any]) -> tuple[Start, tuple[Varia
     )
     variants = (full_factorial if flags["full_factorial"] else one_at_a_time)(start.recipe, switches)
     seeds = asked or start.seeds
-    plan = forecast(variants, seeds, start.scene, lambda: measured_training(start))
+    plan = forecast(variants, seeds, start.setting, lambda: measured_training(start))
     _announce(given, plan, switches, variants)
     return start, variants, plan, seeds
 
@@ -178,7 +182,7 @@ def _seeds(text: str | None) -> tuple[int, ...]:
         raise typer.BadParameter(f"{text!r} is not a list such as 0,1,2", param_hint="--seeds") from None
 
 
-def _announce(given: Settings, plan: Forecast, switches: Sequence[Switch], variants: Sequence[Variant]) -> None:
+def _announce(given: Settings, plan: StudyForecast, switches: Sequence[Switch], variants: Sequence[Variant]) -> None:
     """The cost, before it is paid."""
     from cmpagl_core.ablation.variants import left_out
 
@@ -194,7 +198,7 @@ def _announce(given: Settings, plan: Forecast, switches: Sequence[Switch], varia
     given.progress.say(f"{len(variants)} variants, {plan.evaluations} evaluations to make, {time}")
 
 
-def _show_plan(plan: Forecast, format: Format) -> None:
+def _show_plan(plan: StudyForecast, format: Format) -> None:
     rows = [{"variant": step.variant.name, "seed": step.trial.seed, "todo": step.todo} for step in plan.steps]
     document = {
         "steps": rows,

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from cmpagl_cli.commands.options import OutputFormat
     from cmpagl_core.ranking.chain import Gammas
     from cmpagl_core.runs import Run
-    from cmpagl_core.training.forecast import Forecast
+    from cmpagl_core.training.forecast import TrainingForecast
 
-Recipe = Annotated[
+RecipeArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="RECIPE",
@@ -27,7 +27,7 @@ Recipe = Annotated[
 
 def train(
     ctx: typer.Context,
-    recipe: Recipe = None,
+    recipe: RecipeArgument = None,
     data: DataOption = None,
     name: NameOption = None,
     seed: SeedOption = None,
@@ -108,7 +108,7 @@ def _smr(run: Run) -> tuple[Gammas | None, float | None]:
     return (None, None) if chosen is None else (chosen.smr, chosen.smr_mr)
 
 
-def _show_forecast(found: Forecast, format: OutputFormat) -> None:
+def _show_forecast(found: TrainingForecast, format: OutputFormat) -> None:
     rows = [{"figure": figure, "value": value} for figure, value in found.lines(duration)]
     columns = [Column("figure", "what"), Column("value", "predicted")]
     emit(rows, columns, format, title=f"{found.recipe} on {found.device}", document=found.to_json())

@@ -9,7 +9,7 @@ from typing import Literal
 
 from cmpagl_core.ablation.table import AblationTable, build_table
 from cmpagl_core.ablation.trials import (
-    Scene,
+    StudySetting,
     Trial,
     TrialResult,
     known_result,
@@ -35,7 +35,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class StudyForecast:
     """What a study will do and how long its trainings take; None where there is nothing to predict from."""
 
     steps: tuple[Step, ...]
@@ -49,25 +49,28 @@ class Forecast:
 
 
 def forecast(
-    variants: Sequence[Variant], seeds: Sequence[int], scene: Scene, measured: Callable[[], float] | None = None
-) -> Forecast:
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    setting: StudySetting,
+    measured: Callable[[], float] | None = None,
+) -> StudyForecast:
     """Seed by seed, so that an interrupted study has whole rounds. Equal trainings and evaluations are shared.
 
     The time of a training is the median of those of this study that are finished; where none is, what `measured`
     returns, which is asked only then.
     """
-    trained = trained_runs(scene)
+    trained = trained_runs(setting)
     planned: dict[str, Todo] = {}
     trainings: set[str] = set()
     known_s: list[float] = []
     steps = []
     for trial, variant in _trials(variants, seeds):
-        key = trial.training_key(scene)
+        key = trial.training_key(setting)
         name = trial.recipe.sha256()
         if name in planned:
             steps.append(Step(variant, trial, "nothing"))
             continue
-        result = known_result(trial, scene)
+        result = known_result(trial, setting)
         if result is not None:
             todo: Todo = "nothing"
             known_s.append(result.facts.elapsed_s)
@@ -83,28 +86,32 @@ def forecast(
     each = median(known_s) if known_s else None
     if each is None and trainings and measured is not None:
         each = measured()
-    return Forecast(tuple(steps), done.count("train"), len(done) - done.count("nothing"), each)
+    return StudyForecast(tuple(steps), done.count("train"), len(done) - done.count("nothing"), each)
 
 
 def run_study(
-    variants: Sequence[Variant], seeds: Sequence[int], scene: Scene, base: Base | None = None, notes: Sequence[str] = ()
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    setting: StudySetting,
+    base: Base | None = None,
+    notes: Sequence[str] = (),
 ) -> AblationTable:
     """Do what is left to do, and compare. base: judge by these plain scores, not by each variant's last ones.
 
     Raises InterruptedByUserError when stopped: what is finished is kept, and an unfinished training goes on from
     where it was.
     """
-    trained: dict[str, Run] = trained_runs(scene)
+    trained: dict[str, Run] = trained_runs(setting)
     done: dict[str, TrialResult] = {}
     results: dict[str, list[TrialResult]] = {variant.name: [] for variant in variants}
     trials = list(_trials(variants, seeds))
     for place, (trial, variant) in enumerate(trials, start=1):
         name = trial.recipe.sha256()
         if name not in done:
-            known = known_result(trial, scene)
+            known = known_result(trial, setting)
             if known is None:
-                scene.progress.say(f"{place} of {len(trials)}: {trial.name}, seed {trial.seed}")
-            done[name] = known or run_trial(trial, scene, trained)
+                setting.progress.say(f"{place} of {len(trials)}: {trial.name}, seed {trial.seed}")
+            done[name] = known or run_trial(trial, setting, trained)
         results[variant.name].append(done[name])
     return build_table(variants, results, base, notes)
 

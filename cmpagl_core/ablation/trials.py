@@ -41,7 +41,7 @@ _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9.-]+")
 
 
 @dataclass(frozen=True)
-class Scene:
+class StudySetting:
     """Where a study takes place. `results` keeps what is finished, and may be carried to another machine."""
 
     workspace: Workspace
@@ -64,15 +64,15 @@ class Trial:
     def seed(self) -> int:
         return self.recipe.train.seed
 
-    def computation(self, scene: Scene) -> Computation:
-        """What its training comes from, if it is done in the scene."""
-        return Computation.here(self.recipe, scene.prepared.manifest.sha256, scene.device)
+    def computation(self, setting: StudySetting) -> Computation:
+        """What its training comes from, if it is done in the setting."""
+        return Computation.here(self.recipe, setting.prepared.manifest.sha256, setting.device)
 
-    def training_key(self, scene: Scene) -> str:
-        return training_key(self.recipe, self.computation(scene))
+    def training_key(self, setting: StudySetting) -> str:
+        return training_key(self.recipe, self.computation(setting))
 
-    def key(self, scene: Scene) -> str:
-        return trial_key(self.recipe, self.computation(scene), scene.split)
+    def key(self, setting: StudySetting) -> str:
+        return trial_key(self.recipe, self.computation(setting), setting.split)
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,9 @@ def scored(recipe: Recipe) -> Recipe:
     return override_recipe(recipe, ["evaluate.smr=true"])
 
 
-def known_result(trial: Trial, scene: Scene) -> TrialResult | None:
+def known_result(trial: Trial, setting: StudySetting) -> TrialResult | None:
     """The kept result of a trial, if there is one that can be read."""
-    return kept_result(scene.results, trial.key(scene), trial.stages, scene.progress)
+    return kept_result(setting.results, trial.key(setting), trial.stages, setting.progress)
 
 
 def kept_result(results: Path, key: str, stages: Iterable[str], progress: Progress) -> TrialResult | None:
@@ -139,38 +139,38 @@ def _checked_report(facts_path: Path, facts: TrialFacts) -> RetrievalReport:
     return load_report(path)
 
 
-def trained_runs(scene: Scene) -> dict[str, Run]:
+def trained_runs(setting: StudySetting) -> dict[str, Run]:
     """Every finished run of the workspace by its training key; the newest of equal ones."""
     found: dict[str, Run] = {}
     for folder in ("runs", VARIANT_RUNS):
-        for run in list_runs(scene.workspace, scene.progress, folder):
+        for run in list_runs(setting.workspace, setting.progress, folder):
             found.setdefault(training_key(run.recipe, Computation.of_run(run.info)), run)
     return found
 
 
-def run_trial(trial: Trial, scene: Scene, trained: dict[str, Run]) -> TrialResult:
+def run_trial(trial: Trial, setting: StudySetting, trained: dict[str, Run]) -> TrialResult:
     """Train, unless that was done, and evaluate; the result is kept. Adds the run to `trained`.
 
     While another process is at the same training, this one waits, and then takes what that one found.
     """
-    key, wait = trial.training_key(scene), scene.progress.say
+    key, wait = trial.training_key(setting), setting.progress.say
     # Two places, since two workspaces may share results, and two folders of results a workspace.
-    with hold(scene.results / f"training-{key[:8]}", wait), hold(run_folder(trial, scene), wait):
-        known = known_result(trial, scene)
+    with hold(setting.results / f"training-{key[:8]}", wait), hold(run_folder(trial, setting), wait):
+        known = known_result(trial, setting)
         if known is not None:
             return known
         if key not in trained:
-            trained.update(trained_runs(replace(scene, progress=Silent())))
+            trained.update(trained_runs(replace(setting, progress=Silent())))
         if key not in trained:
-            trained[key] = _train(trial, scene, key)
-        return _evaluated(trial, scene, trained[key], key)
+            trained[key] = _train(trial, setting, key)
+        return _evaluated(trial, setting, trained[key], key)
 
 
-def _evaluated(trial: Trial, scene: Scene, run: Run, key: str) -> TrialResult:
-    report = _evaluate(trial, scene, run)
-    trial_key_now = trial.key(scene)
-    facts_path = scene.results / f"{_slug(trial.name)}-s{trial.seed}-{trial_key_now[:8]}{_TRIAL_SUFFIX}"
-    save_report(report, _report_of(facts_path), scene.progress.say)
+def _evaluated(trial: Trial, setting: StudySetting, run: Run, key: str) -> TrialResult:
+    report = _evaluate(trial, setting, run)
+    trial_key_now = trial.key(setting)
+    facts_path = setting.results / f"{_slug(trial.name)}-s{trial.seed}-{trial_key_now[:8]}{_TRIAL_SUFFIX}"
+    save_report(report, _report_of(facts_path), setting.progress.say)
     facts = TrialFacts(
         format_version=TRIAL_FORMAT,
         key=trial_key_now,
@@ -193,44 +193,44 @@ def _evaluated(trial: Trial, scene: Scene, run: Run, key: str) -> TrialResult:
     return TrialResult(facts, report)
 
 
-def run_folder(trial: Trial, scene: Scene) -> Path:
+def run_folder(trial: Trial, setting: StudySetting) -> Path:
     """Where a trial's run lies: apart from other runs, so that it never becomes the newest one."""
-    key = trial.training_key(scene)
-    return scene.workspace.root / VARIANT_RUNS / f"{_slug(trial.name)}-s{trial.seed}-{key[:8]}"
+    key = trial.training_key(setting)
+    return setting.workspace.root / VARIANT_RUNS / f"{_slug(trial.name)}-s{trial.seed}-{key[:8]}"
 
 
-def _train(trial: Trial, scene: Scene, key: str) -> Run:
-    root = run_folder(trial, scene)
+def _train(trial: Trial, setting: StudySetting, key: str) -> Run:
+    root = run_folder(trial, setting)
     with _interrupted_here(trial):
         return fit(
             trial.recipe,
-            scene.prepared,
+            setting.prepared,
             root,
-            scene.progress,
-            scene.device,
+            setting.progress,
+            setting.device,
             resume=has_state(root),
-            cache_root=scene.workspace.cache,
+            cache_root=setting.workspace.cache,
             recipe_name=trial.name,
         )
 
 
-def _evaluate(trial: Trial, scene: Scene, run: Run) -> RetrievalReport:
+def _evaluate(trial: Trial, setting: StudySetting, run: Run) -> RetrievalReport:
     """Evaluate under the trial's own recipe; parameters that the run did not choose like this are chosen now."""
     as_asked = replace(run, recipe=trial.recipe)
-    loaded = replace(run.load(scene.device), recipe=trial.recipe)
-    selection = selection_splits(scene.prepared, trial.recipe.data.selection, check_files=False)[1].checked()
+    loaded = replace(run.load(setting.device), recipe=trial.recipe)
+    selection = selection_splits(setting.prepared, trial.recipe.data.selection, check_files=False)[1].checked()
     wanted = ",".join(trial.stages)
     with _interrupted_here(trial):
-        available = offered(loaded, as_asked, None, _known_params(trial, run, scene.progress))
+        available = offered(loaded, as_asked, None, _known_params(trial, run, setting.progress))
         stages = wanted_stages(wanted, available.bases)
-        params = choose_missing(as_asked, loaded, selection, stages, available, scene.progress)
+        params = choose_missing(as_asked, loaded, selection, stages, available, setting.progress)
         return evaluate_model(
             loaded,
             as_asked,
-            scene.prepared.split(scene.split),
-            scene.progress,
+            setting.prepared.split(setting.split),
+            setting.progress,
             EvaluateOptions(rerank=wanted),
-            scene.prepared.manifest.sha256,
+            setting.prepared.manifest.sha256,
             params,
         )
 

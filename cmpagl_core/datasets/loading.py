@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL.Image import Resampling
 from torch import Tensor
 
+from cmpagl_core.datasets.augment import allowed_views, dihedral
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.datasets.same_caption import caption_key, numbered
-from cmpagl_core.datasets.views import allowed_views, dihedral
 from cmpagl_core.errors import DataError
 from cmpagl_core.imagery.pictures import decoded_px, open_picture, to_pixel_values
 from cmpagl_core.imagery.room import DECODING
@@ -31,9 +31,9 @@ _BATCHES_AHEAD = 2
 _ORDER_STREAM = 1  # keeps the order of an epoch apart from the choices for its samples
 _SAMPLE_STREAM = 2
 
-Box = tuple[float, float, float, float]
+CropBox = tuple[float, float, float, float]
 """Left, top, right, bottom as shares of the picture."""
-WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+WHOLE: CropBox = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Draw:
     row: int
     caption: int
     view: int
-    box: Box
+    box: CropBox
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,14 @@ class PairLoader:
     def __init__(
         self,
         split: DataSplit,
-        part: DataPart,
+        cfg: DataPart,
         batch_size: int,
         tokenizer: Callable[[Sequence[str]], Tokens],
         source: ImageSource,
         seed: int,
     ) -> None:
         """Raises DataError if there are not at least two captioned images to tell apart."""
-        self._split, self._part, self._seed = split, part, seed
+        self._split, self._cfg, self._seed = split, cfg, seed
         self._tokenizer, self._source = tokenizer, source
         self._rows = np.unique(split.caption_image)
         if len(self._rows) < 2:
@@ -157,16 +157,16 @@ class PairLoader:
         """The batches of an epoch from number `first` on, made ahead by `workers` threads."""
         order = np.random.default_rng([self._seed, _ORDER_STREAM, epoch]).permutation(self._rows)
         parts = np.array_split(order, self._batches)[first:]
-        return _ahead(lambda rows: self._batch(epoch, rows), parts, self._part.workers)
+        return _ahead(lambda rows: self._batch(epoch, rows), parts, self._cfg.workers)
 
     def draw(self, epoch: int, row: int) -> Draw:
         """What chance decides for an image in an epoch."""
         rng = np.random.default_rng([self._seed, _SAMPLE_STREAM, epoch, row])
         captions = self._split.captions_of(row)
         caption = captions[rng.integers(len(captions))]
-        views = allowed_views(self._part.augment, self._split.captions[caption])
+        views = allowed_views(self._cfg.augment, self._split.captions[caption])
         view = views[rng.integers(len(views))]
-        return Draw(row, caption, view, _random_box(rng, self._part.crop_scale_min))
+        return Draw(row, caption, view, _random_box(rng, self._cfg.crop_scale_min))
 
     def _batch(self, epoch: int, rows: NDArray[np.int64]) -> PairBatch:
         draws = [self.draw(epoch, int(row)) for row in rows]
@@ -198,7 +198,7 @@ def _owned_captions(
     return [np.array(sorted(captions), dtype=np.int64) for captions in owned]
 
 
-def _random_box(rng: np.random.Generator, smallest_area: float) -> Box:
+def _random_box(rng: np.random.Generator, smallest_area: float) -> CropBox:
     """A crop of the picture's own shape, of an area share drawn from `smallest_area` to 1."""
     if smallest_area == 1.0:
         return WHOLE

@@ -18,14 +18,16 @@ _SHOWN = 20
 _LONGEST_SHOWN = 120
 
 
-Kind = Literal["other count", "bad name", "duplicate", "bad caption", "missing", "ambiguous", "unreadable picture"]
+ProblemKind = Literal[
+    "other count", "bad name", "duplicate", "bad caption", "missing", "ambiguous", "unreadable picture"
+]
 
 
 @dataclass(frozen=True)
 class Problem:
     """One thing that keeps a strict `prepare` from going on."""
 
-    kind: Kind
+    kind: ProblemKind
     what: str
     why: str
     where: str = ""

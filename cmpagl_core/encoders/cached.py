@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from cmpagl_core.datasets.augment import dihedral
 from cmpagl_core.datasets.loading import WHOLE, Draw
-from cmpagl_core.datasets.views import dihedral
 from cmpagl_core.encoders.encode import forward_pass, unit_rows
 from cmpagl_core.encoders.encoder import Features
 from cmpagl_core.encoders.stem_cache import (

@@ -15,7 +15,7 @@ from typing import get_args
 
 import torch
 
-from cmpagl_core.datasets.views import Views, view_count
+from cmpagl_core.datasets.augment import Views, view_count
 from cmpagl_core.device import usable_precision
 from cmpagl_core.encoders.cached import cache_of_run, cached_features, rounded_features
 from cmpagl_core.encoders.encode import (
@@ -176,8 +176,8 @@ def write_text_tower(path: Path, loaded: LoadedModel) -> None:
 
 
 def _has_frozen_stem(recipe: Recipe) -> bool:
-    part = recipe.image_encoder
-    return part.stem != "patch" and (not part.stem_trainable or recipe.optim.image_lr_scale == 0)
+    cfg = recipe.image_encoder
+    return cfg.stem != "patch" and (not cfg.stem_trainable or recipe.optim.image_lr_scale == 0)
 
 
 def _stamp(image: ImageRef) -> FileStamp | None:

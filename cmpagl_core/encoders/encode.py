@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmpagl_core.datasets.views import Views, dihedral, view_count
+from cmpagl_core.datasets.augment import Views, dihedral, view_count
 from cmpagl_core.device import autocast
 from cmpagl_core.encoders.decode import Decode, decoded_batches, image_decoder
 from cmpagl_core.encoders.encoder import EncodedBatch, Features, collect

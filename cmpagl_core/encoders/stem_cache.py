@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cmpagl_core.datasets.augment import allowed_views, dihedral
 from cmpagl_core.datasets.loading import Draw
 from cmpagl_core.datasets.prepared import DataSplit
-from cmpagl_core.datasets.views import allowed_views, dihedral
 from cmpagl_core.device import autocast, usable_precision
 from cmpagl_core.encoders.decode import decoded_batches, image_decoder
 from cmpagl_core.encoders.tensor_file import open_tensor_file, write_tensor_file

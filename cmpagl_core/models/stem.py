@@ -45,23 +45,23 @@ class FeatureStem(nn.Module):
     channels, so that what a picture gives stays one map.
     """
 
-    def __init__(self, part: ImageEncoderPart) -> None:
+    def __init__(self, cfg: ImageEncoderPart) -> None:
         super().__init__()
-        self.stride = min(part.stem_strides)
-        self.body, strides, channels = _extractor(part.stem, tuple(sorted(set(part.stem_strides))))
+        self.stride = min(cfg.stem_strides)
+        self.body, strides, channels = _extractor(cfg.stem, tuple(sorted(set(cfg.stem_strides))))
         self.head: nn.Sequential | None = None
-        if part.stem_head:
-            self.head = _last_convolution(part.stem, max(strides))
+        if cfg.stem_head:
+            self.head = _last_convolution(cfg.stem, max(strides))
             channels[-1] = int(self.head[0].out_channels)  # type: ignore[arg-type]
         self.part_channels = tuple(channels)
         self.also = nn.ModuleList(
-            FeatureStem(part.model_copy(update={"stem": name, "stem_also": (), "stem_also_px": ()}))
-            for name in part.stem_also
+            FeatureStem(cfg.model_copy(update={"stem": name, "stem_also": (), "stem_also_px": ()}))
+            for name in cfg.stem_also
         )
-        self.also_px: tuple[int | None, ...] = part.stem_also_px or (None,) * len(part.stem_also)
+        self.also_px: tuple[int | None, ...] = cfg.stem_also_px or (None,) * len(cfg.stem_also)
         self.also_channels: tuple[int, ...] = tuple(sum(stem.part_channels) for stem in self.others)
         self.channels = sum(channels) + sum(self.also_channels)
-        self.set_trainable(part.stem_trainable)
+        self.set_trainable(cfg.stem_trainable)
         self.eval()
 
     def set_trainable(self, trainable: bool) -> None:

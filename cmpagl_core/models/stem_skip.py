@@ -20,15 +20,15 @@ class StemSkip(nn.Module):
     """
 
     def __init__(
-        self, part: ImageEncoderPart, part_channels: tuple[int, ...], also_channels: tuple[int, ...], embed_dim: int
+        self, cfg: ImageEncoderPart, part_channels: tuple[int, ...], also_channels: tuple[int, ...], embed_dim: int
     ) -> None:
         super().__init__()
         probes = (part_channels, *((channels,) for channels in also_channels))
         self.channels = [sum(probe) for probe in probes]
         self.projections = nn.ModuleList(StemProjection(probe, embed_dim // len(probes)) for probe in probes)
-        self.dropout = nn.Dropout(part.stem_skip_dropout)
+        self.dropout = nn.Dropout(cfg.stem_skip_dropout)
         self.gate = nn.Parameter(torch.zeros(embed_dim))
-        self.drop_path = DropPath(part.drop_path)
+        self.drop_path = DropPath(cfg.drop_path)
 
     def forward(self, projected: Tensor, stem_map: Tensor) -> Tensor:
         """projected: [B, D], of Gswin. stem_map: [B, C of the stem, h, w]. Returns [B, D]."""

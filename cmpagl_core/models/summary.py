@@ -33,11 +33,11 @@ class SummaryRow:
 
 def summarise_recipe(recipe: Recipe) -> tuple[tuple[SummaryRow, ...], str]:
     """As `summarise`, with BERT's vocabulary; and a note where weights that are not on this machine set the shape."""
-    part = recipe.text_encoder
-    if reachable(part.weights):
+    cfg = recipe.text_encoder
+    if reachable(cfg.weights):
         return summarise(recipe, BERT_VOCABULARY), ""
-    blank = recipe.model_copy(update={"text_encoder": part.model_copy(update={"weights": "random"})})
-    return summarise(blank, BERT_VOCABULARY), f"{part.weights} is not on this machine: counted as a {part.size}"
+    blank = recipe.model_copy(update={"text_encoder": cfg.model_copy(update={"weights": "random"})})
+    return summarise(blank, BERT_VOCABULARY), f"{cfg.weights} is not on this machine: counted as a {cfg.size}"
 
 
 def summarise(recipe: Recipe, vocab_size: int, caption_tokens: int = CAPTION_TOKENS) -> tuple[SummaryRow, ...]:

@@ -113,12 +113,12 @@ class CaptionTokenizer:
         return cls(backend, max_tokens)
 
 
-def load_tokenizer(part: TextEncoderPart, max_tokens: int, captions: Sequence[str]) -> CaptionTokenizer:
+def load_tokenizer(cfg: TextEncoderPart, max_tokens: int, captions: Sequence[str]) -> CaptionTokenizer:
     """The tokenizer that belongs to the recipe's text weights; for random weights one made from `captions`.
 
     Raises MismatchError when the weights come with a tokenizer of another kind.
     """
-    source = parse_source(part.weights)
+    source = parse_source(cfg.weights)
     if source.kind == "random":
         return CaptionTokenizer(_wordpiece(captions), max_tokens)
     return CaptionTokenizer.from_json(text_files(source).tokenizer.read_text(encoding="utf-8"), max_tokens)

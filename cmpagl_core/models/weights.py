@@ -17,7 +17,7 @@ from torch import Tensor
 from cmpagl_core.errors import CmpaglError, DataError, MismatchError, UsageError
 from cmpagl_core.files import sha256_file
 
-Kind = Literal["package", "timm", "hf", "file", "random"]
+SourceKind = Literal["package", "timm", "hf", "file", "random"]
 Tensors = dict[str, Tensor]
 
 
@@ -25,7 +25,7 @@ Tensors = dict[str, Tensor]
 class Source:
     """A weight specification of the recipe, taken apart."""
 
-    kind: Kind
+    kind: SourceKind
     name: str
 
     def __str__(self) -> str:
@@ -108,7 +108,7 @@ def parse_source(spec: str) -> Source:
     kind, colon, name = spec.partition(":")
     if spec == "random":
         return Source("random", "")
-    if kind not in get_args(Kind) or kind == "random" or not colon or not name:
+    if kind not in get_args(SourceKind) or kind == "random" or not colon or not name:
         raise UsageError(
             f"weights {spec!r} are of no known kind",
             hint="write package:NAME, timm:NAME, hf:NAME, file:PATH or random",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cmpagl_core.ablation.table import AblationTable
 from cmpagl_core.report.charts import RowChart, Value, row_chart
-from cmpagl_core.report.page import render
+from cmpagl_core.report.rendering import render
 
 
 def render_ablation(table: AblationTable) -> str:

@@ -37,7 +37,7 @@ _DRAWN = 1e9  # no chart shows more
 
 
 @dataclass(frozen=True)
-class Picture:
+class ShownImage:
     """A picture of the gallery."""
 
     image_id: str
@@ -50,15 +50,15 @@ class WorstText:
 
     caption: str
     rank: float
-    own: Picture
-    found: tuple[Picture, ...]
+    own: ShownImage
+    found: tuple[ShownImage, ...]
 
 
 @dataclass(frozen=True)
 class WorstImage:
     """A picture whose captions came late, and the captions that cosine put first instead."""
 
-    own: Picture
+    own: ShownImage
     rank: float
     captions: tuple[str, ...]
     found: tuple[str, ...]
@@ -233,8 +233,8 @@ def _latest_first(rank: NDArray[np.float64]) -> list[int]:
     return [int(row) for row in known[np.argsort(-rank[known], kind="stable")]]
 
 
-def _picture(split: DataSplit, row: int) -> Picture:
-    return Picture(split.image_ids[row], split.paths[row])
+def _picture(split: DataSplit, row: int) -> ShownImage:
+    return ShownImage(split.image_ids[row], split.paths[row])
 
 
 def _first_images(features: FeatureSet | None, caption: int) -> list[int]:

@@ -10,8 +10,8 @@ from cmpagl_core.evaluation.protocol import Stamp, require_one_column
 from cmpagl_core.evaluation.result import RetrievalReport
 from cmpagl_core.ranking.chain import Step
 from cmpagl_core.report.charts import LineChart, RowChart, Value, line_chart, row_chart
-from cmpagl_core.report.evidence import Curves, Evidence, Picture, recipe_differences
-from cmpagl_core.report.page import render, thumbnail
+from cmpagl_core.report.evidence import Curves, Evidence, ShownImage, recipe_differences
+from cmpagl_core.report.rendering import render, thumbnail
 from cmpagl_core.runs import Run
 
 _SCENES = 40
@@ -92,7 +92,7 @@ class _Thumbnails:
     def __init__(self) -> None:
         self._known: dict[str, str] = {}
 
-    def of(self, pictures: Sequence[Picture]) -> tuple[_Shown, ...]:
+    def of(self, pictures: Sequence[ShownImage]) -> tuple[_Shown, ...]:
         missing = [picture for picture in pictures if str(picture.path) not in self._known]
         for picture in missing:
             self._known[str(picture.path)] = thumbnail(picture.path)

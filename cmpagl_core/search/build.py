@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cmpagl_core.datasets.augment import Views
 from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
-from cmpagl_core.datasets.views import Views
 from cmpagl_core.encoders.cmpagl import CmpaglEncoder
 from cmpagl_core.encoders.encoder import Encoder
 from cmpagl_core.errors import CmpaglError, UsageError

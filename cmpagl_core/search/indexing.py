@@ -108,19 +108,19 @@ class _Build:
             return {}, broken
         bar = self._progress.task("encode pictures", len(new), "img")
         with self._resumable(known, len(new)), closing(self._encoder.encode_images(new)) as batches, bar as advance:
-            part = ImagePart()
+            cfg = ImagePart()
             try:
                 for batch in batches:
                     images = [new[row] for row in batch.rows]
-                    part.add(images, batch.stamps, batch.features)
+                    cfg.add(images, batch.stamps, batch.features)
                     encoded += images
                     broken += batch.broken
-                    if part.is_full:
-                        full, part = part, ImagePart()
+                    if cfg.is_full:
+                        full, cfg = cfg, ImagePart()
                         known.keep(full)
                     advance(len(batch.rows) + len(batch.broken))
             finally:
-                known.keep(part)
+                known.keep(cfg)
         return {image: known.just_kept(image) for image in encoded}, broken
 
     @contextmanager

@@ -119,23 +119,23 @@ class KnownImages:
         """The features of a caption, if they are known."""
         return self._captions.get(text)
 
-    def keep(self, part: ImagePart) -> None:
+    def keep(self, cfg: ImagePart) -> None:
         """Write a part beside the index, so that it survives an interruption, and know it from now on."""
-        if not part.images:
+        if not cfg.images:
             return
-        features = np.concatenate(part.features)
-        paths = TextTable.of(str(image.path) for image in part.images)
-        windows = stored_windows([image.window for image in part.images])
+        features = np.concatenate(cfg.features)
+        paths = TextTable.of(str(image.path) for image in cfg.images)
+        windows = stored_windows([image.window for image in cfg.images])
         path = self._root / _PARTS_FOLDER / f"{len(self._stamps):09d}.safetensors"
         arrays: dict[str, Array] = {
             "image_features": features,
-            **FileStamps.of(part.stamps).arrays(),
+            **FileStamps.of(cfg.stamps).arrays(),
             **paths.arrays("paths"),
             **({} if windows is None else {"windows": windows}),
         }
         write_tensor_file(path, arrays, {"kind": _PART_KIND, **self._settings()})
-        self._take(features, [image.place for image in part.images], part.stamps)
-        self.kept_now += len(part.images)
+        self._take(features, [image.place for image in cfg.images], cfg.stamps)
+        self.kept_now += len(cfg.images)
 
     def just_kept(self, image: ImageRef) -> Known:
         """Where the features of an image are that was just kept."""

@@ -19,7 +19,7 @@ from cmpagl_core.progress import Progress
 from cmpagl_core.search.index import GalleryIndex, places
 from cmpagl_core.search.query import CaptionHit, Hit, ImageQuery, Query, TextQuery
 from cmpagl_core.search.stores.exact import ExactStore
-from cmpagl_core.search.stores.store import Best, Store
+from cmpagl_core.search.stores.store import Store, TopK
 
 if TYPE_CHECKING:  # each module counts where a command starts cold
     from cmpagl_core.encoders.encoder import Encoder, Features
@@ -158,7 +158,7 @@ def _image(query: ImageQuery) -> ImageRef:
     return ImageRef(query.path.name, query.path)
 
 
-def _pairs(best: Best) -> list[list[tuple[float, int]]]:
+def _pairs(best: TopK) -> list[list[tuple[float, int]]]:
     """Scores and rows of each query."""
     return [
         list(zip(scores, rows, strict=True))

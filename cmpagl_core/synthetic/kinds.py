@@ -18,7 +18,7 @@ _SPLITS_OF_TEN: tuple[Split, ...] = ("train",) * 8 + ("val", "test")
 
 
 @dataclass(frozen=True)
-class Kind:
+class SceneKind:
     """One combination of a main thing and what lies beside it. metres_per_px: at 224 px, before its jitter."""
 
     name: str
@@ -27,43 +27,43 @@ class Kind:
     draw: Callable[[Sketch], None]
 
 
-_BY_THE_SEA = Kind("airport by the sea", "airport", 2.3, layout_airport.airport_by_the_sea)
-_INLAND = Kind("airport inland", "airport", 2.3, layout_airport.airport_inland)
-_HARBOUR = Kind("harbour", "harbour", 0.75, layout_coast.harbour)
-_TANKS = Kind("storage tanks", "storagetanks", 0.75, layout_built.storage_tanks)
-_RIVER = Kind("river with bridges", "river", 1.1, layout_country.river_with_bridges)
+_BY_THE_SEA = SceneKind("airport by the sea", "airport", 2.3, layout_airport.airport_by_the_sea)
+_INLAND = SceneKind("airport inland", "airport", 2.3, layout_airport.airport_inland)
+_HARBOUR = SceneKind("harbour", "harbour", 0.75, layout_coast.harbour)
+_TANKS = SceneKind("storage tanks", "storagetanks", 0.75, layout_built.storage_tanks)
+_RIVER = SceneKind("river with bridges", "river", 1.1, layout_country.river_with_bridges)
 
-CYCLE: tuple[Kind, ...] = (
+CYCLE: tuple[SceneKind, ...] = (
     _BY_THE_SEA,
-    Kind("beach", "beach", 0.95, layout_coast.beach),
-    Kind("baseball beside a road", "baseballfield", 0.8, layout_sports.baseball_beside_a_road),
-    Kind("car park", "parking", 0.4, car_park),
+    SceneKind("beach", "beach", 0.95, layout_coast.beach),
+    SceneKind("baseball beside a road", "baseballfield", 0.8, layout_sports.baseball_beside_a_road),
+    SceneKind("car park", "parking", 0.4, car_park),
     _RIVER,
     _TANKS,
-    Kind("forest", "forest", 1.1, layout_country.forest_with_a_line),
+    SceneKind("forest", "forest", 1.1, layout_country.forest_with_a_line),
     _INLAND,
-    Kind("houses in rows", "residential", 0.6, layout_built.houses_in_rows),
+    SceneKind("houses in rows", "residential", 0.6, layout_built.houses_in_rows),
     _BY_THE_SEA,
     _HARBOUR,
-    Kind("tennis courts", "tenniscourt", 0.4, layout_sports.tennis_courts),
-    Kind("farmland", "farmland", 2.0, layout_country.farmland_alone),
-    Kind("storage tanks by the sea", "storagetanks", 0.75, layout_built.storage_tanks_by_the_sea),
-    Kind("roads", "road", 0.6, layout_built.roads),
+    SceneKind("tennis courts", "tenniscourt", 0.4, layout_sports.tennis_courts),
+    SceneKind("farmland", "farmland", 2.0, layout_country.farmland_alone),
+    SceneKind("storage tanks by the sea", "storagetanks", 0.75, layout_built.storage_tanks_by_the_sea),
+    SceneKind("roads", "road", 0.6, layout_built.roads),
     _INLAND,
-    Kind("baseball beside tennis", "baseballfield", 0.8, layout_sports.baseball_beside_tennis),
+    SceneKind("baseball beside tennis", "baseballfield", 0.8, layout_sports.baseball_beside_tennis),
     _BY_THE_SEA,
-    Kind("houses among trees", "residential", 0.6, layout_built.houses_among_trees),
+    SceneKind("houses among trees", "residential", 0.6, layout_built.houses_among_trees),
     _HARBOUR,
-    Kind("farmland with a road or river", "farmland", 2.0, layout_country.farmland_with_a_line),
-    Kind("tennis beside a car park", "tenniscourt", 0.4, layout_sports.tennis_beside_car_park),
+    SceneKind("farmland with a road or river", "farmland", 2.0, layout_country.farmland_with_a_line),
+    SceneKind("tennis beside a car park", "tenniscourt", 0.4, layout_sports.tennis_beside_car_park),
     _TANKS,
-    Kind("beach with houses", "beach", 0.95, layout_coast.beach_with_houses),
+    SceneKind("beach with houses", "beach", 0.95, layout_coast.beach_with_houses),
     _RIVER,
 )
 """The kinds come round in this order, so that any beginning of a set is mixed: 12 % are airports by the sea."""
 
 
-def kind_of(number: int) -> Kind:
+def kind_of(number: int) -> SceneKind:
     """The kind of the scene with that number, whatever the seed."""
     return CYCLE[number % len(CYCLE)]
 

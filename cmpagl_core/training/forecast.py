@@ -31,7 +31,7 @@ _USUAL_CAPTION = "there are many buildings and green trees near a road with cars
 
 
 @dataclass(frozen=True)
-class Forecast:
+class TrainingForecast:
     """Memory in bytes, of the device that computes; times in seconds."""
 
     recipe: str
@@ -79,7 +79,7 @@ class Sizes:
     note: str = ""
 
 
-def forecast(request: TrainRequest, workspace: Workspace, progress: Progress, device: torch.device) -> Forecast:
+def forecast(request: TrainRequest, workspace: Workspace, progress: Progress, device: torch.device) -> TrainingForecast:
     """Build the recipe's model with random weights, take a few steps on random pairs, and reckon.
 
     Needs neither the pictures of a public data set nor weights from a hub. Raises DataError when the size of the
@@ -102,7 +102,7 @@ def forecast(request: TrainRequest, workspace: Workspace, progress: Progress, de
     epoch_s = sizes.train_images * loaded_s + validated_s
     steps = math.ceil(math.ceil(sizes.train_images / recipe.train.batch_size) / recipe.train.accumulate)
     parameters = list(learner.model.parameters())
-    return Forecast(
+    return TrainingForecast(
         recipe=name,
         device=str(device),
         parameters=sum(p.numel() for p in parameters),
@@ -136,13 +136,13 @@ def _sizes(request: TrainRequest, recipe: Recipe, workspace: Workspace) -> Sizes
 
 def _blank_learner(recipe: Recipe, sizes: Sizes, device: torch.device) -> tuple[Learner, list[str]]:
     """A learner of the recipe's shape with random weights, and what had to be assumed for it."""
-    part, notes, vocabulary = recipe.text_encoder, [], None
-    if not reachable(part.weights):
-        notes.append(f"{part.weights} is not on this machine: a {part.size} with BERT's vocabulary is taken")
-        part, vocabulary = part.model_copy(update={"weights": "random"}), BERT_VOCABULARY
+    cfg, notes, vocabulary = recipe.text_encoder, [], None
+    if not reachable(cfg.weights):
+        notes.append(f"{cfg.weights} is not on this machine: a {cfg.size} with BERT's vocabulary is taken")
+        cfg, vocabulary = cfg.model_copy(update={"weights": "random"}), BERT_VOCABULARY
     captions = sizes.train.captions if sizes.train is not None else (_USUAL_CAPTION,)
-    tokenizer = load_tokenizer(part, recipe.data.max_caption_tokens, captions)
-    shape = bert_shape(part, vocabulary or tokenizer.vocab_size)
+    tokenizer = load_tokenizer(cfg, recipe.data.max_caption_tokens, captions)
+    shape = bert_shape(cfg, vocabulary or tokenizer.vocab_size)
     model = build_model(recipe, shape.vocab_size, pretrained=False, text_shape=shape)
     origins = {parameter: _likely_origin(parameter, recipe) for parameter, _ in model.named_parameters()}
     return make_learner(recipe, tokenizer, device, use_kernels(model, device), origins), notes

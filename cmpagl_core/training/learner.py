@@ -55,9 +55,9 @@ class Learner:
 
     def thaw(self, epoch: int) -> None:
         """Freeze a trainable stem before its epoch, free it from then on."""
-        part = self.recipe.image_encoder
-        if part.stem_trainable and self.recipe.optim.image_lr_scale > 0:
-            self.model.image_encoder.set_stem_trainable(epoch >= part.stem_unfreeze_epoch)
+        cfg = self.recipe.image_encoder
+        if cfg.stem_trainable and self.recipe.optim.image_lr_scale > 0:
+            self.model.image_encoder.set_stem_trainable(epoch >= cfg.stem_unfreeze_epoch)
 
     def remember(self) -> None:
         """Keep the present weights, averaged if they are, as the best."""
@@ -123,9 +123,9 @@ def caches_until(recipe: Recipe, views: Sequence[int]) -> int:
 
     A stem that is tuned later is cached only if it stays frozen for more epochs than the cache has views.
     """
-    part = recipe.image_encoder
-    if part.stem == "patch" or recipe.data.crop_scale_min < 1.0:
+    cfg = recipe.image_encoder
+    if cfg.stem == "patch" or recipe.data.crop_scale_min < 1.0:
         return 0
-    if not part.stem_trainable or recipe.optim.image_lr_scale == 0:
+    if not cfg.stem_trainable or recipe.optim.image_lr_scale == 0:
         return recipe.train.epochs
-    return part.stem_unfreeze_epoch if part.stem_unfreeze_epoch > len(views) else 0
+    return cfg.stem_unfreeze_epoch if cfg.stem_unfreeze_epoch > len(views) else 0

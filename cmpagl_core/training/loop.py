@@ -24,7 +24,7 @@ from cmpagl_core.runs import (
     LOG_FILE,
     RESUME_FOLDER,
     WEIGHTS_FILE,
-    Best,
+    BestEpoch,
     Run,
     open_run,
     write_files,
@@ -164,7 +164,7 @@ def train_epoch(session: Session, advance: Advance) -> None:
         waited_s = time.monotonic() - started_at
         if not group:
             return
-        figures = accumulate(learner, group, position.epoch, position.step, probe=position.batch == 0)
+        figures = accumulate(learner, group, position.epoch, position.step, with_shares=position.batch == 0)
         with session.interruption.shielded():
             share = schedule(position.step, plan.total_steps, session.recipe.optim.warmup_fraction)
             norm = update(learner, position.step, share)
@@ -245,7 +245,7 @@ def _note_validation(session: Session, found: Validation) -> None:
     number, loss = position.epoch + 1, sum(position.losses) / len(position.losses)
     position.losses = []
     if position.best is None or found.mr > position.best.mr:
-        position.best, position.validations_since_best = Best(number, found.mr), 0
+        position.best, position.validations_since_best = BestEpoch(number, found.mr), 0
         session.learner.remember()
     else:
         position.validations_since_best += 1

@@ -133,7 +133,7 @@ class _KeptTensors:
 
 def _step(learner: Learner, batch: PairBatch) -> float:
     started_at = time.monotonic()
-    accumulate(learner, [batch], epoch=0, step=0, probe=False)
+    accumulate(learner, [batch], epoch=0, step=0, with_shares=False)
     update(learner, step=0, share=0.0)
     if learner.device.type == "cuda":
         torch.cuda.synchronize(learner.device)

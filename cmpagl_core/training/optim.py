@@ -15,13 +15,13 @@ from cmpagl_core.recipe import OptimPart
 _NO_DECAY_WORDS = ("relative_position_bias", "logit_scale", "gate")
 
 
-def make_optimizer(model: nn.Module, origins: Mapping[str, str], part: OptimPart) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, origins: Mapping[str, str], cfg: OptimPart) -> torch.optim.AdamW:
     """AdamW over the parameters that learn (that require gradients now); a group shares a rate and a weight decay.
 
     origins: parameter name -> imported_image | imported_text | new. Imported weights learn at `lr` times the
     scale of their encoder; a scale of 0 freezes them here. Every group remembers its `peak_lr` and `name`.
     """
-    scales = {"new": 1.0, "imported_image": part.image_lr_scale, "imported_text": part.text_lr_scale}
+    scales = {"new": 1.0, "imported_image": cfg.image_lr_scale, "imported_text": cfg.text_lr_scale}
     groups: dict[tuple[str, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         origin = origins[name]
@@ -33,13 +33,13 @@ def make_optimizer(model: nn.Module, origins: Mapping[str, str], part: OptimPart
         {
             "name": origin + ("" if decay else " without decay"),
             "params": parameters,
-            "peak_lr": part.lr * scales[origin],
-            "weight_decay": part.weight_decay if decay else 0.0,
+            "peak_lr": cfg.lr * scales[origin],
+            "weight_decay": cfg.weight_decay if decay else 0.0,
         }
         for (origin, decay), parameters in groups.items()
     ]
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(settings, lr=0.0, betas=(part.beta1, part.beta2), fused=fused)
+    return torch.optim.AdamW(settings, lr=0.0, betas=(cfg.beta1, cfg.beta2), fused=fused)
 
 
 def decays(name: str, parameter: Tensor) -> bool:

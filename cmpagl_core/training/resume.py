@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cmpagl_core.errors import DataError, MismatchError
 from cmpagl_core.files import newest
-from cmpagl_core.runs import INFO_FILE, RESUME_FOLDER, TRAINING_VERSION, Best, read_tensors, write_tensors
+from cmpagl_core.runs import INFO_FILE, RESUME_FOLDER, TRAINING_VERSION, BestEpoch, read_tensors, write_tensors
 from cmpagl_core.training.step import StepFigures
 
 STATE_FILE = "state.safetensors"
@@ -56,7 +56,7 @@ class Position:
     epoch: int = 0  # of the next batch, from 0
     batch: int = 0  # of the next batch in its epoch
     step: int = 0  # optimiser steps taken
-    best: Best | None = None
+    best: BestEpoch | None = None
     validations_since_best: int = 0
     losses: list[float] = field(default_factory=list)  # of the epochs since the last validation
     log_bytes: int = 0

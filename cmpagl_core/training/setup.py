@@ -25,7 +25,7 @@ from cmpagl_core.recipe import Recipe
 from cmpagl_core.runs import (
     RECIPE_FILE,
     TOKENIZER_FILE,
-    Best,
+    BestEpoch,
     RunInfo,
     current_code,
     current_versions,
@@ -141,7 +141,9 @@ def fill_cache(plan: Plan, learner: Learner, cache_root: Path, progress: Progres
     learner.cache = stem_cache(folder, learner.stem, settings, splits, progress, learner.device)
 
 
-def run_info(plan: Plan, learner: Learner, name: str, identity: Identity, position: Position, best: Best) -> RunInfo:
+def run_info(
+    plan: Plan, learner: Learner, name: str, identity: Identity, position: Position, best: BestEpoch
+) -> RunInfo:
     """What run.json says of a finished training."""
     return RunInfo(
         name=name,

@@ -31,10 +31,10 @@ class StepFigures:
     gradient_shares: dict[str, float]  # empty unless asked for
 
 
-def accumulate(learner: Learner, batches: Sequence[PairBatch], epoch: int, step: int, probe: bool) -> StepFigures:
+def accumulate(learner: Learner, batches: Sequence[PairBatch], epoch: int, step: int, with_shares: bool) -> StepFigures:
     """Gradients of the mean loss over micro-batches; random numbers by seed, epoch and step alone.
 
-    probe: also measure each loss's share of the gradient, on the first micro-batch. ITC, triplet and ITM see the
+    with_shares: also measure each loss's share of the gradient, on the first micro-batch. ITC, triplet and ITM see the
     negatives of their micro-batch; MLM is normalised over all tokens of the step, so accumulation changes nothing.
     Raises CmpaglError when features or loss are not numbers.
     """
@@ -54,7 +54,7 @@ def accumulate(learner: Learner, batches: Sequence[PairBatch], epoch: int, step:
             if not encoded.is_finite:
                 raise CmpaglError(f"the features are no finite numbers at {where}", hint=_CALMER)
             losses = compute_losses(learner.model, cfg, encoded, batch, mask, generator, mlm_normaliser=tokens)
-        if probe and number == 0 and learner.losses_meet:
+        if with_shares and number == 0 and learner.losses_meet:
             shares = gradient_shares(losses.weighted, encoded.images.tokens)
         torch.autograd.backward(learner.scaler.scale(losses.total / len(batches)))
         seen.append(_figures(losses, encoded, batch.positives))

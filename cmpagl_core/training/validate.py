@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cmpagl_core.datasets.augment import VIEWS, Views, view_count
 from cmpagl_core.datasets.prepared import DataSplit
-from cmpagl_core.datasets.views import VIEWS, Views, view_count
 from cmpagl_core.encoders.cached import cached_features
 from cmpagl_core.encoders.encode import encode_captions, encode_pictures
 from cmpagl_core.evaluation.recall import Matches, Recalls, recall
@@ -49,12 +49,12 @@ def validate(learner: Learner, plan: Plan, cached: bool) -> Validation:
 
 def choose_gammas(learner: Learner, plan: Plan, cached: bool) -> dict[str, RerankParams]:
     """SMR's gammas for the model as it is evaluated, by the scores that it ranks by; empty where there is no SMR."""
-    part = learner.recipe.evaluate
-    if not part.smr:
+    cfg = learner.recipe.evaluate
+    if not cfg.smr:
         return {}
     loaded = loaded_model(learner)
     scores = selection_scores(loaded, learner, plan.judged, cached, _views(learner))
-    found = choose_smr(scores, plan.judged.caption_image, part.smr_gammas, part.smr_form)
+    found = choose_smr(scores, plan.judged.caption_image, cfg.smr_gammas, cfg.smr_form)
     plain: Base = "cosine" if learner.recipe.losses.pre_alignment else "itm"
     name = Available((plain,), ChosenParams(), ALL_PAIRS).scores_of(plain)
     return {name: RerankParams(smr=found.gammas, smr_mr=found.mr)}

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from cmpagl_core.datasets.augment import dihedral
 from cmpagl_core.datasets.loading import WHOLE, Draw, PairBatch, PairLoader, PictureFiles
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.datasets.same_caption import caption_key
-from cmpagl_core.datasets.views import dihedral
 from cmpagl_core.errors import DataError
 from cmpagl_core.recipe import DataPart
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cmpagl_core.datasets.views import dihedral
+from cmpagl_core.datasets.augment import dihedral
 from cmpagl_core.encoders.decode import Decoded, decoded_batches
 from cmpagl_core.encoders.encode import (
     decoder,
@@ -70,8 +70,8 @@ def test_the_average_over_views_is_that_of_the_eight_encoded_apart(loaded: Loade
 
 
 def test_the_recipe_chooses_the_views(loaded: LoadedModel, pictures: list[Path]) -> None:
-    part = loaded.recipe.evaluate.model_copy(update={"views": "dihedral"})
-    recipe = loaded.recipe.model_copy(update={"evaluate": part})
+    cfg = loaded.recipe.evaluate.model_copy(update={"views": "dihedral"})
+    recipe = loaded.recipe.model_copy(update={"evaluate": cfg})
     found = encode_pictures(replace(loaded, recipe=recipe), refs(pictures[:2]), Silent())
     np.testing.assert_array_equal(found, encode_pictures(loaded, refs(pictures[:2]), Silent(), views="dihedral"))
 

@@ -40,7 +40,7 @@ class Told(Silent):
 @pytest.fixture(scope="module")
 def stem() -> FeatureStem:
     torch.manual_seed(0)
-    part = ImageEncoderPart(
+    cfg = ImageEncoderPart(
         size="custom",
         width=8,
         depths=(0, 0, 1, 1),
@@ -48,7 +48,7 @@ def stem() -> FeatureStem:
         stem="mobilenetv3_small_050",
         stem_strides=(16, 32),
     )
-    return FeatureStem(part).eval()
+    return FeatureStem(cfg).eval()
 
 
 def pictures(folder: Path, count: int, seed: int = 0) -> DataSplit:

@@ -189,8 +189,8 @@ def test_confident_logits_do_not_overflow() -> None:
 )
 def test_the_recipe_chooses_the_metric_loss(fields: dict[str, object], expected: Loss) -> None:
     scores, positives = batch(0)
-    part = LossesPart(margin_cosine=0.3, **fields)
-    assert torch.equal(metric_loss(part, scores, positives), expected(scores, positives))
+    cfg = LossesPart(margin_cosine=0.3, **fields)
+    assert torch.equal(metric_loss(cfg, scores, positives), expected(scores, positives))
 
 
 def test_caption_overlap_is_the_share_of_common_tokens() -> None:

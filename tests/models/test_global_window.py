@@ -131,8 +131,8 @@ def test_window_attention_and_the_global_query_equal_loops(shifted: bool) -> Non
 def test_the_generator_ends_at_the_window_at_every_size(
     image_size_px: int, steps: list[int], halvings: list[int], sides: list[int]
 ) -> None:
-    part = ImageEncoderPart(size="custom", width=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
-    encoder = GswinEncoder(part, image_size_px)
+    cfg = ImageEncoderPart(size="custom", width=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
+    encoder = GswinEncoder(cfg, image_size_px)
     generators = [stage.generator for stage in encoder.layers.values()]
     assert [len(generator.steps) for generator in generators] == steps
     assert [generator.halvings for generator in generators] == halvings

@@ -165,8 +165,8 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def test_folded_attention_in_bf16_is_that_of_fp32_to_rounding() -> None:
-    part = ImageEncoderPart(size="custom", width=32, depths=(1, 1, 1, 1), num_heads=(2, 2, 2, 2))
-    branch = use_kernels(GlobalBranch(part, 32, 2, WindowGeometry(14, 7, shifted=False)), CPU)
+    cfg = ImageEncoderPart(size="custom", width=32, depths=(1, 1, 1, 1), num_heads=(2, 2, 2, 2))
+    branch = use_kernels(GlobalBranch(cfg, 32, 2, WindowGeometry(14, 7, shifted=False)), CPU)
     for parameter in branch.parameters():
         nn.init.normal_(parameter, std=0.3)
     x, whole = torch.randn(2, 14, 14, 32).requires_grad_(), torch.randn(2, 49, 32)
@@ -212,10 +212,10 @@ def test_images_in_groups_are_the_images_at_once(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_extractors_maps_of_many_images_are_those_of_each() -> None:
-    part = ImageEncoderPart(
+    cfg = ImageEncoderPart(
         size="custom", width=8, depths=(0, 0, 0, 1), num_heads=(1, 1, 1, 1), stem="resnet10t", stem_strides=(32,)
     )
-    stem, pixel_values = FeatureStem(part).double(), torch.randn(19, 3, 32, 32, dtype=torch.float64)
+    stem, pixel_values = FeatureStem(cfg).double(), torch.randn(19, 3, 32, 32, dtype=torch.float64)
     (expected,) = stem.parts(pixel_values)
     (found,) = use_kernels(stem, CPU).parts(pixel_values)
     assert type(stem) is KERNELS["cpu"][FeatureStem]

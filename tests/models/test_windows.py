@@ -71,10 +71,10 @@ def test_attention_in_windows_equals_attention_over_the_whole_map_with_that_mask
 
 @pytest.mark.parametrize("branches", ["sequential", "parallel"])
 def test_the_far_edge_of_a_padded_map_does_not_reach_the_near_one(branches: str) -> None:
-    part = ImageEncoderPart(
+    cfg = ImageEncoderPart(
         size="custom", width=8, depths=(2, 2, 2, 2), num_heads=(1, 1, 1, 1), global_window=False, branches=branches
     )
-    stage = GswinEncoder(part, 256).layers["2"].double().eval()  # 16 x 16 tokens in windows of 7
+    stage = GswinEncoder(cfg, 256).layers["2"].double().eval()  # 16 x 16 tokens in windows of 7
     stage.downsample = None
     for parameter in stage.parameters():
         nn.init.normal_(parameter, std=0.5)

@@ -138,7 +138,7 @@ def test_an_optimiser_step_of_a_paper_recipe_changes_every_part_that_learns(name
     images = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     batch = PairBatch(images, tokens.input_ids, tokens.attention_mask, torch.eye(3, dtype=torch.bool), captions)
     before = {part: _sum(model, part) for part in ("image_encoder.", "text_encoder.", "fusion_encoder.", "mlm_head.")}
-    figures = accumulate(learner, [batch], epoch=0, step=0, probe=True)
+    figures = accumulate(learner, [batch], epoch=0, step=0, with_shares=True)
     norm = update(learner, step=0, share=1.0)
     assert set(figures.terms) == {"itc", "triplet", "itm", "mlm"}
     assert set(figures.gradient_shares) == {"itc", "triplet", "itm", "mlm"}

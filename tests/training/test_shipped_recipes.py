@@ -49,8 +49,8 @@ def meant_to_stay(learner: Learner, name: str) -> bool:
     """What the recipe says does not learn: a frozen stem, and a scale that no loss uses."""
     recipe = learner.recipe
     if name.startswith("image_encoder.patch_embed.") and learner.stem is not None:
-        part = recipe.image_encoder
-        return not part.stem_trainable or recipe.optim.image_lr_scale == 0
+        cfg = recipe.image_encoder
+        return not cfg.stem_trainable or recipe.optim.image_lr_scale == 0
     if learner.origins[name] == "imported_text":
         return recipe.optim.text_lr_scale == 0
     return name == "logit_scale" and not recipe.losses.uses_itc
@@ -66,7 +66,7 @@ def test_every_parameter_of_a_shipped_recipe_gets_a_gradient(name: str) -> None:
     tokens, size = learner.tokenizer(CAPTIONS), learner.recipe.data.image_size_px
     images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     batch = PairBatch(images, tokens.input_ids, tokens.attention_mask, torch.eye(4, dtype=torch.bool), CAPTIONS)
-    accumulate(learner, [batch], epoch=0, step=0, probe=False)
+    accumulate(learner, [batch], epoch=0, step=0, with_shares=False)
     without = {key for key, one in model.named_parameters() if one.grad is None or not bool(one.grad.abs().sum() > 0)}
     assert without == {key for key, _ in model.named_parameters() if meant_to_stay(learner, key)}
     optimised = {id(one) for group in learner.optimizer.param_groups for one in group["params"]}

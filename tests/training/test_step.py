@@ -97,10 +97,10 @@ def test_accumulation_changes_nothing_for_mlm(tiny_recipe: MakeRecipe, monkeypat
 
     monkeypatch.setattr(step, "mask_batch", mask_every_third)
     learner = learner_of(tiny_recipe(*STILL, "losses.pre_alignment=false", "losses.itm=1.0e-12"))
-    whole = accumulate(learner, [batch_of(learner)], epoch=0, step=0, probe=False)
+    whole = accumulate(learner, [batch_of(learner)], epoch=0, step=0, with_shares=False)
     at_once = gradients(learner)
     parts = [batch_of(learner, slice(0, 2)), batch_of(learner, slice(2, 6))]  # of different sizes
-    in_parts = accumulate(learner, parts, epoch=0, step=0, probe=False)
+    in_parts = accumulate(learner, parts, epoch=0, step=0, with_shares=False)
     assert in_parts.terms["mlm"] == pytest.approx(whole.terms["mlm"], rel=1e-5)
     for name, gradient in gradients(learner).items():
         if not name.startswith("itm_head"):
@@ -119,19 +119,19 @@ def test_accumulation_lets_a_loss_with_negatives_see_its_micro_batch_alone(tiny_
     """Micro-batches of two pairs, so that ITM's hard negatives are no matter of chance: there is one each."""
     learner = learner_of(tiny_recipe(*STILL, *ONE_LOSS[name]))
     parts = [batch_of(learner, slice(start, start + 2)) for start in (0, 2, 4)]
-    together = accumulate(learner, parts, epoch=0, step=0, probe=False)
+    together = accumulate(learner, parts, epoch=0, step=0, with_shares=False)
     assert list(together.terms) == [name]
     summed = gradients(learner)
     means: dict[str, Tensor] = {}
     losses = []
     for part in parts:
-        losses.append(accumulate(learner, [part], epoch=0, step=0, probe=False).loss)
+        losses.append(accumulate(learner, [part], epoch=0, step=0, with_shares=False).loss)
         for key, gradient in gradients(learner).items():
             means[key] = means.get(key, torch.zeros_like(gradient)) + gradient / 3
     assert together.loss == pytest.approx(sum(losses) / 3, rel=1e-5)
     for key, gradient in summed.items():
         torch.testing.assert_close(gradient, means[key], atol=1e-6, rtol=1e-4, msg=key)
-    whole = accumulate(learner, [batch_of(learner)], epoch=0, step=0, probe=False)
+    whole = accumulate(learner, [batch_of(learner)], epoch=0, step=0, with_shares=False)
     at_once = gradients(learner)
     assert abs(whole.loss - together.loss) > 1e-5 * whole.loss  # six pairs have more negatives than two
     assert any(not torch.allclose(at_once[key], summed[key], rtol=1e-2) for key in summed)
@@ -141,16 +141,16 @@ def test_the_same_step_is_the_same_and_another_draws_anew(tiny_recipe: MakeRecip
     learner = learner_of(tiny_recipe())
     learner.model.train()
     batch = batch_of(learner)
-    first = accumulate(learner, [batch], epoch=1, step=4, probe=False)
+    first = accumulate(learner, [batch], epoch=1, step=4, with_shares=False)
     torch.rand(100)  # what others draw does not matter
-    assert accumulate(learner, [batch], epoch=1, step=4, probe=True).loss == first.loss
-    assert accumulate(learner, [batch], epoch=1, step=5, probe=False).loss != first.loss
-    assert accumulate(learner, [batch], epoch=2, step=4, probe=False).loss != first.loss
+    assert accumulate(learner, [batch], epoch=1, step=4, with_shares=True).loss == first.loss
+    assert accumulate(learner, [batch], epoch=1, step=5, with_shares=False).loss != first.loss
+    assert accumulate(learner, [batch], epoch=2, step=4, with_shares=False).loss != first.loss
 
 
 def test_gradients_are_clipped_and_their_norm_is_told(tiny_recipe: MakeRecipe) -> None:
     learner = learner_of(tiny_recipe("optim.clip_norm=0.01"))
-    accumulate(learner, [batch_of(learner)], epoch=0, step=0, probe=False)
+    accumulate(learner, [batch_of(learner)], epoch=0, step=0, with_shares=False)
     norm = torch.cat([gradient.double().flatten() for gradient in gradients(learner).values()]).norm()
     assert update(learner, step=0, share=1.0) == pytest.approx(float(norm), rel=1e-4)
     clipped = torch.cat([gradient.flatten() for gradient in gradients(learner).values()]).norm()
@@ -159,7 +159,7 @@ def test_gradients_are_clipped_and_their_norm_is_told(tiny_recipe: MakeRecipe) -
 
 def test_a_gradient_that_is_no_number_stops_before_the_weights_are_touched(tiny_recipe: MakeRecipe) -> None:
     learner = learner_of(tiny_recipe())
-    accumulate(learner, [batch_of(learner)], epoch=0, step=0, probe=False)
+    accumulate(learner, [batch_of(learner)], epoch=0, step=0, with_shares=False)
     before = [p.detach().clone() for p in learner.model.parameters()]
     gradient = learner.model.logit_scale.grad
     assert gradient is not None
@@ -173,7 +173,7 @@ def test_the_logit_scale_is_held_at_its_clamp_and_told(tiny_recipe: MakeRecipe) 
     learner = learner_of(tiny_recipe("losses.logit_scale_max=15"))
     with torch.no_grad():
         learner.model.logit_scale.fill_(9.0)
-    accumulate(learner, [batch_of(learner)], epoch=0, step=0, probe=False)
+    accumulate(learner, [batch_of(learner)], epoch=0, step=0, with_shares=False)
     update(learner, step=0, share=1.0)
     scale = learner.model.logit_scale.exp().item()
     assert scale == pytest.approx(15.0)
@@ -193,10 +193,10 @@ def test_no_loss_is_told_to_dominate_while_the_gate_to_a_stems_probe_is_shut(ste
     gate = learner.model.get_parameter("stem_skip.gate")
     with torch.no_grad():
         gate.zero_()
-    assert accumulate(learner, [batch_of(learner)], epoch=0, step=0, probe=True).gradient_shares == {}
+    assert accumulate(learner, [batch_of(learner)], epoch=0, step=0, with_shares=True).gradient_shares == {}
     with torch.no_grad():
         gate.fill_(0.3)
-    shares = accumulate(learner, [batch_of(learner)], epoch=0, step=0, probe=True).gradient_shares
+    shares = accumulate(learner, [batch_of(learner)], epoch=0, step=0, with_shares=True).gradient_shares
     assert shares["itc"] > 0
     assert shares["itm"] < 1
 

@@ -109,13 +109,13 @@ def test_a_gradient_far_beyond_the_usual_is_told_with_its_step(
 ) -> None:
     accumulate = loop.accumulate
 
-    def broken_once(learner: Learner, batches: Any, epoch: int, step: int, probe: bool) -> StepFigures:
+    def broken_once(learner: Learner, batches: Any, epoch: int, step: int, with_shares: bool) -> StepFigures:
         """One loss blown up, as by a batch of broken pictures; its gradient is the network's own."""
         if step != 26:
-            return accumulate(learner, batches, epoch, step, probe)
+            return accumulate(learner, batches, epoch, step, with_shares)
         blown = learner.recipe.losses.model_copy(update={"itc": 300.0})
         sick = dataclasses.replace(learner, recipe=learner.recipe.model_copy(update={"losses": blown}))
-        return accumulate(sick, batches, epoch, step, probe)
+        return accumulate(sick, batches, epoch, step, with_shares)
 
     monkeypatch.setattr(loop, "accumulate", broken_once)
     recipe = tiny_recipe(*NO_FUSION, *STILL, "losses.triplet=none", "train.epochs=10", "optim.lr=1.0e-3")

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from cmpagl_core.ablation.study import run_study
-from cmpagl_core.ablation.trials import Scene
+from cmpagl_core.ablation.trials import StudySetting
 from cmpagl_core.ablation.variants import Variant
 from cmpagl_core.datasets.building import build  # noqa: F401 - before the forks: it imports pandas
 from cmpagl_core.datasets.prepare import prepare
@@ -143,8 +143,8 @@ class Bench:
     def study(self, progress: Progress) -> str:
         recipe = load_recipe(self.workspace.root / "tiny.yaml", ("train.epochs=1",))
         prepared = open_prepared(self.workspace.root / "data" / "squares")
-        scene = Scene(self.workspace, prepared, "test", self.workspace.root / "results", CPU, progress)
-        return str(run_study([Variant("baseline", recipe, ())], [7], scene).rows[0].mr)
+        setting = StudySetting(self.workspace, prepared, "test", self.workspace.root / "results", CPU, progress)
+        return str(run_study([Variant("baseline", recipe, ())], [7], setting).rows[0].mr)
 
     def session(self, progress: Progress) -> Session:
         return Session(self.workspace, progress, lambda: CPU)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmpagl_core.errors import DataError, MismatchError, UsageError
-from cmpagl_core.search.stores.store import Best
+from cmpagl_core.search.stores.store import TopK
 
 BUDGET_BYTES = 32 << 20  # larger blocks of scores leave the caches, and cost more than they save
 
@@ -31,7 +31,7 @@ class ExactStore:
     def __len__(self) -> int:
         return len(self.features)
 
-    def top_k(self, queries: NDArray[np.float32], k: int) -> Best:
+    def top_k(self, queries: NDArray[np.float32], k: int) -> TopK:
         """As `Store` has it."""
         return top_k(self.features, queries, k, self.tie_order)
 
@@ -42,7 +42,7 @@ def top_k(
     k: int,
     tie_order: NDArray[np.int64] | None = None,
     budget_bytes: int = BUDGET_BYTES,
-) -> Best:
+) -> TopK:
     """The exact k largest products of each query [Q, D] with features [N, D] (a memory map is read in blocks).
 
     tie_order: [N], which of two equal scores comes first; None: the lower row. k is clamped to N.
@@ -97,9 +97,9 @@ class Merger:
             exact = (self._features[rows[part]].astype(np.float64) * self._queries[query[part]]).sum(axis=1)
             self._keep(query[part], rows[part], exact)
 
-    def best(self) -> Best:
+    def best(self) -> TopK:
         """What has been found."""
-        return Best(self._scores.copy(), self._rows.copy())
+        return TopK(self._scores.copy(), self._rows.copy())
 
     def _keep(self, query: NDArray[np.int64], rows: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
         queries, k = self._scores.shape

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cmpagl_core.progress import Progress
 from cmpagl_core.search.stores.exact import ExactStore, Merger, blocks, check_search, scan_error
-from cmpagl_core.search.stores.store import Best
+from cmpagl_core.search.stores.store import TopK
 
 _ROWS_FOR_ONE = 131_072  # rows scanned at once for few queries: the scores of a block stay in the cache
 _ROWS_FOR_MANY = 16_384
@@ -48,7 +48,7 @@ class Int8Store:
     def __len__(self) -> int:
         return len(self._exact)
 
-    def top_k(self, queries: NDArray[np.float32], k: int) -> Best:
+    def top_k(self, queries: NDArray[np.float32], k: int) -> TopK:
         """As `Store` has it, and as the exact store does it, to the bit."""
         features = self._exact.features
         check_search(features, queries, k)

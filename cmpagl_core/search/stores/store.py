@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, eq=False)
-class Best:
+class TopK:
     """The best k rows of each query: scores float64 [Q, k], falling, and rows int64 [Q, k]."""
 
     scores: NDArray[np.float64]
@@ -23,7 +23,7 @@ class Store(Protocol):
     def __len__(self) -> int:
         """N."""
 
-    def top_k(self, queries: NDArray[np.float32], k: int) -> Best:
+    def top_k(self, queries: NDArray[np.float32], k: int) -> TopK:
         """The k largest products of each query [Q, D] with the features; k is clamped to N.
 
         Raises UsageError for k < 1, MismatchError for another width, DataError for features that are not finite.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cmpagl_core.datasets.views import VIEWS, allowed_views, dihedral, names_axis, names_direction
+from cmpagl_core.datasets.augment import VIEWS, allowed_views, dihedral, names_axis, names_direction
 
 SQUARE = torch.arange(18.0).reshape(2, 3, 3)
 

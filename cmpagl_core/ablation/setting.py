@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from cmpagl_core.ablation.trials import VARIANT_RUNS, Scene
+from cmpagl_core.ablation.trials import VARIANT_RUNS, StudySetting
 from cmpagl_core.datasets.prepared import open_prepared
 from cmpagl_core.files import write_text
 from cmpagl_core.progress import Progress
@@ -29,7 +29,7 @@ class Start:
     recipe: Recipe
     name: str
     seeds: tuple[int, ...]
-    scene: Scene
+    setting: StudySetting
 
 
 def start_study(
@@ -56,14 +56,14 @@ def start_study(
         chosen, name = load_recipe(recipe, given), Path(recipe).stem
         prepared = open_prepared(workspace.find("data", data or chosen.data.dataset or None))
     folder = workspace.root / VARIANT_RUNS / "results" if results is None else results
-    return Start(chosen, name, (chosen.train.seed,), Scene(workspace, prepared, split, folder, device, progress))
+    return Start(chosen, name, (chosen.train.seed,), StudySetting(workspace, prepared, split, folder, device, progress))
 
 
 def measured_training(start: Start) -> float:
     """Seconds that one training of the baseline takes here, from a few measured steps."""
-    scene = start.scene
+    setting = start.setting
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{start.name}.yaml"
         write_text(path, start.recipe.to_yaml())
-        request = TrainRequest(recipe=str(path), data=str(scene.prepared.root))
-        return forecast(request, scene.workspace, scene.progress, scene.device).training_s
+        request = TrainRequest(recipe=str(path), data=str(setting.prepared.root))
+        return forecast(request, setting.workspace, setting.progress, setting.device).training_s
