@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from cmpagl_core.errors import UsageError
 from cmpagl_core.evaluation.protocol import Stamp, require_one_column
 from cmpagl_core.evaluation.result import RetrievalReport
+from cmpagl_core.imagery.thumbnail import thumbnail
 from cmpagl_core.ranking.chain import Step
 from cmpagl_core.report.charts import LineChart, RowChart, Value, line_chart, row_chart
 from cmpagl_core.report.evidence import Curves, Evidence, ShownImage, recipe_differences
-from cmpagl_core.report.rendering import render, thumbnail
+from cmpagl_core.report.rendering import render
 from cmpagl_core.runs import Run
 
 _SCENES = 40
+_THUMBNAIL_PX = 160
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class _Thumbnails:
     def of(self, pictures: Sequence[ShownImage]) -> tuple[_Shown, ...]:
         missing = [picture for picture in pictures if str(picture.path) not in self._known]
         for picture in missing:
-            self._known[str(picture.path)] = thumbnail(picture.path)
+            self._known[str(picture.path)] = thumbnail(picture.path, _THUMBNAIL_PX).uri
         return tuple(_Shown(picture.image_id, self._known[str(picture.path)]) for picture in pictures)
 
 

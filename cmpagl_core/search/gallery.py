@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 
-from cmpagl_core.errors import DataError
 from cmpagl_core.files import write_text
-from cmpagl_core.imagery.pictures import open_picture
+from cmpagl_core.imagery.thumbnail import Thumbnail, thumbnail
 from cmpagl_core.progress import Progress
 from cmpagl_core.search.query import Hit
 
 _THUMBNAIL_PX = 320
 _QUERY_PX = 240
-_JPEG_QUALITY = 82
 
 
 @dataclass(frozen=True)
@@ -38,8 +33,7 @@ class GalleryQuery:
 class _Tile:
     hit: Hit
     captions: tuple[str, ...]  # the different ones
-    thumbnail: str  # a data URI, empty when the picture is gone
-    problem: str
+    thumbnail: Thumbnail
     share: float  # length of the score bar, 0 to 100
 
 
@@ -58,7 +52,7 @@ def render_gallery(query: GalleryQuery, hits: Sequence[Hit], progress: Progress)
         for hit in hits:
             tiles.append(_tile(hit, hits))
             advance(1)
-    asked, _ = _thumbnail(query.picture, _QUERY_PX) if query.picture is not None else ("", "")
+    asked = "" if query.picture is None else thumbnail(query.picture, _QUERY_PX).uri
     environment = Environment(
         loader=PackageLoader("cmpagl_core.search"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -71,19 +65,4 @@ def _tile(hit: Hit, hits: Sequence[Hit]) -> _Tile:
     """The bar runs from a little under the worst score shown to the best, so that differences can be seen."""
     best, worst = hits[0].score, hits[-1].score
     share = 15 + 85 * (hit.score - worst) / (best - worst) if best > worst else 100.0
-    thumbnail, problem = _thumbnail(hit.image.path, _THUMBNAIL_PX)
-    return _Tile(hit, tuple(dict.fromkeys(hit.captions)), thumbnail, problem, share)
-
-
-def _thumbnail(path: Path, size_px: int) -> tuple[str, str]:
-    """A data URI and no problem, or no URI and the problem."""
-    if not path.is_file():
-        return "", "missing"
-    try:
-        picture = open_picture(path, at_least_px=2 * size_px)
-    except DataError:
-        return "", "broken"
-    picture.thumbnail((size_px, size_px), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=_JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}", ""
+    return _Tile(hit, tuple(dict.fromkeys(hit.captions)), thumbnail(hit.image.path, _THUMBNAIL_PX), share)
