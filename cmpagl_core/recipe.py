@@ -275,6 +275,11 @@ class LossesPart(_Part):
         return self.pre_alignment and self.triplet != "none" and self.triplet_weight > 0
 
     @property
+    def aligns_features(self) -> bool:
+        """Whether cosines mean anything: some loss aligns the features before fusion."""
+        return self.uses_itc or self.uses_triplet
+
+    @property
     def uses_fusion(self) -> bool:
         return self.itm > 0 or self.mlm > 0
 
@@ -353,9 +358,9 @@ class Recipe(_Part):
                 "nothing trains the fusion half: set fusion_encoder.enabled false, or give losses.itm or "
                 "losses.mlm a weight"
             )
-        if not (losses.uses_itc or losses.uses_triplet or losses.itm > 0):
+        if not (losses.aligns_features or losses.itm > 0):
             raise ValueError("no loss ranks anything: give losses.itc, losses.triplet or losses.itm a weight")
-        if losses.itm > 0 and losses.pre_alignment and not (losses.uses_itc or losses.uses_triplet):
+        if losses.itm > 0 and losses.pre_alignment and not losses.aligns_features:
             raise ValueError("without ITC and triplet there is no pre-alignment: write losses.pre_alignment false")
         if losses.embed_dim % self.image_encoder.probes:
             raise ValueError(

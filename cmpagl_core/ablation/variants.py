@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import product
 
 from cmpagl_core.errors import RecipeError, UsageError
-from cmpagl_core.evaluation.evaluate import is_pre_aligned
 from cmpagl_core.evaluation.stages import Base
 from cmpagl_core.ranking.chain import Reranking
 from cmpagl_core.recipe import Recipe
@@ -131,7 +130,7 @@ ALL_STUDIES = "all"
 
 def bases_of(recipe: Recipe) -> tuple[Base, ...]:
     """The plain scores that an evaluation of this recipe offers, the last ones last."""
-    aligned = is_pre_aligned(recipe)
+    aligned = recipe.losses.aligns_features
     matched = recipe.losses.itm > 0 and (recipe.evaluate.itm_k > 0 or not aligned)
     return (*(("cosine",) if aligned else ()), *(("itm",) if matched else ()))
 

@@ -57,7 +57,7 @@ class CmpaglEncoder:
         cache_root: Path | None = None,
         rounded: bool = True,
     ) -> None:
-        if not (run.recipe.losses.uses_itc or run.recipe.losses.uses_triplet):
+        if not run.recipe.losses.aligns_features:
             raise UsageError(
                 f"run {run.root.name} was trained without pre-alignment, so its features cannot be searched",
                 hint="name another run with --run",

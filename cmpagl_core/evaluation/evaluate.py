@@ -22,7 +22,6 @@ from cmpagl_core.progress import Progress
 from cmpagl_core.ranking.chain import ChosenParams
 from cmpagl_core.ranking.itm import ALL_PAIRS, itm_scores
 from cmpagl_core.ranking.scores import ScoreMatrix
-from cmpagl_core.recipe import Recipe
 from cmpagl_core.runs import LoadedModel, Run
 
 
@@ -63,7 +62,7 @@ def model_scores(
 
 def offered(loaded: LoadedModel, run: Run, itm_k: int | None, params: ChosenParams) -> Available:
     """What a run's model can be evaluated by. itm_k: candidates of ITM; the recipe's when None."""
-    aligned, cfg = is_pre_aligned(run.recipe), run.recipe.evaluate
+    aligned, cfg = run.recipe.losses.aligns_features, run.recipe.evaluate
     k = ALL_PAIRS if not aligned else cfg.itm_k if itm_k is None else itm_k
     with_itm = loaded.model.itm_head is not None and (k > 0 or not aligned)
     bases: tuple[Base, ...] = (*(("cosine",) if aligned else ()), *(("itm",) if with_itm else ()))
@@ -125,11 +124,6 @@ def matrix_scores(
     require_shape(scores, split, model)
     tested = Tested.of(split, manifest_sha256)
     return Scored(tested, lambda _: scores, cosine_only(params), ScoredModel(model, model_sha256, overlap))
-
-
-def is_pre_aligned(recipe: Recipe) -> bool:
-    """Whether cosines mean anything: some loss aligned the features before fusion."""
-    return recipe.losses.uses_itc or recipe.losses.uses_triplet
 
 
 def cosine_only(params: ChosenParams | None = None) -> Available:

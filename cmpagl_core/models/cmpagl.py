@@ -80,11 +80,10 @@ class CmpaglModel(nn.Module):
                 nn.init.normal_(head.weight, std=0.02 if head is self.itm_head else head.in_features**-0.5)
                 nn.init.zeros_(head.bias)
         # Without pre-alignment nothing trains the projections; a scale is trained only by losses that use it.
-        trained = losses.uses_itc or losses.uses_triplet
-        self.image_projection.requires_grad_(trained)
-        self.text_projection.requires_grad_(trained)
+        self.image_projection.requires_grad_(losses.aligns_features)
+        self.text_projection.requires_grad_(losses.aligns_features)
         if self.stem_skip is not None:
-            self.stem_skip.requires_grad_(trained)
+            self.stem_skip.requires_grad_(losses.aligns_features)
         self.logit_scale.requires_grad_(losses.uses_itc)
 
     def encode_images(self, pixel_values: Tensor) -> ImageEncoding:

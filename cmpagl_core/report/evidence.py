@@ -15,7 +15,7 @@ from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.encoders.export import run_features
 from cmpagl_core.encoders.feature_set import FeatureSet
 from cmpagl_core.errors import DataError, MismatchError
-from cmpagl_core.evaluation.evaluate import evaluate_model, is_pre_aligned
+from cmpagl_core.evaluation.evaluate import evaluate_model
 from cmpagl_core.evaluation.groups import GroupRow, by_scene
 from cmpagl_core.evaluation.kept_params import read_params
 from cmpagl_core.evaluation.protocol import Protocol
@@ -108,7 +108,7 @@ def collect(
         options = EvaluateOptions(protocol)
         report = evaluate_model(loaded, run, tested.split, progress, options, tested.manifest_sha256)
         save_report(report, path, progress.say)
-    aligned = is_pre_aligned(run.recipe)
+    aligned = run.recipe.losses.aligns_features
     features = run_features(loaded, run.root.name, tested.split, progress) if aligned else None
     return gather(run, report, tested.split, features)
 
