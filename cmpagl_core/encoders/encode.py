@@ -19,6 +19,7 @@ from cmpagl_core.device import autocast
 from cmpagl_core.encoders.decode import Decode, decoded_batches, image_decoder
 from cmpagl_core.encoders.encoder import EncodedBatch, Features, collect
 from cmpagl_core.encoders.feature_set import unique_texts
+from cmpagl_core.encoders.length_groups import length_groups
 from cmpagl_core.errors import DataError
 from cmpagl_core.files import atomic_path
 from cmpagl_core.imagery.image_ref import ImageRef
@@ -100,7 +101,7 @@ def encode_text_groups(loaded: LoadedModel, texts: Sequence[str]) -> Iterator[Te
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         tokens = loaded.tokenizer(texts[start : start + _TEXTS_AT_ONCE])
         lengths = tokens.attention_mask.sum(dim=1).numpy()
-        for rows in length_groups(lengths, _TOKENS_PER_BATCH):
+        for rows in length_groups(lengths, _fits, longest_first=True):
             longest = int(lengths[rows].max())
             chosen = torch.from_numpy(rows)
             input_ids = tokens.input_ids[chosen, :longest].to(loaded.device)
@@ -157,16 +158,8 @@ def preprocessing(recipe: Recipe) -> str:
     return f"RGB, bicubic to {side_px} x {side_px}, ImageNet mean and std, views {views}"
 
 
-def length_groups(lengths: NDArray[np.int64], tokens_per_group: int) -> list[NDArray[np.int64]]:
-    """Rows sorted from long to short, cut so that a group's padded size stays within the token budget."""
-    order = np.argsort(-lengths, kind="stable")
-    groups: list[NDArray[np.int64]] = []
-    start = 0
-    while start < len(order):
-        count = max(1, tokens_per_group // max(1, int(lengths[order[start]])))
-        groups.append(order[start : start + count])
-        start += count
-    return groups
+def _fits(texts: int, shortest: int, longest: int) -> bool:
+    return texts * longest <= _TOKENS_PER_BATCH
 
 
 def _image_features(loaded: LoadedModel, pixel_values: Tensor, views: Views) -> Tensor:

@@ -22,6 +22,7 @@ from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.device import autocast
 from cmpagl_core.encoders.encode import encode_image_tokens, encode_text_groups
 from cmpagl_core.encoders.feature_set import unique_texts
+from cmpagl_core.encoders.length_groups import length_groups
 from cmpagl_core.errors import UsageError
 from cmpagl_core.models.bert import CrossAttentionCache
 from cmpagl_core.progress import Progress
@@ -165,18 +166,13 @@ def _by_image(
 
 def _passes(length: Rows, place: Rows, chosen: Rows) -> Iterator[Rows]:
     """Cut one image's pairs into passes of like length, within a budget of tokens."""
-    order = chosen[np.lexsort((place[chosen], length[place[chosen]]))]
-    start = 0
-    while start < len(order):
-        stop = start + 1
-        shortest = length[place[order[start]]]
-        while stop < len(order):
-            longest = length[place[order[stop]]]
-            if longest > 1.5 * shortest + 2 or longest * (stop - start + 1) > _TOKENS_PER_PASS:
-                break
-            stop += 1
-        yield order[start:stop]
-        start = stop
+    by_place = chosen[np.argsort(place[chosen], kind="stable")]
+    for rows in length_groups(length[place[by_place]], _fits):
+        yield by_place[rows]
+
+
+def _fits(texts: int, shortest: int, longest: int) -> bool:
+    return longest <= 1.5 * shortest + 2 and texts * longest <= _TOKENS_PER_PASS
 
 
 def _probabilities(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmpagl_core.datasets.loading import PairBatch
+from cmpagl_core.encoders.length_groups import length_groups
 from cmpagl_core.losses import (
     ItmPairs,
     MaskedTokens,
@@ -106,8 +107,7 @@ def compute_losses(
         image_keys = model.cross_attention_cache(images.tokens)  # made once; every image meets several texts
     if cfg.itm > 0:
         pairs = itm_pairs(logits, positives, generator, cfg.itm_hardness)
-        by_length = sort_by_length(pairs, texts.attention_mask)
-        add("itm", cfg.itm, itm_loss(match_logits(model, texts, image_keys, by_length), by_length.matches))
+        add("itm", cfg.itm, itm_loss(*match_logits(model, texts, image_keys, pairs)))
     if cfg.mlm > 0 and masked is not None:
         fused = model.fuse((masked.input_ids, texts.attention_mask), image_keys)
         logits_at_chosen = model.mlm_logits(fused[masked.chosen])  # [K, V]
@@ -131,35 +131,38 @@ def encode_batch_texts(model: CmpaglModel, input_ids: Tensor, attention_mask: Te
     """
     width = input_ids.shape[1]
     unique, row_of = torch.unique(input_ids.masked_fill(~attention_mask, -1), dim=0, return_inverse=True)
-    lengths = (unique >= 0).sum(dim=1)
-    order = lengths.argsort(stable=True)
+    groups = _groups((unique >= 0).sum(dim=1), _TEXT_GROUPS)
     tokens, features = [], []
-    for rows in order.chunk(_TEXT_GROUPS):
-        ids = unique[rows, : int(lengths[rows[-1]])]
+    for rows, longest in groups:
+        ids = unique[rows, :longest]
         encoding = model.encode_texts(ids.clamp(min=0), ids >= 0)
         tokens.append(F.pad(encoding.tokens, (0, 0, 0, width - ids.shape[1])))
         features.append(encoding.features)
-    place = order.argsort()[row_of]  # [B], row among the encoded
+    place = torch.cat([rows for rows, _ in groups]).argsort()[row_of]  # [B], row among the encoded
     return TextEncoding(torch.cat(tokens)[place], torch.cat(features)[place], attention_mask)
 
 
-def sort_by_length(pairs: ItmPairs, attention_mask: Tensor) -> ItmPairs:
-    """The same pairs, those with short texts first. attention_mask: bool [B, L] of the texts."""
-    order = attention_mask.sum(dim=1)[pairs.texts].argsort(stable=True)
-    return ItmPairs(pairs.images[order], pairs.texts[order], pairs.matches[order])
-
-
-def match_logits(model: CmpaglModel, texts: TextEncoding, image_keys: CrossAttentionCache, pairs: ItmPairs) -> Tensor:
-    """ITM's logits [K, 2] of pairs sorted by length: a few groups, each padded to its own longest text.
+def match_logits(
+    model: CmpaglModel, texts: TextEncoding, image_keys: CrossAttentionCache, pairs: ItmPairs
+) -> tuple[Tensor, Tensor]:
+    """ITM's logits [K, 2] and whether each pair matches [K], both by length: groups padded to their own longest text.
 
     In the last fusion layer only the first token is computed, since the head reads no other.
     """
-    logits = []
-    for images, rows in zip(pairs.images.chunk(_PAIR_GROUPS), pairs.texts.chunk(_PAIR_GROUPS), strict=True):
-        longest = int(texts.attention_mask[rows[-1]].sum())
-        tokens, mask = texts.tokens[rows, :longest], texts.attention_mask[rows, :longest]
-        logits.append(model.itm_logits(model.fuse_first_token(tokens, mask, image_keys.select(images))))
-    return torch.cat(logits)
+    logits, matches = [], []
+    for rows, longest in _groups(texts.attention_mask.sum(dim=1)[pairs.texts], _PAIR_GROUPS):
+        chosen, keys = pairs.texts[rows], image_keys.select(pairs.images[rows])
+        tokens, mask = texts.tokens[chosen, :longest], texts.attention_mask[chosen, :longest]
+        logits.append(model.itm_logits(model.fuse_first_token(tokens, mask, keys)))
+        matches.append(pairs.matches[rows])
+    return torch.cat(logits), torch.cat(matches)
+
+
+def _groups(lengths: Tensor, groups: int) -> list[tuple[Tensor, int]]:
+    """At most so many groups of as many rows each, the short ones first: rows, and their longest length."""
+    counted, most = lengths.cpu().numpy(), -(-len(lengths) // groups)
+    found = length_groups(counted, lambda texts, shortest, longest: texts <= most)
+    return [(torch.from_numpy(rows).to(lengths.device), int(counted[rows[-1]])) for rows in found]
 
 
 def _mean(losses: Iterable[Tensor]) -> Tensor:

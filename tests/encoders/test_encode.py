@@ -20,9 +20,9 @@ from cmpagl_core.encoders.encode import (
     encode_image_tokens,
     encode_pictures,
     encoded_batches,
-    length_groups,
 )
 from cmpagl_core.encoders.feature_set import unique_texts
+from cmpagl_core.encoders.length_groups import length_groups
 from cmpagl_core.errors import DataError
 from cmpagl_core.files import FileStamp
 from cmpagl_core.imagery.image_ref import ImageRef
@@ -142,11 +142,25 @@ def test_no_captions_give_no_features(loaded: LoadedModel) -> None:
 
 def test_length_groups_hold_every_row_once_within_the_token_budget() -> None:
     lengths = np.random.default_rng(0).integers(2, 65, 500)
-    groups = length_groups(lengths, tokens_per_group=256)
+    groups = length_groups(lengths, lambda texts, _, longest: texts * longest <= 256, longest_first=True)
     assert sorted(row for group in groups for row in group.tolist()) == list(range(500))
     assert all(len(group) * lengths[group].max() <= 256 for group in groups)
     padding = sum(len(group) * lengths[group].max() for group in groups) - lengths.sum()
     assert padding < 0.05 * lengths.sum()
+
+
+def test_length_groups_keep_the_order_of_equal_lengths_and_never_leave_a_row_out() -> None:
+    lengths = [3, 9, 3, 4, 9, 20]
+    asked: list[tuple[int, int, int]] = []
+
+    def fits(texts: int, shortest: int, longest: int) -> bool:
+        asked.append((texts, shortest, longest))
+        return longest <= 2 * shortest
+
+    assert [group.tolist() for group in length_groups(lengths, fits)] == [[0, 2, 3], [1, 4], [5]]
+    assert asked == [(2, 3, 3), (3, 3, 4), (4, 3, 9), (2, 9, 9), (3, 9, 20)]
+    assert [group.tolist() for group in length_groups(lengths, fits, longest_first=True)] == [[5], [1, 4], [3, 0, 2]]
+    assert length_groups([], fits) == []
 
 
 def test_unique_texts_lead_back_to_every_text() -> None:

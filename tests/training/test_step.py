@@ -18,7 +18,7 @@ from cmpagl_core.models.tokenizer import CaptionTokenizer, load_tokenizer
 from cmpagl_core.recipe import LossesPart, Recipe
 from cmpagl_core.training import step
 from cmpagl_core.training.learner import Learner, caches_until, gates_by_stage, make_learner
-from cmpagl_core.training.objective import encode_batch_texts, match_logits, sort_by_length
+from cmpagl_core.training.objective import encode_batch_texts, match_logits
 from cmpagl_core.training.step import accumulate, gradient_shares, update
 from cmpagl_core.training.watch import EpochFigures, Watch
 
@@ -64,11 +64,12 @@ def test_matching_in_groups_of_like_length_is_matching_pair_by_pair(tiny_recipe:
     images = model.encode_images(batch.images)
     rng = torch.Generator().manual_seed(1)
     pairs = ItmPairs(
-        torch.randint(6, (11,), generator=rng), torch.randint(6, (11,), generator=rng), torch.ones(11).bool()
+        torch.randint(6, (11,), generator=rng), torch.randint(6, (11,), generator=rng), torch.arange(11) % 2 == 0
     )
-    pairs = sort_by_length(pairs, batch.attention_mask)
-    found = match_logits(model, texts, model.cross_attention_cache(images.tokens), pairs)
-    for row, (image, text) in enumerate(zip(pairs.images.tolist(), pairs.texts.tolist(), strict=True)):
+    found, matches = match_logits(model, texts, model.cross_attention_cache(images.tokens), pairs)
+    order = batch.attention_mask.sum(dim=1)[pairs.texts].argsort(stable=True)
+    assert torch.equal(matches, pairs.matches[order])
+    for row, (image, text) in enumerate(zip(pairs.images[order].tolist(), pairs.texts[order].tolist(), strict=True)):
         length = int(batch.attention_mask[text].sum())
         alone = TextEncoding(
             texts.tokens[text : text + 1, :length],
@@ -77,15 +78,6 @@ def test_matching_in_groups_of_like_length_is_matching_pair_by_pair(tiny_recipe:
         )
         expected = model.itm_logits(model.fuse(alone, images.tokens[image : image + 1]))
         torch.testing.assert_close(found[row : row + 1], expected, atol=1e-5, rtol=1e-5)
-
-
-def test_sorting_pairs_keeps_each_pair_together(tiny_recipe: MakeRecipe) -> None:
-    mask = torch.arange(5) < torch.tensor([[5], [2], [3]])
-    pairs = ItmPairs(torch.tensor([7, 8, 9]), torch.tensor([0, 1, 2]), torch.tensor([True, False, True]))
-    found = sort_by_length(pairs, mask)
-    assert found.texts.tolist() == [1, 2, 0]
-    assert found.images.tolist() == [8, 9, 7]
-    assert found.matches.tolist() == [False, True, True]
 
 
 def test_accumulation_changes_nothing_for_mlm(tiny_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
