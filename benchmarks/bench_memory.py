@@ -11,13 +11,12 @@ import torch
 from _measure import report
 
 from cmpagl_core.encoders.feature_set import FeatureInfo, FeatureSet
-from cmpagl_core.evaluation.evaluate import feature_scores
-from cmpagl_core.evaluation.scored import EvaluateOptions
-from cmpagl_core.ranking.chain import Gammas, RerankParams
+from cmpagl_core.evaluation.evaluate import EvaluateOptions, feature_scores
+from cmpagl_core.ranking.chain import ChosenParams, Gammas, RerankParams
 
 IMAGES, CAPTIONS, WIDTH = 5_000, 5, 256
 GIB = 2**30
-TUNED = RerankParams(Gammas("multiply", 1.0, 4.0), 20.0, 20.0)
+TUNED = ChosenParams({"cosine": RerankParams(Gammas("multiply", 1.0, 4.0), 20.0, 20.0)})
 
 
 def random_features(images: int) -> FeatureSet:

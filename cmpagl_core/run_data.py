@@ -1,15 +1,28 @@
-"""The data set that a run was trained on: found again, and checked against what the run remembers of it."""
+"""The data of a run: the set that it was trained on, found again and checked, and the splits that it is tested on."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from cmpagl_core.datasets.manifest import MANIFEST_FILE
-from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
+from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset, open_prepared
 from cmpagl_core.datasets.splits import selection_splits
 from cmpagl_core.errors import DataError, MismatchError
+from cmpagl_core.recipe import Recipe
 from cmpagl_core.runs import Run
 from cmpagl_core.workspace import Workspace
+
+SELECTION = "selection"
+
+
+@dataclass(frozen=True, eq=False)
+class EvalSplit:
+    """A split that a run is evaluated on."""
+
+    split: DataSplit
+    manifest_sha256: str = ""  # of the prepared data set that it is of
+    other_dataset: str = ""  # name of the data set where it is not the run's own, else empty
 
 
 def own_data(workspace: Workspace, run: Run) -> PreparedDataset:
@@ -44,3 +57,30 @@ def is_own(run: Run, prepared: PreparedDataset) -> bool:
         and set(train.picture_sha256) == run.seen.train_images
         and set(selection.picture_sha256) == run.seen.selection_images
     )
+
+
+def open_tested(workspace: Workspace, run: Run, data: str | None, split: str) -> EvalSplit:
+    """The split to evaluate a run on: of the data set it was trained on, or of `data`.
+
+    split: train, val, test, all or "selection". Raises DataError when it cannot be found, MismatchError when the
+    run's own data set was made anew with other content.
+    """
+    prepared = own_data(workspace, run) if data is None else open_prepared(workspace.find("data", data))
+    same = data is None or is_own(run, prepared)
+    if split == SELECTION:
+        if not same:
+            raise DataError(f"{run.root.name} chose nothing on {prepared.name}", hint="name one of its splits")
+        tested = selection_of(prepared, run.recipe)
+    else:
+        tested = prepared.split(split)
+    return EvalSplit(tested, prepared.manifest.sha256, "" if same else prepared.name)
+
+
+def open_selection(workspace: Workspace, run: Run) -> DataSplit:
+    """The split of a run's own data set that it was chosen on. Raises as `own_data` does."""
+    return selection_of(own_data(workspace, run), run.recipe)
+
+
+def selection_of(prepared: PreparedDataset, recipe: Recipe) -> DataSplit:
+    """The split that a recipe's trainings on a data set are chosen on, its files checked."""
+    return selection_splits(prepared, recipe.data.selection, check_files=False)[1].checked()

@@ -20,9 +20,8 @@ from typer.testing import Result
 from cmpagl_core.ablation.table import AblationRow, AblationTable
 from cmpagl_core.datasets.prepared import DataSplit, open_prepared
 from cmpagl_core.errors import DataError, GuardError, UsageError
-from cmpagl_core.evaluation.evaluate import matrix_scores
+from cmpagl_core.evaluation.evaluate import EvaluateOptions, ScoredModel, matrix_scores
 from cmpagl_core.evaluation.recall import Recalls
-from cmpagl_core.evaluation.scored import EvaluateOptions
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.report.ablation_page import render_ablation
@@ -37,6 +36,7 @@ from cmpagl_core.report.evidence import (
     worst_texts,
 )
 from cmpagl_core.report.runs_page import render_runs
+from cmpagl_core.run_data import EvalSplit
 from cmpagl_core.runs import Run, open_run
 from cmpagl_core.workspace import Workspace
 
@@ -109,7 +109,9 @@ def split(tiny_prepared: Path) -> DataSplit:
 
 def evidence_of(run: Run, split: DataSplit, seed: int = 0, name: str = "tiny") -> Evidence:
     scores = np.random.default_rng(seed).random((len(split), len(split.captions)))
-    report = matrix_scores(scores, split, "manifest", name, "sha").report(EvaluateOptions(samples=20))
+    report = matrix_scores(scores, EvalSplit(split, "manifest"), ScoredModel(name, "sha")).report(
+        EvaluateOptions(samples=20)
+    )
     return replace(gather(run, report, split, None), name=name)
 
 
@@ -128,7 +130,7 @@ def test_scenes_and_worst_queries_are_of_the_plain_ranking_and_not_of_the_best_o
     run: Run, split: DataSplit
 ) -> None:
     scores = np.random.default_rng(3).random((len(split), len(split.captions)))
-    report = matrix_scores(scores, split, "manifest", "tiny", "sha").report(
+    report = matrix_scores(scores, EvalSplit(split, "manifest"), ScoredModel("tiny", "sha")).report(
         EvaluateOptions(rerank="csls,galr", samples=5)
     )
     plain = replace(report, rows=report.rows[:1])
@@ -161,7 +163,9 @@ def test_what_comes_from_outside_is_escaped(run: Run, split: DataSplit) -> None:
     hostile = replace(split, captions=(HOSTILE, *split.captions[1:]), scenes=(HOSTILE, *split.scenes[1:]))
     scores = np.zeros((len(split), len(split.captions)))
     scores[0, 0] = -1.0  # the hostile caption is the worst query
-    report = matrix_scores(scores, hostile, "", HOSTILE, "sha").report(EvaluateOptions(samples=20))
+    report = matrix_scores(scores, EvalSplit(hostile, ""), ScoredModel(HOSTILE, "sha")).report(
+        EvaluateOptions(samples=20)
+    )
     report = replace(report, notes=(HOSTILE,))
     html = render_runs([replace(gather(run, report, hostile, None), name=HOSTILE)])
     page = assert_self_contained(html)

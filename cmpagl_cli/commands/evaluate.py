@@ -12,9 +12,9 @@ from cmpagl_cli.commands.options import FormatOption, OutputFormat, RunOption, T
 from cmpagl_cli.views import Column, clean, echo, emit, note
 
 if TYPE_CHECKING:
+    from cmpagl_core.evaluation.evaluate import Evaluated
     from cmpagl_core.evaluation.groups import GroupRow
     from cmpagl_core.evaluation.result import ReportRow, RetrievalReport
-    from cmpagl_core.evaluation.sources import Evaluated
 
 KEYS = ("r1", "r5", "r10")
 RECALLS = [Column(f"{side}_{key}", f"{side} R@{key[1:]}") for side in ("i2t", "t2i") for key in KEYS]
@@ -111,22 +111,24 @@ def evaluate(
       cmpagl evaluate --scores S.npy --data ucm --split test --format json
       cmpagl evaluate --scores S.npy --data ucm --choose-on V.npy --choose-split val --rerank all
     """
-    from cmpagl_core.evaluation import sources
-    from cmpagl_core.evaluation.scored import EvaluateOptions
+    from cmpagl_core.evaluation.evaluate import EvaluateOptions, EvaluateRequest
+    from cmpagl_core.evaluation.evaluate import evaluate as evaluate_request
 
     _refuse_contradictions(run, features, scores, choose_on, choose_split)
     _refuse_mixing(protocol, format)
     given = settings(ctx)
-    device, place, progress = given.compute_device(), given.workspace, given.progress
-    both = protocol == "both"
-    choice = sources.ChoiceFile(choose_on, choose_split)
-    options = EvaluateOptions("rsitr" if protocol == "both" else protocol, rerank, itm_k, samples)
-    if features is not None:
-        found = sources.evaluate_feature_file(place, features, choice, data, options, progress, both)
-    elif scores is not None:
-        found = sources.evaluate_score_file(place, scores, choice, data, split, options, progress, both)
-    else:
-        found = sources.evaluate_named_run(place, run, data, split, options, progress, device, both)
+    request = EvaluateRequest(
+        run,
+        features,
+        scores,
+        data,
+        split,
+        choose_on,
+        choose_split,
+        EvaluateOptions("rsitr" if protocol == "both" else protocol, rerank, itm_k, samples),
+        both=protocol == "both",
+    )
+    found = evaluate_request(request, given.workspace, given.progress, given.compute_device())
     _show(found, format, by, ranks)
 
 

@@ -83,7 +83,7 @@ def _scores_of_run(
     given: Settings, model: str | None, run: str | None, data: str | None, split: str, out: Path | None
 ) -> tuple[ScoresInfo, Path]:
     from cmpagl_core.errors import UsageError
-    from cmpagl_core.evaluation.selection import export_scores
+    from cmpagl_core.evaluation.evaluate import export_scores
 
     if model is not None:
         raise UsageError("--scores are those of a run", hint="export the features of a foreign model instead")
@@ -112,8 +112,8 @@ def _of_run(
     given: Settings, run: str | None, data: str | None, split: str, out: Path | None
 ) -> tuple[FeatureSet, Path]:
     from cmpagl_core.encoders.export import export_features
+    from cmpagl_core.evaluation.evaluate import shared_with_training
     from cmpagl_core.evaluation.protocol import written_overlap
-    from cmpagl_core.evaluation.selection import shared_with_training
 
     found, prepared = _run_and_data(given, run, data)
     path = out or Path(f"{found.root.name}-{prepared.name}-{split}.safetensors")

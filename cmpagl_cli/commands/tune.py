@@ -70,14 +70,13 @@ def tune_smr(
       cmpagl tune smr --run ucm-cpu --form add --no-keep
       cmpagl tune smr --gammas 0,1,2,4,8 --out grid.png --format csv
     """
-    from cmpagl_core.evaluation.selection import tune_run
+    from cmpagl_core.evaluation.choosing import SmrGrid, tune_run
     from cmpagl_core.runs import open_run
 
     given = settings(ctx)
-    grid = None if gammas is None else _numbers(gammas)
+    grid = SmrGrid(base, form, None if gammas is None else _numbers(gammas))
     opened = open_run(given.workspace.find("runs", run))
-    device = given.compute_device()
-    choice, params = tune_run(given.workspace, opened, split, given.progress, device, base, form, grid, keep)
+    choice, params = tune_run(given.workspace, opened, split, given.progress, given.compute_device(), grid, keep)
     name = opened.root.name
     rows = [{**asdict(point), "gain": point.mr - choice.plain_mr} for point in choice.grid]
     temperatures = {"dual_softmax": params.dual_softmax, "sinkhorn": params.sinkhorn}
@@ -116,7 +115,7 @@ def tune_sensitivity(
       cmpagl tune sensitivity --run rsicd-cpu --split val --format json
       cmpagl tune sensitivity --gammas 0,0.5,1,2,4,8 --out sensitivity.png --format csv
     """
-    from cmpagl_core.evaluation.selection import sensitivity_of_run
+    from cmpagl_core.evaluation.choosing import sensitivity_of_run
     from cmpagl_core.runs import open_run
 
     given = settings(ctx)
@@ -129,18 +128,18 @@ def tune_sensitivity(
     document = {
         "run": name,
         "dataset": tested.dataset,
-        "split": tested.split,
-        "split_sha256": tested.split_sha256,
+        "split": tested.name,
+        "split_sha256": tested.sha256,
         "model_sha256": opened.info.weights_sha256,
         **found.to_json(),
     }
-    title = f"{name} on {tested.split} of {tested.dataset}, mR {found.plain_mr:.2f} without re-ranking"
+    title = f"{name} on {tested.name} of {tested.dataset}, mR {found.plain_mr:.2f} without re-ranking"
     emit(_sensitivity_rows(found, format), SENSITIVITY_COLUMNS, format, title, document)
     if out is not None or _can_draw(given):
         from cmpagl_core.evaluation.heatmap import save_sensitivity
 
         picture = out or opened.root / f"sensitivity-{split}.png"
-        save_sensitivity(found, f"{name} on {tested.split} of {tested.dataset}", picture)
+        save_sensitivity(found, f"{name} on {tested.name} of {tested.dataset}", picture)
         given.progress.say(f"figure: {picture}")
 
 

@@ -14,13 +14,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from cmpagl_core.ablation.keys import EVALUATION_VERSION, Computation, training_key, trial_key
 from cmpagl_core.datasets.prepared import PreparedDataset
-from cmpagl_core.datasets.splits import selection_splits
 from cmpagl_core.errors import DataError, InterruptedByUserError, MismatchError
-from cmpagl_core.evaluation.evaluate import evaluate_model, offered
+from cmpagl_core.evaluation.choosing import RunScorer, choose_missing
+from cmpagl_core.evaluation.evaluate import EvaluateOptions, run_scores
 from cmpagl_core.evaluation.kept_params import read_params
 from cmpagl_core.evaluation.result import RetrievalReport, load_report, save_report
-from cmpagl_core.evaluation.scored import EvaluateOptions
-from cmpagl_core.evaluation.selection import choose_missing
 from cmpagl_core.evaluation.stages import wanted_stages
 from cmpagl_core.files import read_json, sha256_file, write_json
 from cmpagl_core.locks import hold
@@ -28,6 +26,7 @@ from cmpagl_core.progress import Progress, Silent
 from cmpagl_core.ranking.chain import ChosenParams
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import override_recipe
+from cmpagl_core.run_data import EvalSplit, selection_of
 from cmpagl_core.runs import Run, list_runs
 from cmpagl_core.training.loop import fit
 from cmpagl_core.training.resume import has_state
@@ -218,21 +217,15 @@ def _evaluate(trial: Trial, setting: StudySetting, run: Run) -> RetrievalReport:
     """Evaluate under the trial's own recipe; parameters that the run did not choose like this are chosen now."""
     as_asked = replace(run, recipe=trial.recipe)
     loaded = replace(run.load(setting.device), recipe=trial.recipe)
-    selection = selection_splits(setting.prepared, trial.recipe.data.selection, check_files=False)[1].checked()
+    scorer = RunScorer(as_asked, loaded, setting.progress)
+    selection = selection_of(setting.prepared, trial.recipe)
     wanted = ",".join(trial.stages)
     with _interrupted_here(trial):
-        available = offered(loaded, as_asked, None, _known_params(trial, run, setting.progress))
+        available = scorer.offers(_known_params(trial, run, setting.progress))
         stages = wanted_stages(wanted, available.bases)
-        params = choose_missing(as_asked, loaded, selection, stages, available, setting.progress)
-        return evaluate_model(
-            loaded,
-            as_asked,
-            setting.prepared.split(setting.split),
-            setting.progress,
-            EvaluateOptions(rerank=wanted),
-            setting.prepared.manifest.sha256,
-            params,
-        )
+        params = choose_missing(scorer, selection, stages, available)
+        tested = EvalSplit(setting.prepared.split(setting.split), setting.prepared.manifest.sha256)
+        return run_scores(scorer, tested, params=params).report(EvaluateOptions(rerank=wanted))
 
 
 def _known_params(trial: Trial, run: Run, progress: Progress) -> ChosenParams:

@@ -3,85 +3,222 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from cmpagl_core.datasets.prepared import DataSplit
-from cmpagl_core.encoders.export import run_features
-from cmpagl_core.encoders.feature_set import FeatureSet
-from cmpagl_core.errors import DataError
+from cmpagl_core import __version__
+from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset, open_prepared
+from cmpagl_core.encoders.feature_set import FeatureSet, load_feature_set
+from cmpagl_core.errors import DataError, MismatchError, UsageError
+from cmpagl_core.evaluation.choosing import (
+    ChoiceScores,
+    RunScorer,
+    choose_on,
+    open_choice_features,
+    open_choice_scores,
+    params_for,
+    require_other_images,
+    require_other_scores,
+)
+from cmpagl_core.evaluation.groups import By, GroupRow, by_length, by_scene
 from cmpagl_core.evaluation.kept_params import read_params
-from cmpagl_core.evaluation.protocol import Overlap, find_overlap, read_overlap
-from cmpagl_core.evaluation.result import RetrievalReport
-from cmpagl_core.evaluation.score_files import require_shape
-from cmpagl_core.evaluation.scored import EvaluateOptions, Scored, ScoredModel, Tested
-from cmpagl_core.evaluation.stages import Available, Base
+from cmpagl_core.evaluation.protocol import (
+    PROTOCOLS,
+    Overlap,
+    Protocol,
+    Stamp,
+    find_overlap,
+    matches_of,
+    read_overlap,
+    written_overlap,
+)
+from cmpagl_core.evaluation.result import Queries, RetrievalReport, report_path, save_report
+from cmpagl_core.evaluation.score_files import ScoresInfo, open_scores, read_scores_info, require_shape, save_scores
+from cmpagl_core.evaluation.stages import Available, Base, Stage, plan_stages, score_stages
+from cmpagl_core.files import sha256_file
 from cmpagl_core.progress import Progress
 from cmpagl_core.ranking.chain import ChosenParams
-from cmpagl_core.ranking.itm import ALL_PAIRS, itm_scores
 from cmpagl_core.ranking.scores import ScoreMatrix
-from cmpagl_core.runs import LoadedModel, Run
+from cmpagl_core.run_data import EvalSplit, open_tested
+from cmpagl_core.runs import Run, open_run
+from cmpagl_core.workspace import Workspace
 
 
-def evaluate_model(
-    loaded: LoadedModel,
-    run: Run,
-    split: DataSplit,
-    progress: Progress,
-    options: EvaluateOptions,
-    manifest_sha256: str = "",
-    params: ChosenParams | None = None,
-) -> RetrievalReport:
-    """Encode a split with a run's model and evaluate every stage that it offers.
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What to show and how; `rerank` is explained at `plan_stages`."""
 
-    manifest_sha256: of the prepared data set that the split is of. params: of re-rankings; those that the run keeps
-    when None. What the split shares with what the run was trained and chosen on is stamped. Raises DataError for a
-    picture that cannot be read.
+    protocol: Protocol = "rsitr"
+    rerank: str = "default"
+    itm_k: int | None = None  # None: the recipe's
+    samples: int = 1000  # of the bootstrap
+    seed: int = 0  # of the bootstrap
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """What `evaluate` is asked for: a run (the newest if nothing is named), a feature set or a score file.
+
+    data: name of a prepared data set: of a run, another than its own; of features, where their scenes are; of scores,
+    what they are of. choose_on: features or scores that re-rankings of a file are chosen on. choose_split: which split
+    those scores are of. both: under every protocol.
     """
-    return model_scores(loaded, run, split, progress, options, manifest_sha256, params).report(options)
+
+    run: str | None = None
+    features: Path | None = None
+    scores: Path | None = None
+    data: str | None = None
+    split: str = "test"
+    choose_on: Path | None = None
+    choose_split: str | None = None
+    options: EvaluateOptions = EvaluateOptions()
+    both: bool = False
 
 
-def model_scores(
-    loaded: LoadedModel,
-    run: Run,
-    split: DataSplit,
-    progress: Progress,
-    options: EvaluateOptions,
-    manifest_sha256: str = "",
-    params: ChosenParams | None = None,
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """Reports, one a protocol, and what their queries are about (scenes [N], "" where unknown; captions [M])."""
+
+    reports: tuple[RetrievalReport, ...]
+    scenes: tuple[str, ...]
+    captions: tuple[str, ...]
+
+    @property
+    def report(self) -> RetrievalReport:
+        """The first one: under `rsitr` where both protocols were asked for."""
+        return self.reports[0]
+
+    def groups(self, by: By | None, report: RetrievalReport) -> tuple[GroupRow, ...]:
+        """Every stage by scene class or by length of the caption. Raises DataError where no class is known."""
+        queries, stages = report.queries, [row.stage for row in report.rows]
+        if by == "scene":
+            return tuple(group for stage in stages for group in by_scene(queries, stage, self.scenes))
+        if by == "length":
+            return tuple(group for stage in stages for group in by_length(queries, stage, self.captions))
+        return ()
+
+
+def evaluate(request: EvaluateRequest, workspace: Workspace, progress: Progress, device: torch.device) -> Evaluated:
+    """Evaluate what is asked for; reports on a run are kept in its folder.
+
+    Raises MismatchError for features or scores of another split than the data set's, and as what it opens does.
+    """
+    if request.features is not None:
+        return _evaluate_features(request, request.features, workspace, progress)
+    if request.scores is not None:
+        return _evaluate_scores(request, request.scores, workspace, progress)
+    return _evaluate_run(request, workspace, progress, device)
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Who is asked what: the part of a split, or of a feature set, that evaluation needs."""
+
+    dataset: str
+    split: str
+    split_sha256: str
+    manifest_sha256: str
+    image_ids: tuple[str, ...]
+    captions: tuple[str, ...]
+    caption_image: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, tested: EvalSplit) -> Tested:
+        split = tested.split
+        return cls(
+            split.dataset,
+            split.name,
+            split.sha256,
+            tested.manifest_sha256,
+            split.image_ids,
+            split.captions,
+            split.caption_image,
+        )
+
+
+@dataclass(frozen=True)
+class ScoredModel:
+    """What made the scores."""
+
+    name: str
+    sha256: str = ""
+    overlap: Overlap | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A tested split with a model's scores of it, images x texts, for each of the bases that are available."""
+
+    tested: Tested
+    scores: Callable[[Base], ScoreMatrix]
+    available: Available
+    model: ScoredModel
+
+    def report(self, options: EvaluateOptions) -> RetrievalReport:
+        """The result under the options' protocol. Raises UsageError for options that cannot be had."""
+        if options.samples < 1:
+            raise UsageError(f"samples = {options.samples} must be at least 1")
+        tested = self.tested
+        stages, notes = plan_stages(options.rerank, self.available)
+        matches = matches_of(options.protocol, tested.caption_image, len(tested.image_ids), tested.captions)
+        rows, queries = score_stages(
+            stages,
+            self.scores,
+            self.available,
+            matches,
+            Queries(tested.image_ids, tested.caption_image),
+            options.samples,
+            options.seed,
+        )
+        notes = (*notes, *self._warnings())
+        return RetrievalReport(self._stamp(options.protocol, stages), rows, queries, notes)
+
+    def _warnings(self) -> tuple[str, ...]:
+        overlap = self.model.overlap
+        return () if overlap is None else overlap.sentences(self.model.name)
+
+    def _stamp(self, protocol: Protocol, stages: tuple[Stage, ...]) -> Stamp:
+        tested, model, available = self.tested, self.model, self.available
+        steps = {stage.name: available.steps(stage) or () for stage in stages}
+        chosen = {name: tuple(step for step in found if step.chosen_on) for name, found in steps.items()}
+        return Stamp(
+            protocol=protocol,
+            dataset=tested.dataset,
+            split=tested.split,
+            split_sha256=tested.split_sha256,
+            manifest_sha256=tested.manifest_sha256,
+            images=len(tested.image_ids),
+            captions=len(tested.captions),
+            model=model.name,
+            model_sha256=model.sha256,
+            stages=tuple(stage.name for stage in stages),
+            rerank={name: found for name, found in chosen.items() if found},
+            selection_sha256=available.params.split_sha256 if any(chosen.values()) else "",
+            itm_k=available.itm_k if any(stage.base == "itm" for stage in stages) else None,
+            overlap=model.overlap,
+            code=__version__,
+        )
+
+
+def run_scores(
+    scorer: RunScorer, tested: EvalSplit, itm_k: int | None = None, params: ChosenParams | None = None
 ) -> Scored:
-    """What `evaluate_model` evaluates, for several protocols: the split is encoded now, pairs are matched on demand."""
-    available = offered(loaded, run, options.itm_k, read_params(run, progress) if params is None else params)
-    scores = split_scores(loaded, run, split, available, progress, manifest_sha256)
-    overlap = find_overlap(run.seen, run.info.dataset, split)
-    model = ScoredModel(run.root.name, loaded.sha256, overlap)
-    return Scored(Tested.of(split, manifest_sha256), scores, available, model)
+    """A run's scores of a split, to be evaluated: the split is encoded now, pairs are matched on demand.
 
-
-def offered(loaded: LoadedModel, run: Run, itm_k: int | None, params: ChosenParams) -> Available:
-    """What a run's model can be evaluated by. itm_k: candidates of ITM; the recipe's when None."""
-    aligned, cfg = run.recipe.losses.aligns_features, run.recipe.evaluate
-    k = ALL_PAIRS if not aligned else cfg.itm_k if itm_k is None else itm_k
-    with_itm = loaded.model.itm_head is not None and (k > 0 or not aligned)
-    bases: tuple[Base, ...] = (*(("cosine",) if aligned else ()), *(("itm",) if with_itm else ()))
-    return Available(bases, params, k if with_itm else None, cfg.smr)
-
-
-def split_scores(
-    loaded: LoadedModel, run: Run, split: DataSplit, available: Available, progress: Progress, manifest_sha256: str = ""
-) -> Callable[[Base], ScoreMatrix]:
-    """Scores of a split's images x texts, by what they are called; the split is encoded now, pairs are matched once."""
-    features = run_features(loaded, run.root.name, split, progress, manifest_sha256)
-    cosines = ScoreMatrix.from_features(features.image_features, features.text_features).held()
-
-    def scores(base: Base) -> ScoreMatrix:
-        if base == "cosine":
-            return cosines
-        return itm_scores(loaded, split, cosines, available.itm_k or ALL_PAIRS, progress)
-
-    return cache(scores)
+    itm_k: candidates of ITM; the recipe's when None. params: of re-rankings; those that the run keeps when None. What
+    the split shares with what the run was trained and chosen on is stamped. Raises DataError for a picture that cannot
+    be read.
+    """
+    run = scorer.run
+    available = scorer.offers(read_params(run, scorer.progress) if params is None else params, itm_k)
+    scores = scorer.scores(tested.split, available.itm_k)
+    model = ScoredModel(run.root.name, scorer.loaded.sha256, shared_with_training(run, tested.split))
+    return Scored(Tested.of(tested), scores, available, model)
 
 
 def feature_scores(features: FeatureSet, params: ChosenParams | None = None) -> Scored:
@@ -103,29 +240,127 @@ def feature_scores(features: FeatureSet, params: ChosenParams | None = None) -> 
     )
     scores = ScoreMatrix.from_features(features.image_features, features.text_features)
     model = ScoredModel(info.model, info.model_sha256, overlap=read_overlap(info.overlap))
-    return Scored(tested, lambda _: scores, cosine_only(params), model)
+    return Scored(tested, lambda _: scores, _cosine_only(params), model)
 
 
 def matrix_scores(
     array: NDArray[Any],
-    split: DataSplit,
-    manifest_sha256: str = "",
-    model: str = "scores",
-    model_sha256: str = "",
+    tested: EvalSplit,
+    model: ScoredModel | None = None,
     params: ChosenParams | None = None,
-    overlap: Overlap | None = None,
 ) -> Scored:
     """Anybody's scores of a split's images x captions, in the order of the prepared set, to be evaluated.
 
-    The plain ranking's stage is called `cosine` here too. overlap: with what the model has seen, where known. Raises
-    MismatchError for another shape, DataError for values that are no scores.
+    The plain ranking's stage is called `cosine` here too. Raises MismatchError for another shape, DataError for values
+    that are no scores.
     """
-    scores = ScoreMatrix.from_array(array)
-    require_shape(scores, split, model)
-    tested = Tested.of(split, manifest_sha256)
-    return Scored(tested, lambda _: scores, cosine_only(params), ScoredModel(model, model_sha256, overlap))
+    scores, made_by = ScoreMatrix.from_array(array), model or ScoredModel("scores")
+    require_shape(scores, tested.split, made_by.name)
+    return Scored(Tested.of(tested), lambda _: scores, _cosine_only(params), made_by)
 
 
-def cosine_only(params: ChosenParams | None = None) -> Available:
+def export_scores(
+    run: Run, split: DataSplit, out: Path, progress: Progress, device: torch.device, manifest_sha256: str = ""
+) -> ScoresInfo:
+    """Write what a run ranks a split by before any re-ranking, images x captions, and beside it what that is of.
+
+    Raises DataError for a picture that cannot be read, CmpaglError when the disk refuses.
+    """
+    scorer = RunScorer(run, run.load(device), progress)
+    available = scorer.offers(ChosenParams())
+    base = available.bases[0]
+    about = ScoresInfo(
+        model=run.root.name,
+        model_sha256=scorer.loaded.sha256,
+        dataset=split.dataset,
+        manifest_sha256=manifest_sha256,
+        split=split.name,
+        split_sha256=split.sha256,
+        base=base,
+        overlap=written_overlap(shared_with_training(run, split)),
+    )
+    return save_scores(out, scorer.scores(split, available.itm_k)(base), about)
+
+
+def shared_with_training(run: Run, tested: DataSplit) -> Overlap | None:
+    """What a split shares with what the run was trained and chosen on; None where that is nothing."""
+    return find_overlap(run.seen, run.info.dataset, tested)
+
+
+def _evaluate_run(
+    request: EvaluateRequest, workspace: Workspace, progress: Progress, device: torch.device
+) -> Evaluated:
+    run, options = open_run(workspace.find("runs", request.run)), request.options
+    tested = open_tested(workspace, run, request.data, request.split)
+    scorer = RunScorer(run, run.load(device), progress)
+    params = params_for(workspace, scorer, options.rerank, options.itm_k)
+    reports = _reports(run_scores(scorer, tested, options.itm_k, params), request)
+    for report in reports:
+        path = report_path(run.root, request.split, report.stamp.protocol, tested.other_dataset)
+        save_report(report, path, progress.say)
+        progress.say(f"kept in {path}")
+    return Evaluated(reports, tested.split.scenes, tested.split.captions)
+
+
+def _evaluate_features(request: EvaluateRequest, path: Path, workspace: Workspace, progress: Progress) -> Evaluated:
+    features = load_feature_set(path)
+    scenes: tuple[str, ...] = ()
+    if request.data is not None:
+        split = _prepared(workspace, request).split(features.info.split)
+        if split.sha256 != features.info.split_sha256:
+            raise MismatchError(
+                f"{path} holds features of another {features.info.split} split than {split.dataset} has",
+                hint="export the features again, or leave --data out",
+            )
+        # a feature set may hold the images in another order
+        scene_of = dict(zip(split.image_ids, split.scenes, strict=True))
+        scenes = tuple(scene_of.get(image, "") for image in features.image_ids)
+    params = ChosenParams()
+    if request.choose_on is not None:
+        chosen = _open_choice(workspace, request, request.choose_on)
+        require_other_images(chosen, features.image_sha256, features.info.split_sha256)
+        params = choose_on(chosen, request.options.rerank, progress)
+    return Evaluated(_reports(feature_scores(features, params), request), scenes, tuple(features.captions))
+
+
+def _evaluate_scores(request: EvaluateRequest, path: Path, workspace: Workspace, progress: Progress) -> Evaluated:
+    prepared = _prepared(workspace, request)
+    tested = prepared.split(request.split)
+    array, info = open_scores(path), read_scores_info(path)
+    if info is not None and info.split_sha256 != tested.sha256:
+        raise MismatchError(
+            f"{path} holds scores of the {info.split} split of {info.dataset}, not of {tested.name} of {prepared.name}",
+            hint="name its data set with --data and its split with --split",
+        )
+    params = ChosenParams()
+    if request.choose_on is not None:
+        chosen = _open_choice(workspace, request, request.choose_on)
+        require_other_scores(chosen, array, path)
+        require_other_images(chosen, tested.picture_sha256, tested.sha256)
+        params = choose_on(chosen, request.options.rerank, progress)
+    overlap = None if info is None else read_overlap(info.overlap)
+    model = ScoredModel(path.name, sha256_file(path), overlap)
+    scored = matrix_scores(array, EvalSplit(tested, prepared.manifest.sha256), model, params)
+    return Evaluated(_reports(scored, request), tested.scenes, tested.captions)
+
+
+def _reports(scored: Scored, request: EvaluateRequest) -> tuple[RetrievalReport, ...]:
+    protocols = PROTOCOLS if request.both else (request.options.protocol,)
+    return tuple(scored.report(replace(request.options, protocol=protocol)) for protocol in protocols)
+
+
+def _open_choice(workspace: Workspace, request: EvaluateRequest, path: Path) -> ChoiceScores:
+    if path.suffix == ".npy":
+        return open_choice_scores(path, _prepared(workspace, request), request.choose_split)
+    if request.choose_split is not None:
+        raise UsageError("--choose-split is for scores (.npy): features say which split they are of")
+    return open_choice_features(path)
+
+
+def _prepared(workspace: Workspace, request: EvaluateRequest) -> PreparedDataset:
+    return open_prepared(workspace.find("data", request.data))
+
+
+def _cosine_only(params: ChosenParams | None) -> Available:
     """What features and score files of anybody offer: one plain ranking, which is called `cosine`."""
     return Available(("cosine",), ChosenParams() if params is None else params)

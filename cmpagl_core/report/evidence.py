@@ -15,15 +15,15 @@ from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.encoders.export import run_features
 from cmpagl_core.encoders.feature_set import FeatureSet
 from cmpagl_core.errors import DataError, MismatchError
-from cmpagl_core.evaluation.evaluate import evaluate_model
+from cmpagl_core.evaluation.choosing import RunScorer
+from cmpagl_core.evaluation.evaluate import EvaluateOptions, run_scores
 from cmpagl_core.evaluation.groups import GroupRow, by_scene
 from cmpagl_core.evaluation.kept_params import read_params
 from cmpagl_core.evaluation.protocol import Protocol
 from cmpagl_core.evaluation.result import RetrievalReport, load_report, report_path, save_report
-from cmpagl_core.evaluation.scored import EvaluateOptions
-from cmpagl_core.evaluation.selection import TestedSplit, open_tested
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
+from cmpagl_core.run_data import EvalSplit, open_tested
 from cmpagl_core.runs import Run
 from cmpagl_core.training.journal import read_journal
 from cmpagl_core.workspace import Workspace
@@ -105,15 +105,14 @@ def collect(
     path = report_path(run.root, split, protocol, tested.other_dataset)
     report = None if again else _kept(path, run, tested, progress)
     if report is None:
-        options = EvaluateOptions(protocol)
-        report = evaluate_model(loaded, run, tested.split, progress, options, tested.manifest_sha256)
+        report = run_scores(RunScorer(run, loaded, progress), tested).report(EvaluateOptions(protocol))
         save_report(report, path, progress.say)
     aligned = run.recipe.losses.aligns_features
     features = run_features(loaded, run.root.name, tested.split, progress) if aligned else None
     return gather(run, report, tested.split, features)
 
 
-def _kept(path: Path, run: Run, tested: TestedSplit, progress: Progress) -> RetrievalReport | None:
+def _kept(path: Path, run: Run, tested: EvalSplit, progress: Progress) -> RetrievalReport | None:
     """The evaluation in a run's folder, if it is of these weights, parameters of re-rankings and data."""
     if not path.is_file():
         return None

@@ -15,24 +15,20 @@ from cmpagl_core.datasets.prepared import DataSplit, open_prepared
 from cmpagl_core.encoders.export import run_features
 from cmpagl_core.errors import DataError, GuardError, MismatchError, UsageError
 from cmpagl_core.evaluation import result
-from cmpagl_core.evaluation.evaluate import (
-    evaluate_model,
-    feature_scores,
-    matrix_scores,
-)
+from cmpagl_core.evaluation.choosing import RunScorer, SmrGrid, choose_missing, params_for, tune_run
+from cmpagl_core.evaluation.evaluate import EvaluateOptions, feature_scores, matrix_scores, run_scores
 from cmpagl_core.evaluation.groups import by_length, by_scene
 from cmpagl_core.evaluation.kept_params import add_params, read_params
 from cmpagl_core.evaluation.metrics import RankMetrics
 from cmpagl_core.evaluation.recall import Recalls
 from cmpagl_core.evaluation.result import ReportRow, RetrievalReport, Spans, load_report, report_path, save_report
 from cmpagl_core.evaluation.score_files import open_scores
-from cmpagl_core.evaluation.scored import EvaluateOptions
-from cmpagl_core.evaluation.selection import choose_missing, open_tested, params_for, tune_run
 from cmpagl_core.evaluation.stages import Available, Stage, plan_stages
 from cmpagl_core.files import sha256_file
 from cmpagl_core.progress import Silent
 from cmpagl_core.ranking.chain import ChosenParams, Gammas, RerankParams, Step
 from cmpagl_core.recipe_files import override_recipe
+from cmpagl_core.run_data import EvalSplit, open_tested
 from cmpagl_core.runs import Run, open_run
 from cmpagl_core.workspace import Workspace
 from tests.conftest import rewrite_info
@@ -71,7 +67,15 @@ def some_scores(split: DataSplit, seed: int = 0) -> np.ndarray:
 def of_scores(
     array: np.ndarray, split: DataSplit, options: EvaluateOptions, params: ChosenParams | None = None
 ) -> RetrievalReport:
-    return matrix_scores(array, split, params=params).report(options)
+    return matrix_scores(array, EvalSplit(split), params=params).report(options)
+
+
+def of_run(run: Run, split: DataSplit, options: EvaluateOptions = QUICK) -> RetrievalReport:
+    return run_scores(scorer_of(run), EvalSplit(split), options.itm_k).report(options)
+
+
+def scorer_of(run: Run) -> RunScorer:
+    return RunScorer(run, run.load(CPU), Silent())
 
 
 def test_scores_of_anybody_are_evaluated_as_by_hand(split: DataSplit) -> None:
@@ -147,25 +151,25 @@ def test_chains_are_named_and_wrong_ones_refused() -> None:
 def test_a_run_shows_its_four_stages(run: Run, tiny_prepared: Path) -> None:
     add_params(run, ChosenParams(), CHOSEN, Silent())
     split = open_prepared(tiny_prepared).split("test")
-    report = evaluate_model(run.load(CPU), run, split, Silent(), QUICK)
+    report = of_run(run, split)
     assert [row.stage for row in report.rows] == ["cosine", "cosine+smr", "itm", "itm+smr"]
     assert [steps[0].chosen_on for steps in report.stamp.rerank.values()] == ["cosine", "cosine"]
     assert [text.partition(",")[0] for text in report.notes] == ["itm+smr: its parameters were chosen on cosine scores"]
     assert report.stamp.itm_k == run.recipe.evaluate.itm_k
     assert report.stamp.split_sha256 == split.sha256
     assert report.stamp.model_sha256 == run.info.weights_sha256
-    no_itm = evaluate_model(run.load(CPU), run, split, Silent(), replace(QUICK, itm_k=0))
+    no_itm = of_run(run, split, replace(QUICK, itm_k=0))
     assert [row.stage for row in no_itm.rows] == ["cosine", "cosine+smr"]
     assert no_itm.rows[0] == report.rows[0]
 
 
 def test_a_split_that_the_run_was_chosen_on_is_said_to_flatter(run: Run, split: DataSplit) -> None:
     selection = open_prepared(Path(run.info.dataset_root)).split("val")
-    report = evaluate_model(run.load(CPU), run, selection, Silent(), QUICK)
+    report = of_run(run, selection, QUICK)
     assert "tiny was chosen on this very split, so these recalls flatter it" in report.notes
     assert report.stamp.overlap is not None
     assert (report.stamp.overlap.pictures, report.stamp.overlap.chosen_on) == (0, 2)
-    notes = evaluate_model(run.load(CPU), run, split, Silent(), QUICK).notes  # all splits
+    notes = of_run(run, split, QUICK).notes  # all splits
     assert "tiny was chosen on 2 of these 12 pictures, so these recalls flatter it" in notes
     assert "trained on tiny, which shares 6 of 12 pictures with what is tested" in notes
 
@@ -174,7 +178,8 @@ def test_without_pre_alignment_the_ranking_comes_from_itm(run: Run, tiny_prepare
     split = open_prepared(tiny_prepared).split("test")
     recipe = override_recipe(run.recipe, ["losses.pre_alignment=false"])
     loaded = replace(run.load(), recipe=recipe)
-    report = evaluate_model(loaded, replace(run, recipe=recipe), split, Silent(), QUICK)
+    scorer = RunScorer(replace(run, recipe=recipe), loaded, Silent())
+    report = run_scores(scorer, EvalSplit(split)).report(QUICK)
     assert [row.stage for row in report.rows] == ["itm"]
     assert report.stamp.itm_k == 0
 
@@ -182,9 +187,9 @@ def test_without_pre_alignment_the_ranking_comes_from_itm(run: Run, tiny_prepare
 def test_features_are_evaluated_like_the_run_they_came_from(run: Run, split: DataSplit) -> None:
     features = run_features(run.load(), "tiny", split, Silent())
     of_features = feature_scores(features).report(QUICK)
-    of_run = evaluate_model(run.load(CPU), run, split, Silent(), replace(QUICK, rerank="none", itm_k=0))
-    assert of_features.rows[0] == of_run.rows[0]
-    assert of_features.stamp.split_sha256 == of_run.stamp.split_sha256
+    from_run = of_run(run, split, replace(QUICK, rerank="none", itm_k=0))
+    assert of_features.rows[0] == from_run.rows[0]
+    assert of_features.stamp.split_sha256 == from_run.stamp.split_sha256
     nothing = replace(
         features, text_features=features.text_features[:0], text_image=features.text_image[:0], captions=()
     )
@@ -276,28 +281,28 @@ def test_files_that_are_no_matrix_are_refused_in_a_sentence(split: DataSplit, tm
         open_scores(tmp_path / "s.npz")
     np.save(path, np.zeros((len(split.captions), len(split))))
     with pytest.raises(MismatchError, match=r"is 24 x 12 \(it looks transposed\), but the all split of tiny has 12"):
-        matrix_scores(open_scores(path), split)
+        matrix_scores(open_scores(path), EvalSplit(split))
 
 
 def test_parameters_are_chosen_on_what_they_re_rank_and_kept_beside_the_run(
     run: Run, tmp_path: Path, tiny_prepared: Path
 ) -> None:
-    workspace, loaded, before = Workspace(tmp_path), run.load(), (run.root / "run.json").read_bytes()
+    workspace, scorer, before = Workspace(tmp_path), scorer_of(run), (run.root / "run.json").read_bytes()
     assert read_params(run) == ChosenParams(split_sha256=run.info.selection_sha256)
-    choice, params = tune_run(workspace, run, "selection", Silent(), CPU, gammas=(0.0, 1.0))
+    choice, params = tune_run(workspace, run, "selection", Silent(), CPU, SmrGrid(gammas=(0.0, 1.0)))
     assert read_params(run).by_scores == {"cosine": params}
     assert (params.smr, params.smr_mr) == (choice.gammas, choice.mr)
-    found = params_for(workspace, run, loaded, "csls+smr,itm+smr,sinkhorn", 3, Silent())
+    found = params_for(workspace, scorer, "csls+smr,itm+smr,sinkhorn", 3)
     assert read_params(run) == found
     assert list(found.by_scores) == ["cosine", "cosine+csls", "itm@3"]
     assert found.of("cosine") == params
-    assert params_for(workspace, run, loaded, "default", None, Silent()) == found
-    itm, _ = tune_run(workspace, run, "selection", Silent(), CPU, base="itm", gammas=(0.0, 1.0))
+    assert params_for(workspace, scorer, "default") == found
+    itm, _ = tune_run(workspace, run, "selection", Silent(), CPU, SmrGrid("itm", gammas=(0.0, 1.0)))
     assert read_params(run).of(f"itm@{run.recipe.evaluate.itm_k}").smr == itm.gammas
     assert (run.root / "run.json").read_bytes() == before
     test = open_prepared(tiny_prepared).split("test")
     with pytest.raises(GuardError, match="on the test split"):
-        choose_missing(run, loaded, test, (), Available(("cosine",), ChosenParams()), Silent())
+        choose_missing(scorer, test, (), Available(("cosine",), ChosenParams()))
 
 
 def test_parameters_of_another_split_or_model_are_not_used(run: Run, tmp_path: Path) -> None:
@@ -309,7 +314,7 @@ def test_parameters_of_another_split_or_model_are_not_used(run: Run, tmp_path: P
         path.write_text(json.dumps({**whole, "chooser": {**whole["chooser"], key: "0" * 64}}))
         assert read_params(run, said).by_scores == {}
         assert "is not used: it was chosen for other weights or on another split" in said.messages.pop()
-    fresh = params_for(Workspace(tmp_path), run, run.load(), "smr", None, said)
+    fresh = params_for(Workspace(tmp_path), RunScorer(run, run.load(), said), "smr")
     assert read_params(run) == fresh
     for broken, words in (
         ({**whole, "by_scores": 3}, "by_scores"),
@@ -353,9 +358,7 @@ def test_the_data_set_must_be_the_one_of_the_run(run: Run, tmp_path: Path) -> No
 def test_training_images_in_another_data_set_are_found_though_the_runs_own_is_gone(run: Run, tmp_path: Path) -> None:
     gone = replace(run, info=replace(run.info, dataset_root=str(tmp_path / "nowhere"), dataset="lost"))
     train = open_prepared(Path(run.info.dataset_root)).split("train")
-    report = evaluate_model(
-        gone.load(CPU), gone, train.subset([0, 1, 2]), Silent(), replace(QUICK, rerank="none", itm_k=0)
-    )
+    report = of_run(gone, train.subset([0, 1, 2]), replace(QUICK, rerank="none", itm_k=0))
     assert report.stamp.overlap is not None
     assert (report.stamp.overlap.pictures, report.stamp.overlap.captions) == (3, 6)
 
@@ -381,7 +384,7 @@ def test_recalls_of_groups_make_up_the_whole(split: DataSplit) -> None:
 def test_keeping_an_evaluation_touches_nothing_else_of_a_run(run: Run) -> None:
     before = {path.name: path.read_bytes() for path in run.root.iterdir() if path.is_file()}
     split = open_prepared(Path(run.info.dataset_root)).split("test")
-    report = evaluate_model(run.load(CPU), run, split, Silent(), replace(QUICK, rerank="none", itm_k=0))
+    report = of_run(run, split, replace(QUICK, rerank="none", itm_k=0))
     save_report(report, report_path(run.root, "test", "rsitr"))
     assert {path.name: path.read_bytes() for path in run.root.iterdir() if path.is_file()} == before
 

@@ -28,7 +28,7 @@ from cmpagl_core.datasets.prepare import prepare
 from cmpagl_core.datasets.prepared import open_prepared
 from cmpagl_core.datasets.request import PrepareRequest
 from cmpagl_core.errors import CmpaglError
-from cmpagl_core.evaluation.selection import params_for
+from cmpagl_core.evaluation.choosing import RunScorer, params_for
 from cmpagl_core.progress import Advance, Progress, Silent
 from cmpagl_core.recipe_files import load_recipe
 from cmpagl_core.runs import open_run
@@ -162,7 +162,7 @@ class Bench:
 
         def work(progress: Progress) -> str:
             run = open_run(self.workspace.find("runs", "tiny"))
-            params_for(self.workspace, run, run.load(CPU), reranking, None, progress)
+            params_for(self.workspace, RunScorer(run, run.load(CPU), progress), reranking)
             return reranking
 
         return work

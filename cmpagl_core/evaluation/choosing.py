@@ -1,0 +1,272 @@
+"""Choosing parameters of re-rankings: for a run on its selection split, for files on another one (sections 4 and 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset
+from cmpagl_core.encoders.export import run_features
+from cmpagl_core.encoders.feature_set import load_feature_set
+from cmpagl_core.errors import DataError, GuardError, MismatchError, UsageError
+from cmpagl_core.evaluation.kept_params import add_params, read_params
+from cmpagl_core.evaluation.protocol import require_not_test
+from cmpagl_core.evaluation.score_files import equal_scores, open_scores, read_scores_info, require_shape
+from cmpagl_core.evaluation.sensitivity import Sensitivity, smr_sensitivity
+from cmpagl_core.evaluation.stages import Available, Base, Stage, wanted_stages
+from cmpagl_core.evaluation.tune import SmrChoice, choose_params, choose_smr, choose_temperature
+from cmpagl_core.progress import Progress
+from cmpagl_core.ranking.chain import TEMPERED, ChosenParams, RerankParams
+from cmpagl_core.ranking.itm import ALL_PAIRS, itm_scores
+from cmpagl_core.ranking.scores import ScoreMatrix
+from cmpagl_core.ranking.smr import SmrForm
+from cmpagl_core.run_data import EvalSplit, open_selection, open_tested
+from cmpagl_core.runs import LoadedModel, Run
+from cmpagl_core.workspace import Workspace
+
+_ELSE = "give features or scores of the val split"
+
+
+@dataclass(frozen=True, eq=False)
+class RunScorer:
+    """A run's model, as it scores splits."""
+
+    run: Run
+    loaded: LoadedModel
+    progress: Progress
+
+    def offers(self, params: ChosenParams, itm_k: int | None = None) -> Available:
+        """What the model can be evaluated by. itm_k: candidates of ITM; the recipe's when None."""
+        aligned, cfg = self.run.recipe.losses.aligns_features, self.run.recipe.evaluate
+        k = ALL_PAIRS if not aligned else cfg.itm_k if itm_k is None else itm_k
+        with_itm = self.loaded.model.itm_head is not None and (k > 0 or not aligned)
+        bases: tuple[Base, ...] = (*(("cosine",) if aligned else ()), *(("itm",) if with_itm else ()))
+        return Available(bases, params, k if with_itm else None, cfg.smr)
+
+    def scores(self, split: DataSplit, itm_k: int | None) -> Callable[[Base], ScoreMatrix]:
+        """Scores of a split's images x texts, by what they are called: the split is encoded now, pairs matched once.
+
+        itm_k: as `offers` says. Raises DataError for a picture that cannot be read.
+        """
+        features = run_features(self.loaded, self.run.root.name, split, self.progress)
+        cosines = ScoreMatrix.from_features(features.image_features, features.text_features).held()
+
+        def scores(base: Base) -> ScoreMatrix:
+            if base == "cosine":
+                return cosines
+            return itm_scores(self.loaded, split, cosines, itm_k or ALL_PAIRS, self.progress)
+
+        return cache(scores)
+
+
+@dataclass(frozen=True)
+class SmrGrid:
+    """Where SMR's gammas are looked for: the recipe's scores, form and gammas where nothing else is asked for."""
+
+    base: Base | None = None  # the scores that are re-ranked; the plain ranking when None
+    form: SmrForm | None = None
+    gammas: Sequence[float] | None = None
+
+
+def tune_run(
+    workspace: Workspace,
+    run: Run,
+    split: str,
+    progress: Progress,
+    device: torch.device,
+    grid: SmrGrid = SmrGrid(),
+    keep: bool = True,
+) -> tuple[SmrChoice, RerankParams]:
+    """Choose SMR's gammas and the temperatures of re-rankings on a split by its name, and keep them beside the run.
+
+    Raises GuardError for the test split, before anything is opened, and for images that the run was trained on;
+    UsageError for scores that the model has not, or a choice to be kept that would never be used.
+    """
+    tested = _open_for_choosing(workspace, run, split, "SMR's gammas")
+    if keep and tested.split.sha256 != run.info.selection_sha256:
+        raise UsageError(
+            f"a choice on {split} cannot be kept: {run.root.name} uses what was chosen on its selection split",
+            hint="choose on selection, or pass --no-keep",
+        )
+    scorer = RunScorer(run, run.load(device), progress)
+    available = scorer.offers(read_params(run, progress))
+    base = available.bases[0] if grid.base is None else grid.base
+    if base not in available.bases:
+        raise UsageError(f"{run.root.name} has no {base} scores", hint=f"it has {', '.join(available.bases)}")
+    scores = scorer.scores(tested.split, available.itm_k)(base)
+    owners, cfg = tested.split.caption_image, run.recipe.evaluate
+    gammas = cfg.smr_gammas if grid.gammas is None else grid.gammas
+    choice = choose_smr(scores, owners, gammas, grid.form or cfg.smr_form, progress)
+    temperatures = {name: choose_temperature(name, scores, owners) for name in TEMPERED}
+    params = RerankParams(
+        choice.gammas, temperatures["dual_softmax"], temperatures["sinkhorn"], choice.mr
+    )  # fmt: skip
+    if keep:
+        add_params(run, ChosenParams(), ChosenParams({available.scores_of(base): params}), progress)
+    return choice, params
+
+
+def sensitivity_of_run(
+    workspace: Workspace,
+    run: Run,
+    split: str,
+    progress: Progress,
+    device: torch.device,
+    gammas: Sequence[float] | None = None,
+    samples: int = 1000,
+) -> tuple[Sensitivity, DataSplit]:
+    """How much SMR's gammas matter on a split by its name, beside every other re-ranking; nothing is kept.
+
+    gammas: the recipe's when None. Raises GuardError as `tune_run` does.
+    """
+    tested = _open_for_choosing(workspace, run, split, "among SMR's gammas")
+    scorer = RunScorer(run, run.load(device), progress)
+    available = scorer.offers(ChosenParams())
+    found = smr_sensitivity(
+        scorer.scores(tested.split, available.itm_k)(available.bases[0]),
+        tested.split.caption_image,
+        tested.split.image_ids,
+        run.recipe.evaluate.smr_gammas if gammas is None else gammas,
+        samples,
+        progress=progress,
+    )
+    return found, tested.split
+
+
+def params_for(workspace: Workspace, scorer: RunScorer, wanted: str, itm_k: int | None = None) -> ChosenParams:
+    """The parameters that a run keeps; where stages are asked for by name or all, what they lack is chosen and kept.
+
+    wanted: as for `wanted_stages`. What cannot be chosen, since the run's own data are gone or were changed, is said.
+    """
+    run, progress = scorer.run, scorer.progress
+    known = read_params(run, progress)
+    if wanted in ("none", "default"):
+        return known
+    available = scorer.offers(known, itm_k)
+    lacking = available.lacking(wanted_stages(wanted, available.bases))
+    if not lacking:
+        return known
+    try:
+        selection = open_selection(workspace, run)
+    except (DataError, MismatchError) as error:
+        progress.say(f"parameters of {', '.join(stage.name for stage in lacking)} cannot be chosen: {error}")
+        return known
+    names = ", ".join(stage.name for stage in lacking)
+    progress.say(f"choosing parameters of {names} on the {selection.name} split, once for this run")
+    params = choose_missing(scorer, selection, lacking, available)
+    add_params(run, known, params, progress)
+    return params
+
+
+def choose_missing(
+    scorer: RunScorer, selection: DataSplit, stages: Sequence[Stage], available: Available
+) -> ChosenParams:
+    """What the stages lack, chosen on a split that is not the test split. Raises GuardError for the test split."""
+    require_not_test(selection.name, "the parameters of re-rankings")
+    lacking = available.lacking(stages)
+    if not lacking:
+        return available.params
+    cfg = scorer.run.recipe.evaluate
+    scores = scorer.scores(selection, available.itm_k)
+    return choose_params(
+        lacking, scores, selection.caption_image, available, cfg.smr_gammas, cfg.smr_form, scorer.progress
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class ChoiceScores:
+    """Scores of a split that something is chosen on: images x captions, and whose they are."""
+
+    path: Path
+    scores: ScoreMatrix
+    caption_image: NDArray[np.int64]
+    split_sha256: str
+    images: frozenset[str]  # SHA-256 of their files
+    array: NDArray[Any] | None = None  # of a score file, as stored
+
+
+def open_choice_features(path: Path) -> ChoiceScores:
+    """Features of another split. Raises GuardError for the test split."""
+    features = load_feature_set(path)
+    require_not_test(features.info.split, "re-rankings")
+    scores = ScoreMatrix.from_features(features.image_features, features.text_features)
+    images = frozenset(features.image_sha256)
+    return ChoiceScores(path, scores, features.text_image, features.info.split_sha256, images)
+
+
+def open_choice_scores(path: Path, prepared: PreparedDataset, split: str | None) -> ChoiceScores:
+    """A score file of another split, which its description (`export --scores`) or the user names.
+
+    Raises UsageError where neither says which split it is of, GuardError for the test split, MismatchError where both
+    differ or the file is of other data.
+    """
+    info = read_scores_info(path)
+    named = split or (None if info is None else info.split)
+    if named is None:
+        raise UsageError(
+            f"{path} does not say which split it is of", hint="say so with --choose-split val, or `export --scores`"
+        )
+    require_not_test(named, "re-rankings")
+    chosen = prepared.split(named)
+    if info is not None and info.split_sha256 != chosen.sha256:
+        raise MismatchError(
+            f"{path} holds scores of the {info.split} split of {info.dataset}, not of {named} of {prepared.name}",
+            hint="name its data set with --data",
+        )
+    array = open_scores(path)
+    scores = ScoreMatrix.from_array(array)
+    require_shape(scores, chosen, str(path))
+    images = frozenset(chosen.picture_sha256)
+    return ChoiceScores(path, scores, chosen.caption_image, chosen.sha256, images, array)
+
+
+def require_other_images(choice: ChoiceScores, tested: Sequence[str], tested_sha256: str) -> None:
+    """Refuse to choose on what is tested. tested: SHA-256 of the tested images. Raises GuardError."""
+    if choice.split_sha256 and choice.split_sha256 == tested_sha256:
+        raise GuardError(
+            f"{choice.path} is of the very split that is evaluated, so choosing on it would flatter every re-ranking",
+            hint=_ELSE,
+        )
+    shared = sum(image in choice.images for image in tested)
+    if shared:
+        raise GuardError(
+            f"{choice.path} holds {shared:,} of the {len(tested):,} pictures that are evaluated, so choosing on it "
+            "would flatter every re-ranking",
+            hint=_ELSE,
+        )
+
+
+def require_other_scores(choice: ChoiceScores, tested: NDArray[Any], path: Path) -> None:
+    """Refuse to choose on the tested matrix under another name. Raises GuardError."""
+    if choice.array is not None and equal_scores(choice.array, tested):
+        raise GuardError(
+            f"{choice.path} holds the very scores of {path}, so choosing on it would flatter every re-ranking",
+            hint=_ELSE,
+        )
+
+
+def choose_on(choice: ChoiceScores, wanted: str, progress: Progress) -> ChosenParams:
+    """The parameters of the re-rankings that are asked for (see `wanted_stages`), on what each re-ranks."""
+    nothing = Available(("cosine",), ChosenParams(split_sha256=choice.split_sha256))
+    stages = wanted_stages(wanted, nothing.bases)
+    return choose_params(stages, lambda _: choice.scores, choice.caption_image, nothing, progress=progress)
+
+
+def _open_for_choosing(workspace: Workspace, run: Run, split: str, what: str) -> EvalSplit:
+    require_not_test(split, what)
+    tested = open_tested(workspace, run, None, split)
+    shared = sum(picture in run.seen.train_images for picture in tested.split.picture_sha256)
+    if shared:
+        raise GuardError(
+            f"choosing {what} on {split} would flatter them: {run.root.name} was trained on {shared:,} of its "
+            f"{len(tested.split):,} pictures",
+            hint="choose on the run's selection split",
+        )
+    return tested
