@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors: more threads only wait for each other
 os.environ["COLUMNS"] = "80"
 os.environ.pop("CMPAGL_WORKSPACE", None)
+
+# A background job is born with signals ignored, and so would be the commands that tests stop by them.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 settings.register_profile("cmpagl", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("cmpagl")
