@@ -176,7 +176,9 @@ def test_a_pid_that_was_given_out_again_is_another_process(tmp_path: Path) -> No
         pytest.skip("this system does not say when a process was started")
     record_of(tmp_path / "tiny", Process(own.host, own.pid, own.started_ticks - 1))
     with hold(tmp_path / "tiny"):
-        pass
+        taken_over = (tmp_path / ".tiny.lock.json").read_text(encoding="utf-8")
+    assert str(own.started_ticks) in taken_over
+    assert not (tmp_path / ".tiny.lock.json").exists()
 
 
 def test_a_living_process_of_this_host_is_respected_though_its_lock_file_is_gone(tmp_path: Path) -> None:
