@@ -43,9 +43,8 @@ class Learner:
 
     @property
     def losses_meet(self) -> bool:
-        """Whether all losses reach the image tokens: not while the gate that joins Gswin to a stem's probe is shut."""
-        skip = self.model.stem_skip
-        return skip is None or bool(skip.gate.any())
+        """Whether all losses reach the features by way of the image tokens: not where a stem's probe leads past them."""
+        return self.model.stem_skip is None
 
     def encode(self, images: Tensor) -> ImageEncoding:
         """images: pixel_values [B, 3, S, S], or a frozen stem's cached maps, flattened: [B, values]."""
