@@ -11,7 +11,7 @@ CMPAGL := $(BIN)/cmpagl --workspace $(WORKSPACE)
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make quickstart  a picture search from nothing: draw scenes, train, evaluate, search (about 5 minutes)"
+	@echo "make quickstart  an image search from nothing: draw scenes, train, evaluate, search (about 5 minutes)"
 	@echo "make test        the test suite (make test-slow: what takes long)"
 	@echo "make lint        ruff, mypy, import-linter"
 	@echo "make bench       one JSON line per measurement (faiss-cpu is the peer of one)"

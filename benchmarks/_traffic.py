@@ -15,7 +15,7 @@ _MOVE_NOTHING = ("_unsafe_view", "empty", "empty_like", "empty_strided", "new_em
 class Traffic(TorchDispatchMode):
     """Sums, while it is entered, the bytes of every tensor that an operator reads or writes.
 
-    Views move nothing, and what is only to be written into is counted when it is. A tensor read twice by one operator
+    Tta move nothing, and what is only to be written into is counted when it is. A tensor read twice by one operator
     counts once, an expanded one with what it stores.
     """
 

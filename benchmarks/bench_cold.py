@@ -1,4 +1,4 @@
-"""A cold `cmpagl retrieve` over 10,000 pictures against the import of torch, transformers and BertModel alone."""
+"""A cold `cmpagl retrieve` over 10,000 images against the import of torch, transformers and BertModel alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cmpagl_core.search.index import GalleryIndex, IndexInfo, save_index
 from cmpagl_core.search.marker import write_named
 from cmpagl_core.search.stored import FileStamps
 
-PICTURES, DIM = 10_000, 256
+IMAGES, DIM = 10_000, 256
 QUERY = "two baseball fields next to a road"
 PEER = "import torch, transformers; from transformers import BertModel"
 RECIPE = """
@@ -34,7 +34,7 @@ text_encoder: {size: SIZE}
 
 
 def make_index(root: Path, size: str) -> None:
-    """An index of random pictures with five captions each, and the text half of a model of that size."""
+    """An index of random images with five captions each, and the text half of a model of that size."""
     recipe = parse_recipe(RECIPE.replace("SIZE", size), "the benchmark")
     words = [f"word{number}" for number in range(8000)]
     tokenizer = load_tokenizer(recipe.text_encoder, 64, [QUERY, *words])
@@ -43,23 +43,23 @@ def make_index(root: Path, size: str) -> None:
     tokens = tokenizer([QUERY])
     with torch.inference_mode():
         expected = model.encode_texts(tokens.input_ids, tokens.attention_mask).features.numpy()
-    values = np.random.default_rng(0).standard_normal((PICTURES, DIM)).astype(np.float32)
+    values = np.random.default_rng(0).standard_normal((IMAGES, DIM)).astype(np.float32)
     values /= np.linalg.norm(values, axis=1, keepdims=True)
-    ids = [f"{row:05d}.jpg" for row in range(PICTURES)]
-    nothing = np.zeros(PICTURES, dtype=np.int64)
+    ids = [f"{row:05d}.jpg" for row in range(IMAGES)]
+    nothing = np.zeros(IMAGES, dtype=np.int64)
     index = GalleryIndex(
         root=root,
         image_features=values,
         image_ids=TextTable.of(ids),
-        paths=TextTable.of(f"/pictures/{name}" for name in ids),
+        paths=TextTable.of(f"/images/{name}" for name in ids),
         windows=None,
-        captions=TextTable.of(f"caption {number} of many" for number in range(PICTURES)),
+        captions=TextTable.of(f"caption {number} of many" for number in range(IMAGES)),
         text_features=values,
-        caption_image=np.repeat(np.arange(PICTURES), 5),
-        caption_text=np.resize(np.arange(PICTURES), 5 * PICTURES),
+        caption_image=np.repeat(np.arange(IMAGES), 5),
+        caption_text=np.resize(np.arange(IMAGES), 5 * IMAGES),
         tie_order=None,
-        stamps=FileStamps(nothing, nothing, np.zeros((PICTURES, 32), dtype=np.uint8)),
-        info=IndexInfo("many", "folder", "/pictures", "", "", "model", "run", "", "0" * 64, "", "bf16"),
+        stamps=FileStamps(nothing, nothing, np.zeros((IMAGES, 32), dtype=np.uint8)),
+        info=IndexInfo("many", "folder", "/images", "", "", "model", "run", "", "0" * 64, "", "bf16"),
     )
     written = write_named(root, "text_tower", lambda path: write_text_tower(path, loaded))
     tower = save_index(index, "", [], written).tower
@@ -86,7 +86,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             make_index(Path(folder, "indexes", "many"), size)
             ours, peer = in_turns_s(lambda folder=folder: ask(folder), lambda: run("-c", PEER))
-            met.append(report(f"cold retrieve, 10,000 pictures, {size} text half", ours, "s", 1.0, PEER, peer))
+            met.append(report(f"cold retrieve, 10,000 images, {size} text half", ours, "s", 1.0, PEER, peer))
     return 0 if all(met) else 1
 
 

@@ -1,4 +1,4 @@
-"""Gswin-T against timm's Swin-T, eager, 224 px: encoding 32 pictures, and a training step of 16.
+"""Gswin-T against timm's Swin-T, eager, 224 px: encoding 32 images, and a training step of 16.
 
 Under bf16 autocast, both, where the processor has instructions for it; in fp32 elsewhere.
 Each in a process of its own, under the settings that its users get: ours keeps freed memory, which the peer's users
@@ -108,14 +108,14 @@ def flops(model: nn.Module, pixel_values: Tensor) -> int:
 
 
 def make_encoding(global_window: bool, which: Which) -> Callable[[], object]:
-    """The work of a process: encode 32 pictures, under the settings that users of `which` get."""
+    """The work of a process: encode 32 images, under the settings that users of `which` get."""
     model = _ready(global_window, which).eval()
     pixel_values = torch.randn(ENCODED, 3, SIZE_PX, SIZE_PX)
     return lambda: encode(model, pixel_values)
 
 
 def make_training(global_window: bool, which: Which) -> Callable[[], None]:
-    """The work of a process: a training step of 16 pictures, under the settings that users of `which` get."""
+    """The work of a process: a training step of 16 images, under the settings that users of `which` get."""
     model = _ready(global_window, which).train()
     return training_step(model, torch.randn(TRAINED, 3, SIZE_PX, SIZE_PX))
 
@@ -189,9 +189,7 @@ def main() -> int:
         check(ours, peer, pixel_values)
         name = "Gswin-T, " + ("with its global window" if global_window else "global window off")
         encoding_bar, training_bar = BARS[global_window]
-        encoding = measure(
-            f"encode {ENCODED} pictures, {name}, {PRECISION}", make_encoding, global_window, encoding_bar
-        )
+        encoding = measure(f"encode {ENCODED} images, {name}, {PRECISION}", make_encoding, global_window, encoding_bar)
         share = flops(ours, pixel_values) * ENCODED / len(pixel_values) / encoding.seconds / rate
         note(f"{name}: share of the {PRECISION} matrix rate", share, "of 1")
         title = f"training step, batch {TRAINED}, {name}, {PRECISION}"

@@ -14,14 +14,14 @@ from bench_image_encoder import SIZE_PX, encode, training_step
 from torch import nn
 
 from cmpagl_core.device import keep_freed_memory
+from cmpagl_core.models.backbone import Backbone
 from cmpagl_core.models.gswin import GswinEncoder
 from cmpagl_core.models.kernels.use import KERNELS, use_kernels
-from cmpagl_core.models.stem import FeatureStem
 from cmpagl_core.recipe import ImageEncoderPart
 
 ENCODED, TRAINED = 16, 8
 PEER = "plain layers"
-LAYERS = [layer for layer in KERNELS["cpu"] if layer is not FeatureStem]  # of which Swin's patch embedding has none
+LAYERS = [layer for layer in KERNELS["cpu"] if layer is not Backbone]  # of which Swin's patch embedding has none
 
 
 def encoder(layers: Collection[type[nn.Module]]) -> GswinEncoder:
@@ -39,7 +39,7 @@ def measure(name: str, layers: Collection[type[nn.Module]]) -> None:
     ours, peer = encoder(layers).eval(), encoder(()).eval()
     pixel_values = torch.randn(ENCODED, 3, SIZE_PX, SIZE_PX)
     taken = in_turns_s(lambda: encode(ours, pixel_values), lambda: encode(peer, pixel_values))
-    compare(f"encode {ENCODED} pictures, Gswin-T, {name}, {PRECISION}", taken[0], "s", PEER, taken[1])
+    compare(f"encode {ENCODED} images, Gswin-T, {name}, {PRECISION}", taken[0], "s", PEER, taken[1])
     steps = (training_step(model.train(), pixel_values[:TRAINED]) for model in (ours, peer))
     taken = in_turns_s(*steps)
     compare(f"training step, batch {TRAINED}, Gswin-T, {name}, {PRECISION}", taken[0], "s", PEER, taken[1])

@@ -12,7 +12,7 @@ from _measure import report
 
 from cmpagl_core.encoders.feature_set import FeatureInfo, FeatureSet
 from cmpagl_core.evaluation.evaluate import EvaluateOptions, feature_scores
-from cmpagl_core.ranking.chain import ChosenParams, Gammas, RerankParams
+from cmpagl_core.ranking.rerank import ChosenParams, Gammas, RerankParams
 
 IMAGES, CAPTIONS, WIDTH = 5_000, 5, 256
 GIB = 2**30
@@ -25,7 +25,7 @@ def random_features(images: int) -> FeatureSet:
     owner = np.repeat(np.arange(images), CAPTIONS)
     left = rng.standard_normal((images, WIDTH), dtype=np.float32)
     right = 0.15 * left[owner] + rng.standard_normal((len(owner), WIDTH), dtype=np.float32)
-    ids = tuple(f"picture {row}" for row in range(images))
+    ids = tuple(f"image {row}" for row in range(images))
     return FeatureSet(
         left / np.linalg.norm(left, axis=1, keepdims=True),
         right / np.linalg.norm(right, axis=1, keepdims=True),

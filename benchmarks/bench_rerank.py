@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from cmpagl_core.evaluation.recall import Matches, recall
 from cmpagl_core.evaluation.tune import choose_smr
-from cmpagl_core.ranking.chain import Directions, Gammas, RerankParams, rerank
 from cmpagl_core.ranking.galr import GALR_BACKWARD_WEIGHT, GALR_K, GALR_SCORE_WEIGHT
+from cmpagl_core.ranking.rerank import Directions, Gammas, RerankParams, rerank
 from cmpagl_core.ranking.scores import ScoreMatrix
 
 IMAGES, CAPTIONS, WIDTH = 1093, 5, 256

@@ -1,6 +1,6 @@
 """Cost with size: encoding, exact search and SMR at N, 2 N, 4 N and 8 N must grow no faster than their work.
 
-The work of encoding is the number of pictures, of search and SMR queries times gallery. A tenth more is allowed for
+The work of encoding is the number of images, of search and SMR queries times gallery. A tenth more is allowed for
 what the clock and the caches add. Export is encoding plus the decoding that `bench_export.py` measures beside it; it
 begins at eight batches, since fewer don't show decoding and encoding side by side.
 """
@@ -18,13 +18,13 @@ from _measure import median_s, report
 from numpy.typing import NDArray
 from PIL import Image
 
-from cmpagl_core.encoders.encode import encode_pictures
+from cmpagl_core.encoders.encode import encode_images
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.models.kernels.use import use_kernels
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.progress import Silent
-from cmpagl_core.ranking.chain import Directions, Gammas, RerankParams, rerank
+from cmpagl_core.ranking.rerank import Directions, Gammas, RerankParams, rerank
 from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.recipe_files import parse_recipe
 from cmpagl_core.runs import LoadedModel
@@ -67,9 +67,9 @@ def export(folder: Path) -> Callable[[int], object]:
     model = use_kernels(build_model(recipe, tokenizer.vocab_size), torch.device("cpu")).eval()
     loaded = LoadedModel(model, tokenizer, recipe, "", torch.device("cpu"))
     pixels = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
-    path = folder / "picture.jpg"
+    path = folder / "image.jpg"
     Image.fromarray(pixels).save(path)
-    return lambda count: encode_pictures(loaded, [ImageRef("one", path)] * count, Silent())
+    return lambda count: encode_images(loaded, [ImageRef("one", path)] * count, Silent())
 
 
 def smr(count: int) -> object:
@@ -83,7 +83,7 @@ def main() -> int:
     queries = unit_rows(64, 2)
     galleries = {count: unit_rows(count, 3) for count in (20_000 * factor for factor in (1, *FACTORS))}
     with tempfile.TemporaryDirectory() as folder:
-        done = [growth("export of pictures (decode and encode)", export(Path(folder)), 256)]
+        done = [growth("export of images (decode and encode)", export(Path(folder)), 256)]
     done.append(growth("exact search of 64 queries", lambda count: top_k(galleries[count], queries, 10), 20_000))
     done.append(growth("SMR, N images x 5 N texts, both directions", smr, 125, power=2))
     return 0 if all(done) else 1

@@ -13,7 +13,7 @@ from cmpagl_core.progress import Silent
 from cmpagl_core.search.stores.exact import ExactStore
 from cmpagl_core.search.stores.int8 import Int8Store
 
-PICTURES, DIM, K, THREADS = 1_000_000, 256, 10, 2
+IMAGES, DIM, K, THREADS = 1_000_000, 256, 10, 2
 
 
 def unit_rows(rows: int, seed: int) -> NDArray[np.float32]:
@@ -31,7 +31,7 @@ def main() -> int:
         return 0
     torch.set_num_threads(THREADS)
     faiss.omp_set_num_threads(THREADS)
-    features, queries = unit_rows(PICTURES, 0), unit_rows(64, 1)
+    features, queries = unit_rows(IMAGES, 0), unit_rows(64, 1)
     index = faiss.IndexFlatIP(DIM)
     index.add(features)
     exact = ExactStore(features)
@@ -48,9 +48,9 @@ def main() -> int:
         )
         title = f"exact search, 1,000,000 x 256, {count} queries"
         met.append(report(title, ours, "s", bar, "faiss IndexFlatIP", peer))
-    eighth = Int8Store(ExactStore(np.ascontiguousarray(features[: PICTURES // 8])), Silent())
+    eighth = Int8Store(ExactStore(np.ascontiguousarray(features[: IMAGES // 8])), Silent())
     small, large = median_s(lambda: eighth.top_k(queries, K)), median_s(lambda: scanner.top_k(queries, K))
-    title = "exact search, 8 x the pictures for at most 8 x the time"
+    title = "exact search, 8 x the images for at most 8 x the time"
     met.append(report(title, large, "s", 1.0, "8 x the time of 125,000", 8 * small))
     return 0 if all(met) else 1
 

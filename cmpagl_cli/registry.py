@@ -13,13 +13,13 @@ from typing import Any
 import typer
 
 COMMANDS = {
-    "prepare": "Check a data set's pictures and captions, and fix its splits.",
+    "prepare": "Check a data set's images and captions, and fix its splits.",
     "train": "Train a recipe on a prepared data set.",
     "evaluate": "Recalls of a run on a split, before and after re-ranking.",
     "compare": "Test whether two evaluated runs, or one at two stages, differ.",
     "export": "Write a split's features to one safetensors file.",
-    "index": "Encode a folder of pictures, so that `retrieve` finds them.",
-    "retrieve": "Find pictures by text, or by another picture.",
+    "index": "Encode a folder of images, so that `retrieve` finds them.",
+    "retrieve": "Find images by text, or by another image.",
     "explain": "Show where a run's fusion half looks for each word.",
     "ablate": "Train a recipe with and without each claim of the paper.",
     "report": "Write one HTML page about a run, or about several.",

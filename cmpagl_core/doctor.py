@@ -162,7 +162,12 @@ def _weights() -> Iterator[Check]:
     for name in shipped_recipes():
         recipe = load_recipe(name)
         image = recipe.image_encoder
-        for spec in (image.swin_weights, image.stem_weights, *image.stem_also_weights, recipe.text_encoder.weights):
+        for spec in (
+            image.swin_weights,
+            image.backbone_weights,
+            *image.extra_backbone_weights,
+            recipe.text_encoder.weights,
+        ):
             if spec != "random" and name not in wanted.setdefault(spec, []):
                 wanted[spec].append(name)
     for spec, recipes in wanted.items():

@@ -46,7 +46,7 @@ class RecipeError(UsageError):
 
 
 class DataError(CmpaglError):
-    """Annotations, pictures or a prepared data set are wrong."""
+    """Annotations, images or a prepared data set are wrong."""
 
     exit_code = ExitCode.DATA
 

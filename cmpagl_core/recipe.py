@@ -59,16 +59,16 @@ class SelectionPart(_Part):
 
 
 class DataPart(_Part):
-    """Which prepared data set, and how a picture becomes numbers."""
+    """Which prepared data set, and how an image becomes numbers."""
 
     dataset: str = Field("", description="name or path of a prepared data set; empty: the newest")
-    image_size_px: int = Field(224, ge=32, le=1024, description="pictures are squashed to this square")
+    image_size_px: int = Field(224, ge=32, le=1024, description="images are squashed to this square")
     max_caption_tokens: int = Field(64, ge=8, le=512, description="longer captions are cut")
-    augment: Annotated[Literal["none", "flips", "dihedral"], Word] = Field(
-        "dihedral", description="flips, or flips and right angles; only for captions that name no direction"
+    augment: Annotated[Literal["none", "flips", "d4"], Word] = Field(
+        "d4", description="flips, or the 8 flips and 90-degree rotations (d4); only for captions that name no direction"
     )
     crop_scale_min: float = Field(1.0, gt=0.0, le=1.0, description="smallest area share of a random crop; 1 is none")
-    workers: int = Field(0, ge=0, le=64, description="threads that decode pictures ahead; 0: none")
+    workers: int = Field(0, ge=0, le=64, description="threads that decode images ahead; 0: none")
     selection: SelectionPart = SelectionPart()
 
 
@@ -104,33 +104,35 @@ class ImageEncoderPart(_Part):
     weights: Annotated[str, Word] = Field(
         "random", description="timm:NAME, file:PATH or random; {size} in it stands for the size above"
     )
-    stem: Annotated[str, Word] = Field("patch", description="patch, or the name of a timm feature extractor")
-    stem_strides: Annotated[tuple[Literal[4, 8, 16, 32], ...], _List] = Field(
-        (16,), description="maps taken from the stem, joined at the finest; which stages are left follows from it"
+    backbone: Annotated[str, Word] = Field(
+        "none", description="none (Swin's patch embedding), or the name of a timm feature extractor"
     )
-    stem_head: bool = Field(False, description="take the stem's last 1x1 convolution with its widest map")
-    stem_skip: bool = Field(
+    backbone_strides: Annotated[tuple[Literal[4, 8, 16, 32], ...], _List] = Field(
+        (16,), description="maps taken from the backbone, joined at the finest; which stages are left follows from it"
+    )
+    backbone_head: bool = Field(False, description="take the backbone's last 1x1 convolution with its widest map")
+    backbone_skip: bool = Field(
         False,
-        description="ours: image_features start as a linear probe of the stem's averaged map; Gswin joins by a gate",
+        description="ours: image_features start as a linear probe of the backbone's average; Gswin joins by a gate",
     )
-    stem_skip_dropout: float = Field(
+    backbone_skip_dropout: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="ours: of the averaged map's channels before that probe, and before those of stem_also",
+        description="ours: of the averaged map's channels before that probe, and before those of extra_backbones",
     )
-    stem_weights: Annotated[str, Word] = Field("random", description="package:..., timm:NAME, file:PATH or random")
-    stem_also: Annotated[tuple[Annotated[str, Word], ...], _List] = Field(
+    backbone_weights: Annotated[str, Word] = Field("random", description="package:..., timm:NAME, file:PATH or random")
+    extra_backbones: Annotated[tuple[Annotated[str, Word], ...], _List] = Field(
         (), description="ours: more timm extractors; each adds a linear probe of its own, and features lie side by side"
     )
-    stem_also_weights: Annotated[tuple[Annotated[str, Word], ...], _List] = Field(
-        (), description="their weights, one for each, as in stem_weights"
+    extra_backbone_weights: Annotated[tuple[Annotated[str, Word], ...], _List] = Field(
+        (), description="their weights, one for each, as in backbone_weights"
     )
-    stem_also_px: Annotated[tuple[Annotated[int, Field(ge=32, le=1024)], ...], _List] = Field(
-        (), description="side in pixels to which each brings the picture first; empty: as it comes"
+    extra_backbone_px: Annotated[tuple[Annotated[int, Field(ge=32, le=1024)], ...], _List] = Field(
+        (), description="side in pixels to which each brings the image first; empty: as it comes"
     )
-    stem_trainable: bool = Field(False, description="false: frozen, its maps are cached on disk")
-    stem_unfreeze_epoch: Epochs = Field(0, description="a trainable stem stays frozen before this epoch")
+    backbone_trainable: bool = Field(False, description="false: frozen, its maps are cached on disk")
+    backbone_unfreeze_epoch: Epochs = Field(0, description="a trainable backbone stays frozen before this epoch")
 
     @model_validator(mode="before")
     @classmethod
@@ -150,26 +152,28 @@ class ImageEncoderPart(_Part):
     @model_validator(mode="after")
     def _check(self) -> Self:
         first = self.first_stage
-        if self.stem == "patch" and self.stem_skip:
-            raise ValueError("stem_skip needs a stem: set image_encoder.stem, or stem_skip false")
-        if self.stem_skip_dropout and not self.stem_skip:
-            raise ValueError("stem_skip_dropout is of stem_skip's probes: set image_encoder.stem_skip true")
-        if self.stem_also and not self.stem_skip:
-            raise ValueError("stem_also adds to the linear probe of stem_skip: set image_encoder.stem_skip true")
-        if len(self.stem_also) != len(self.stem_also_weights):
-            raise ValueError("stem_also_weights needs one source for each extractor of stem_also")
-        if self.stem_also_px and len(self.stem_also_px) != len(self.stem_also):
-            raise ValueError("stem_also_px needs one side for each extractor of stem_also, or none at all")
-        if self.stem != "patch":
-            if not self.stem_strides:
-                raise ValueError("stem_strides needs at least one stride")
+        if self.backbone == "none" and self.backbone_skip:
+            raise ValueError("backbone_skip needs a backbone: set image_encoder.backbone, or backbone_skip false")
+        if self.backbone_skip_dropout and not self.backbone_skip:
+            raise ValueError("backbone_skip_dropout is of backbone_skip's probes: set image_encoder.backbone_skip true")
+        if self.extra_backbones and not self.backbone_skip:
+            raise ValueError(
+                "extra_backbones adds to the linear probe of backbone_skip: set image_encoder.backbone_skip true"
+            )
+        if len(self.extra_backbones) != len(self.extra_backbone_weights):
+            raise ValueError("extra_backbone_weights needs one source for each extractor of extra_backbones")
+        if self.extra_backbone_px and len(self.extra_backbone_px) != len(self.extra_backbones):
+            raise ValueError("extra_backbone_px needs one side for each extractor of extra_backbones, or none at all")
+        if self.backbone != "none":
+            if not self.backbone_strides:
+                raise ValueError("backbone_strides needs at least one stride")
             if any(self.depths[:first]):
                 raise ValueError(
-                    f"a stem at stride {min(self.stem_strides)} replaces the stages before stage {first + 1}: "
+                    f"a backbone at stride {min(self.backbone_strides)} replaces the stages before stage {first + 1}: "
                     f"set their depths to 0 (size: custom)"
                 )
             if self.weights != "random":
-                raise ValueError("weights imports a whole Swin; with a stem use stem_weights")
+                raise ValueError("weights imports a whole Swin; with a backbone use backbone_weights")
         if self.size == "custom" and _SIZE in self.weights:
             raise ValueError(f"weights name {_SIZE}, and a custom size has no published Swin: name a file")
         if not all(self.depths[first:]):
@@ -191,8 +195,8 @@ class ImageEncoderPart(_Part):
         gone = [stage for stage in self.global_stages if stage <= self.first_stage]
         if gone and set(self.global_stages) != {1, 2, 3, 4}:
             raise ValueError(
-                f"global_stages names stage {gone[0]}, which the stem at stride {min(self.stem_strides)} replaces: "
-                f"name stages from {self.first_stage + 1} on"
+                f"global_stages names stage {gone[0]}, which the backbone at stride {min(self.backbone_strides)} "
+                f"replaces: name stages from {self.first_stage + 1} on"
             )
 
     @property
@@ -203,12 +207,12 @@ class ImageEncoderPart(_Part):
     @property
     def probes(self) -> int:
         """Groups of features that lie side by side, one for each extractor with a linear probe; else 1."""
-        return 1 + len(self.stem_also)
+        return 1 + len(self.extra_backbones)
 
     @property
     def first_stage(self) -> int:
         """Index (0 to 3) of the first Gswin stage."""
-        return 0 if self.stem == "patch" else STAGE_STRIDES.index(min(self.stem_strides))
+        return 0 if self.backbone == "none" else STAGE_STRIDES.index(min(self.backbone_strides))
 
     def stage_width(self, stage: int) -> int:
         """Channels of stage 0 to 3."""
@@ -289,7 +293,7 @@ class OptimPart(_Part):
 
     lr: float = Field(1.0e-4, gt=0.0, le=10.0, description="of new parts")
     text_lr_scale: Weight = Field(0.1, description="of imported BERT layers, times lr; 0 freezes them")
-    image_lr_scale: Weight = Field(0.1, description="of imported Swin or stem weights, times lr; 0 freezes them")
+    image_lr_scale: Weight = Field(0.1, description="of imported Swin or backbone weights, times lr; 0 freezes them")
     weight_decay: Weight = Field(0.05, description="not on norms and biases")
     beta1: Fraction = Field(0.9, description="of AdamW")
     beta2: Fraction = Field(0.98, description="of AdamW")
@@ -321,9 +325,9 @@ class TrainPart(_Part):
 class EvaluatePart(_Part):
     """Stages after the cosine ranking (section 4)."""
 
-    batch_size: BatchSize = Field(64, description="pictures encoded at once; features do not depend on it")
-    views: Annotated[Literal["one", "dihedral"], Word] = Field(
-        "one", description="ours: dihedral averages image_features over the eight flips and right angles"
+    batch_size: BatchSize = Field(64, description="images encoded at once; features do not depend on it")
+    tta: Annotated[Literal["none", "d4"], Word] = Field(
+        "none", description="ours: d4 averages image_features over the 8 flips and 90-degree rotations"
     )
     itm_k: int = Field(16, ge=0, le=1_000_000, description="candidates per query and direction; 0: no ITM stage")
     smr_form: Annotated[Literal["multiply", "add"], Word] = Field("multiply", description="section 4")
@@ -366,15 +370,15 @@ class Recipe(_Part):
             raise ValueError(
                 f"losses.embed_dim {losses.embed_dim} cannot be shared evenly by {self.image_encoder.probes} extractors"
             )
-        if self._caches_stem and self.data.crop_scale_min < 1.0:
+        if self._caches_backbone and self.data.crop_scale_min < 1.0:
             raise ValueError(
-                "a frozen stem's maps are cached for flips and right angles only: crop_scale_min must be 1"
+                "a frozen backbone's maps are cached for flips and 90-degree rotations only: crop_scale_min must be 1"
             )
         return self
 
     @property
-    def _caches_stem(self) -> bool:
-        return self.image_encoder.stem != "patch" and not self.image_encoder.stem_trainable
+    def _caches_backbone(self) -> bool:
+        return self.image_encoder.backbone != "none" and not self.image_encoder.backbone_trainable
 
     def sha256(self) -> str:
         """Hash of every resolved field."""

@@ -54,8 +54,8 @@ def is_own(run: Run, prepared: PreparedDataset) -> bool:
     train, selection = selection_splits(prepared, run.recipe.data.selection, check_files=False)
     return (
         (train.sha256, selection.sha256) == (run.info.train_sha256, run.info.selection_sha256)
-        and set(train.picture_sha256) == run.seen.train_images
-        and set(selection.picture_sha256) == run.seen.selection_images
+        and set(train.image_sha256) == run.seen.train_images
+        and set(selection.image_sha256) == run.seen.selection_images
     )
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # opening a run costs neither torch nor transformers; buildin
     from cmpagl_core.models.cmpagl import CmpaglModel
     from cmpagl_core.models.tokenizer import CaptionTokenizer
 
-RUN_FORMAT = 2
+RUN_FORMAT = 3
 TRAINING_VERSION = 3
 """Raised by hand whenever training the same recipe gives other weights: cached variants are then trained again."""
 
@@ -185,7 +185,7 @@ class Run:
                 f"{self.weights_path} does not fit {self.root / RECIPE_FILE} ({_first_line(error)})",
                 hint="the recipe must be the one the run was trained with",
             ) from error
-        model.image_encoder.fold_stem_norms()
+        model.image_encoder.fold_backbone_norms()
         target = torch.device("cpu") if device is None else device
         text = _checked_text(self.tokenizer_path, self.info)
         tokenizer = CaptionTokenizer.from_json(text, self.recipe.data.max_caption_tokens)

@@ -96,7 +96,7 @@ what is read and written was added.
   | sums, products by element, pooling | 207 | 128 | 79 |
   | all | 1,372 | 1,025 | 347 |
 
-  The global window needs 27 % more operations than Swin-T (11.4 and 9.0 GFLOP a picture). To be level, it may cost what
+  The global window needs 27 % more operations than Swin-T (11.4 and 9.0 GFLOP an image). To be level, it may cost what
   the step without it saves on the peer, 0.17 s in this run. Its matrix products alone took 0.16; its other operators
   read and write 2.9 GB a step, counted call by call (`benchmarks/_traffic.py`; 4.7 GB in fp32, where the second table
   has them), which is 0.11 s at the rate of a copy. With both and nothing else it would reach 0.92. The whole step
@@ -118,16 +118,16 @@ what is read and written was added.
   1.10 (the bar is 1.2). The last of them, with the machine's memory at 13 GB/s in place of 19, gave 1.19 and 1.63 for
   encoding (1.25 and 1.5). Attention written out takes 1.5 times as long as torch's fused one for `captions to image`,
   with its backward pass; with the fused one a whole training of `quickstart` gained less than runs differ (22.7
-  pictures a second, 22.3 without, three runs each, in turns), so there is one way for both precisions.
+  images a second, 22.3 without, three runs each, in turns), so there is one way for both precisions.
 - Tried without gain: `torch.compile` of the training step (2.3 to 2.6 s a step after 289 s of compiling, where eager
-  took 2.2), computing branches only for pictures that stochastic depth keeps (1 to 3 %), folding projections where
+  took 2.2), computing branches only for images that stochastic depth keeps (1 to 3 %), folding projections where
   tokens are few (stages 3 and 4 take 1.5 and 3 times as long), exponentials without a shift in place of softmax, other
-  layouts for weight gradients, groups of fewer pictures (slower), huge pages, one product for squeeze-excite and the
+  layouts for weight gradients, groups of fewer images (slower), huge pages, one product for squeeze-excite and the
   convolution behind it (faster in stage 1 alone).
 
 ## On a GPU
 
-One NVIDIA H200, torch 2.11, one run, no bar (what `benchmarks/bench_cuda.py` measures; eager, bf16, 256 pictures, ms):
+One NVIDIA H200, torch 2.11, one run, no bar (what `benchmarks/bench_cuda.py` measures; eager, bf16, 256 images, ms):
 the peer is timm's Swin-T again.
 
 | | ours | peer | ratio |
@@ -137,7 +137,7 @@ the peer is timm's Swin-T again.
 | training step, with the global window | 138.6 | 113.0 | 0.82 |
 | training step, without | 95.4 | 113.1 | 1.19 |
 
-With 64 pictures a training step waits for Python (ours 51 to 63 ms, the peer 34 to 39). ITM of a small model
+With 64 images a training step waits for Python (ours 51 to 63 ms, the peer 34 to 39). ITM of a small model
 re-ranks 6,300 pairs a second; while cuDNN's attention was allowed, which plans anew for every length of caption, 545.
 """
 

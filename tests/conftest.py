@@ -52,7 +52,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder with real pictures and captions beside the repository; the test is skipped without it."""
+    """The folder with real images and captions beside the repository; the test is skipped without it."""
     folder = REPOSITORY.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not here")
@@ -77,12 +77,12 @@ def cmpagl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cmpagl:
 
 
 @pytest.fixture(scope="session")
-def tiny_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve JPEG pictures of one colour field and one square each, in two folders: all look different."""
+def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve JPEG images of one colour field and one square each, in two folders: all look different."""
     import numpy as np
     from PIL import Image
 
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for number in range(12):
         pixels = np.empty((80, 80, 3), dtype=np.uint8)
@@ -179,15 +179,15 @@ def fake_encoder() -> type[FakeEncoder]:
 
 
 @pytest.fixture(scope="session")
-def tiny_prepared(tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared data set of the tiny pictures, two captions each; the first caption is shared by pairs of pictures."""
+def tiny_prepared(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared data set of the tiny images, two captions each; the first caption is shared by pairs of images."""
     import pandas as pd
 
     from cmpagl_core.datasets.manifest import Manifest, SplitCounts
     from cmpagl_core.files import sha256_file, write_json, write_text
 
     root = tmp_path_factory.mktemp("workspace") / "data" / "tiny"
-    paths = sorted(tiny_pictures.rglob("*.jpg"), key=lambda path: path.name)
+    paths = sorted(tiny_images.rglob("*.jpg"), key=lambda path: path.name)
     splits = ["train"] * 6 + ["val"] * 2 + ["test"] * 4
     images = pd.DataFrame(
         [
@@ -210,7 +210,7 @@ def tiny_prepared(tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory)
         name="tiny", made_at="2024-01-01T00:00:00.000000+00:00", source="folder", layout="by hand", protocol="none",
         complete=True,
         counts={split: SplitCounts(images=1, captions=2, unique_captions=2) for split in ("train", "val", "test")},
-        split_sha256={}, pictures_sha256="", sources=(), fingerprint="",
+        split_sha256={}, images_sha256="", sources=(), fingerprint="",
         files={f"{name}.csv": sha256_file(root / f"{name}.csv") for name in ("images", "captions")},
     )  # fmt: skip
     write_json(root / "manifest.json", manifest.model_dump(mode="json"))

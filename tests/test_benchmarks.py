@@ -36,7 +36,7 @@ def test_the_global_window_adds_a_quarter_of_operations_to_swins() -> None:
     with_it, without = (
         bench.flops(bench.encoders(global_window)[0].eval(), pixel_values) for global_window in (True, False)
     )
-    assert without == pytest.approx(2 * 2 * 4.5e9, rel=0.01)  # Swin-T's 4.5 G multiply-adds, for two pictures
+    assert without == pytest.approx(2 * 2 * 4.5e9, rel=0.01)  # Swin-T's 4.5 G multiply-adds, for two images
     assert 1.2 < with_it / without < 1.35
 
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from cmpagl_core.ablation.keys import Computation, training_key, trial_key
 from cmpagl_core.ablation.trials import TrialFacts, kept_result
-from cmpagl_core.encoders.stem_cache import NOT_IN_STEM, stem_settings
+from cmpagl_core.encoders.backbone_cache import NOT_IN_BACKBONE, backbone_settings
 from cmpagl_core.files import read_json
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe import Recipe
@@ -29,10 +29,10 @@ SAME_TRAINING = {
     "evaluate.smr_gammas",
 }  # fmt: skip
 SAME_TRIAL = {"data.dataset", "data.workers", "evaluate.batch_size"}
-# The fields of which a cached map of a frozen stem is made; its weights, its precision and its device stand beside.
-OTHER_STEM = {
-    "data.image_size_px", "data.augment", "image_encoder.stem", "image_encoder.stem_strides",
-    "image_encoder.stem_also", "image_encoder.stem_also_px",
+# The fields of which a cached map of a frozen backbone is made; its weights, its precision and its device stand beside.
+OTHER_BACKBONE = {
+    "data.image_size_px", "data.augment", "image_encoder.backbone", "image_encoder.backbone_strides",
+    "image_encoder.extra_backbones", "image_encoder.extra_backbone_px",
 }  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def changed(part: BaseModel, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def test_every_field_of_a_recipe_changes_the_keys_but_for_those_that_are_named() -> None:
     recipe = Recipe()
-    same: dict[str, set[str]] = {"training": set(), "trial": set(), "stem": set()}
+    same: dict[str, set[str]] = {"training": set(), "trial": set(), "backbone": set()}
     paths = set()
     for path, other in changed(recipe):
         paths.add(path)
@@ -78,19 +78,19 @@ def test_every_field_of_a_recipe_changes_the_keys_but_for_those_that_are_named()
             same["training"].add(path)
         if trial_key(other, COMPUTED, "test") == trial_key(recipe, COMPUTED, "test"):
             same["trial"].add(path)
-        if stem_key(other) == stem_key(recipe):
-            same["stem"].add(path)
+        if backbone_key(other) == backbone_key(recipe):
+            same["backbone"].add(path)
     assert len(paths) > 80
     assert same["training"] == SAME_TRAINING
     assert same["trial"] == SAME_TRIAL
-    assert paths - same["stem"] == OTHER_STEM
+    assert paths - same["backbone"] == OTHER_BACKBONE
     plain = override_recipe(recipe, ["data.augment=none"])  # else the views of augmentation hold all others
-    assert stem_key(plain) != stem_key(override_recipe(plain, ["evaluate.views=dihedral"]))
+    assert backbone_key(plain) != backbone_key(override_recipe(plain, ["evaluate.tta=d4"]))
 
 
-def stem_key(recipe: Recipe) -> str:
+def backbone_key(recipe: Recipe) -> str:
     """Without the precision, which a machine may not have."""
-    return replace(stem_settings(recipe, torch.device("cpu")), precision="").key("w")
+    return replace(backbone_settings(recipe, torch.device("cpu")), precision="").key("w")
 
 
 def test_data_device_precision_and_versions_change_the_keys() -> None:
@@ -108,7 +108,7 @@ def test_data_device_precision_and_versions_change_the_keys() -> None:
     keys = {trial_key(recipe, computed, "test") for computed in (COMPUTED, *others)}
     keys |= {trial_key(recipe, COMPUTED, "val"), trial_key(recipe, COMPUTED, "test", 99)}
     assert len(keys) == 7
-    settings = stem_settings(recipe, torch.device("cpu"))
+    settings = backbone_settings(recipe, torch.device("cpu"))
     assert (
         len({one.key("w") for one in (settings, replace(settings, precision="x"), replace(settings, device="x"))}) == 3
     )
@@ -133,7 +133,7 @@ def test_a_kept_result_outlives_a_field_that_is_added_to_the_recipe() -> None:
 def test_an_exception_that_is_no_field_is_our_own_mistake() -> None:
     with pytest.raises(ValueError, match=r"train\.sede is no field of a recipe"):
         keyed_fields(Recipe(), {"train.sede": "a slip"})
-    assert all(NOT_IN_STEM.values())
+    assert all(NOT_IN_BACKBONE.values())
 
 
 def test_the_studys_kept_trials_are_found_by_what_they_say_of_themselves() -> None:

@@ -22,9 +22,9 @@ from cmpagl_core.recipe_files import (
     shipped_recipes,
 )
 
-TWO_STEMS = (
-    "image_encoder: {size: custom, width: 8, depths: [0, 0, 0, 2], num_heads: [1, 1, 1, 4], stem: resnet10t, "
-    "stem_strides: [32], stem_skip: true, stem_also: [resnet18], stem_also_weights: [random]}\n"
+TWO_BACKBONES = (
+    "image_encoder: {size: custom, width: 8, depths: [0, 0, 0, 2], num_heads: [1, 1, 1, 4], backbone: resnet10t, "
+    "backbone_strides: [32], backbone_skip: true, extra_backbones: [resnet18], extra_backbone_weights: [random]}\n"
 )
 NO_FUSION = "fusion_encoder: {enabled: false}\n"
 
@@ -64,19 +64,25 @@ def test_every_shipped_recipe_comments_every_field_that_it_sets(name: str) -> No
         ("!!python/object/apply:os.system ['true']", r"mine.yaml:1: tags \(!\) are not for recipes"),
         ("image_encoder: {size: tiny, depths: [2, 2, 2, 2]}", "depths is fixed by size tiny"),
         ("image_encoder: {size: custom, width: 90, num_heads: [4, 4, 4, 4]}", "num_heads of stage 1 must divide"),
-        ("image_encoder: {stem: tf_efficientnet_lite0}", "set their depths to 0"),
+        ("image_encoder: {backbone: tf_efficientnet_lite0}", "set their depths to 0"),
         (
-            "image_encoder: {stem: a, stem_skip: true, stem_also: [b], "
-            "stem_also_weights: [random], stem_also_px: [64, 64]}",
-            "stem_also_px needs one side",
+            "image_encoder: {backbone: a, backbone_skip: true, extra_backbones: [b], "
+            "extra_backbone_weights: [random], extra_backbone_px: [64, 64]}",
+            "extra_backbone_px needs one side",
         ),
-        ("image_encoder: {stem_skip_dropout: 0.5}", "stem_skip_dropout is of stem_skip's probes"),
-        ("image_encoder: {stem_also: [a], stem_also_weights: [random]}", "set image_encoder.stem_skip true"),
-        (TWO_STEMS.replace("[random]", "[]"), "one source for each extractor"),
-        (TWO_STEMS + "losses: {embed_dim: 255}", "255 cannot be shared evenly by 2 extractors"),
+        ("image_encoder: {backbone_skip_dropout: 0.5}", "backbone_skip_dropout is of backbone_skip's probes"),
+        (
+            "image_encoder: {extra_backbones: [a], extra_backbone_weights: [random]}",
+            "set image_encoder.backbone_skip true",
+        ),
+        (TWO_BACKBONES.replace("[random]", "[]"), "one source for each extractor"),
+        (TWO_BACKBONES + "losses: {embed_dim: 255}", "255 cannot be shared evenly by 2 extractors"),
         ("image_encoder: {global_stages: []}", "global_window true with no global_stages is plain Swin"),
-        (TWO_STEMS.replace("stem_skip", "global_stages: [2, 4], stem_skip"), "stage 2, which the stem at stride 32"),
-        (TWO_STEMS.replace("stem_skip", "global_stages: [3], stem_skip"), "name stages from 4 on"),
+        (
+            TWO_BACKBONES.replace("backbone_skip", "global_stages: [2, 4], backbone_skip"),
+            "stage 2, which the backbone at stride 32",
+        ),
+        (TWO_BACKBONES.replace("backbone_skip", "global_stages: [3], backbone_skip"), "name stages from 4 on"),
         ("image_encoder: {branches: parallel, size: custom, depths: [1, 2, 2, 2]}", "come in pairs"),
         ("losses: {itm: 1.0}\n" + NO_FUSION, "ITM and MLM need fusion layers"),
         ("losses: {itm: 0.0, mlm: 0.0}", "nothing trains the fusion half"),

@@ -97,7 +97,7 @@ def run(tiny_run: Path, tmp_path: Path) -> Run:
     log.write_text(
         '{"event": "epoch", "epoch": 1, "loss": 3.5}\n{"event": "validation", "epoch": 1, "mr": 10.0}\n'
         '{"event": "epoch", "epoch": 2, "loss": null}\n{"event": "validation", "epoch": 2, "mr": 20.0}\n'
-        '{"event": "sign", "name": "collapsed", "sentence": "all features look alike"}\n'
+        '{"event": "warning", "name": "collapsed", "sentence": "all features look alike"}\n'
     )
     return open_run(tmp_path / "runs" / "tiny")
 
@@ -173,13 +173,13 @@ def test_what_comes_from_outside_is_escaped(run: Run, split: DataSplit) -> None:
     assert "<script>" not in html
 
 
-def test_a_missing_picture_is_shown_as_missing(run: Run, split: DataSplit, tmp_path: Path) -> None:
+def test_a_missing_image_is_shown_as_missing(run: Run, split: DataSplit, tmp_path: Path) -> None:
     gone = replace(split, paths=tuple(tmp_path / "gone" / path.name for path in split.paths))
     page = assert_self_contained(render_runs([evidence_of(run, gone)]))
     assert "missing" in page.text
 
 
-def test_pictures_are_inside_the_page(run: Run, split: DataSplit) -> None:
+def test_images_are_inside_the_page(run: Run, split: DataSplit) -> None:
     page = assert_self_contained(render_runs([evidence_of(run, split)]))
     images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
     assert images
@@ -197,7 +197,7 @@ def test_an_evaluation_of_another_split_is_refused(run: Run, split: DataSplit) -
         gather(run, report, split.subset([0, 1]), None)
 
 
-def test_the_worst_texts_are_those_with_the_last_ranks_each_picture_once(split: DataSplit) -> None:
+def test_the_worst_texts_are_those_with_the_last_ranks_each_image_once(split: DataSplit) -> None:
     rank = np.arange(1.0, len(split.captions) + 1)
     worst = worst_texts(split, rank, None)
     assert worst[0].caption == split.captions[-1]
@@ -237,7 +237,7 @@ def test_a_broken_log_leaves_the_page_without_curves(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"event": "validation", "epoch": 1, "mr": 5}\nnot json\n')
     curves = read_curves(tmp_path / "log.jsonl")
     assert curves.mr == ((1.0, 5.0),)
-    assert "log.jsonl:2" in curves.signs[0]
+    assert "log.jsonl:2" in curves.warnings[0]
 
 
 def test_equal_recipes_do_not_differ(run: Run) -> None:

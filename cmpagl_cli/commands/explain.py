@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 def explain(
     ctx: typer.Context,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image.")],
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for in it, in words.")],
     run: RunOption = None,
     png: Annotated[
-        Path, typer.Option("--png", metavar="FILE", help="Where to write the heat over the picture, word by word.")
+        Path, typer.Option("--png", metavar="FILE", help="Where to write the heat over the opened, word by word.")
     ] = Path("explain.png"),
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page as well.")
@@ -30,7 +30,7 @@ def explain(
 ) -> None:
     """Show where a run's fusion half looks for each word, and how much its global windows matter in each stage.
 
-    Heat is cross-attention, weighted by its gradient towards a match. The run needs an ITM head.
+    Relevance is cross-attention, weighted by its gradient towards a match. The run needs an ITM head.
 
     Examples:
       cmpagl explain airport_12.jpg "storage tanks beside a road"
@@ -40,16 +40,16 @@ def explain(
     from cmpagl_core.explain.overlay import sheet, write_png
     from cmpagl_core.explain.page import write_page
     from cmpagl_core.explain.relevance import explain as look
-    from cmpagl_core.imagery.pictures import open_picture
+    from cmpagl_core.imagery.images import open_image
     from cmpagl_core.runs import open_run
 
     given = settings(ctx)
     found = open_run(given.workspace.find("runs", run))
     explanation = look(found.load(given.compute_device()), image, text)
-    picture = open_picture(image)
-    write_png(png, sheet(picture, explanation))
+    opened = open_image(image)
+    write_png(png, sheet(opened, explanation))
     if html is not None:
-        write_page(html, picture, image.name, explanation)
+        write_page(html, opened, image.name, explanation)
     for doubt in _doubts(found, explanation):
         given.progress.say(doubt)
     document = _document(explanation)
@@ -71,7 +71,7 @@ def explain(
 def _doubts(run: Run, explanation: Explanation) -> list[str]:
     """Why the heat may mean little, one sentence each."""
     from cmpagl_core.training.journal import read_journal
-    from cmpagl_core.training.watch import matching_is_idle
+    from cmpagl_core.training.monitor import matching_is_idle
 
     doubts = []
     if run.log_path.is_file() and matching_is_idle(read_journal(run.log_path)):
@@ -84,7 +84,7 @@ def _doubts(run: Run, explanation: Explanation) -> list[str]:
 
 
 def _document(explanation: Explanation) -> dict[str, Any]:
-    """The figures without the maps; `across` and `down` say where a word's heat peaks, as shares of the picture."""
+    """The figures without the maps; `across` and `down` say where a word's heat peaks, as shares of the image."""
     return {
         "text": explanation.text,
         "cosine": explanation.cosine,

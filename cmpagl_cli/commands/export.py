@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def export(
     ctx: typer.Context,
-    split: Annotated[Literal["train", "val", "test", "all"], typer.Option("--split", help="Which pictures.")] = "test",
+    split: Annotated[Literal["train", "val", "test", "all"], typer.Option("--split", help="Which images.")] = "test",
     out: OutOption = None,
     run: RunOption = None,
     data: TestedDataOption = None,
@@ -69,7 +69,7 @@ def export(
         "model": info.model,
         "dataset": info.dataset,
         "split": info.split,
-        "pictures": len(features.image_ids),
+        "images": len(features.image_ids),
         "captions": len(features.captions),
         "dim": features.dim,
         "model_sha256": info.model_sha256,

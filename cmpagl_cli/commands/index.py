@@ -1,4 +1,4 @@
-"""`cmpagl index`: make a folder of pictures, or a data set, searchable."""
+"""`cmpagl index`: make a folder of images, or a data set, searchable."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from cmpagl_cli.views import Column, duration, emit
 if TYPE_CHECKING:
     from cmpagl_core.search.indexing import BuiltIndex
 
-Views = Literal["one", "dihedral"]
+Tta = Literal["none", "d4"]
 
 
 def index(
     ctx: typer.Context,
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="A folder of pictures, searched in all its folders.")
+        Path | None, typer.Argument(metavar="[DIR]", help="A folder of images, searched in all its folders.")
     ] = None,
     data: DataOption = None,
     run: RunOption = None,
     model: ModelOption = None,
     name: NameOption = None,
-    views: Annotated[
-        Views | None,
+    tta: Annotated[
+        Tta | None,
         typer.Option(
-            "--views",
-            help="one: each picture as it is; dihedral: averaged over its eight flips and right angles, slower and "
+            "--tta",
+            help="none: each image as it is; d4: averaged over its 8 flips and 90-degree rotations, slower and "
             "better. As the index was made, else as the run's recipe says, if left out.",
         ),
     ] = None,
     format: FormatOption = "table",
 ) -> None:
-    """Encode a folder of pictures with a run, so that `cmpagl retrieve` finds them; no captions are needed.
+    """Encode a folder of images with a run, so that `cmpagl retrieve` finds them; no captions are needed.
 
-    Without DIR, all pictures of the run's data set are taken, with their captions. Called again, only pictures that
+    Without DIR, all images of the run's data set are taken, with their captions. Called again, only images that
     are new or have changed are encoded; broken ones are named and left out. With --model, any open_clip model takes a
     run's place: nothing has to be trained.
 
     Examples:
       cmpagl index ~/aerial-archive
-      cmpagl index ~/aerial-archive --name archive --run ucm-cpu --views one
+      cmpagl index ~/aerial-archive --name archive --run ucm-cpu --tta none
       cmpagl index --data ucm
       cmpagl index ~/aerial-archive --model open_clip:ViT-B-32:RemoteCLIP-ViT-B-32.pt
     """
@@ -52,7 +52,7 @@ def index(
 
     given = settings(ctx)
     started_at = time.monotonic()
-    built = make_index(given.session, IndexRequest(folder, data, run, model, name, views))
+    built = make_index(given.session, IndexRequest(folder, data, run, model, name, tta))
     _show(built, time.monotonic() - started_at, format)
     given.progress.say(f'now ask it: cmpagl retrieve "..." --index {built.index.info.name}')
 
@@ -61,7 +61,7 @@ def _show(built: BuiltIndex, elapsed_s: float, format: str) -> None:
     made = built.index
     row = {
         "name": made.info.name,
-        "pictures": len(made),
+        "images": len(made),
         "encoded": built.encoded,
         "left_out": len(built.left_out),
         "captions": len(made.caption_text),

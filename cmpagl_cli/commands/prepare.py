@@ -1,4 +1,4 @@
-"""`cmpagl prepare`: make a data set from annotations and pictures, or say what is wrong with them."""
+"""`cmpagl prepare`: make a data set from annotations and images, or say what is wrong with them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 SourceArgument = Annotated[
     Literal["rsicd", "rsitmd", "ucm", "sydney", "folder", "synthetic"],
-    typer.Argument(metavar="NAME", help="rsicd, rsitmd, ucm, sydney, folder (your own pictures) or synthetic."),
+    typer.Argument(metavar="NAME", help="rsicd, rsitmd, ucm, sydney, folder (your own images) or synthetic."),
 ]
 FolderArgument = Annotated[
     Path | None,
     typer.Argument(
         metavar="DIR",
-        help="With folder: pictures with a captions.csv (file, caption, maybe split), or one folder per class.",
+        help="With folder: images with a captions.csv (file, caption, maybe split), or one folder per class.",
         show_default=False,
     ),
 ]
 ImagesOption = Annotated[
     Path | None,
-    typer.Option(metavar="DIR|ARCHIVE", help="The pictures; looked for in data/raw/NAME if left out."),
+    typer.Option(metavar="DIR|ARCHIVE", help="The images; looked for in data/raw/NAME if left out."),
 ]
 AnnotationsOption = Annotated[
     Path | None,
@@ -48,19 +48,19 @@ def prepare(
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Go on without what is missing or broken, and record it.")
     ] = False,
-    copy: Annotated[bool, typer.Option("--copy", help="Copy the pictures into the workspace.")] = False,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the images into the workspace.")] = False,
     seed: Annotated[int, typer.Option(help="Of every split that is not given, and of synthetic scenes.")] = 0,
     split: Annotated[
         str | None,
-        typer.Option(metavar="TRAIN,VAL,TEST", help="With folder: shares of the pictures; 0.8,0.1,0.1 if left out."),
+        typer.Option(metavar="TRAIN,VAL,TEST", help="With folder: shares of the images; 0.8,0.1,0.1 if left out."),
     ] = None,
     count: Annotated[int | None, typer.Option(min=1, metavar="N", help="With synthetic: how many scenes.")] = None,
     size: Annotated[int | None, typer.Option(metavar="PX", help="With synthetic: width and height.")] = None,
     format: FormatOption = "table",
 ) -> None:
-    """Prepare a data set: check every picture and caption, fix the splits, write it to data/NAME.
+    """Prepare a data set: check every image and caption, fix the splits, write it to data/NAME.
 
-    Strict: counts other than the published ones, missing or broken pictures, blank captions and duplicates stop it
+    Strict: counts other than the published ones, missing or broken images, blank captions and duplicates stop it
     with a list of all of them. A second run with the same sources says that it is up to date.
 
     Examples:
@@ -68,7 +68,7 @@ def prepare(
       cmpagl prepare ucm --images UCM_captions/imgs --annotations UCM_captions/dataset.json
       cmpagl prepare rsitmd --images RSITMD.zip --annotations rsitmd_precomp
       cmpagl prepare rsicd --skip-missing --images RSICD_images --annotations dataset_rsicd.json
-      cmpagl prepare folder my_pictures --name mine --split 0.7,0.1,0.2
+      cmpagl prepare folder my_images --name mine --split 0.7,0.1,0.2
       cmpagl prepare synthetic --count 600 --seed 1
     """
     from cmpagl_core.datasets.prepare import prepare as prepare_data

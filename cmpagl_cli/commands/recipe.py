@@ -40,7 +40,7 @@ def recipe_show(
 ) -> None:
     """Show a recipe: its file with its comments, or as resolved with --resolved or --set.
 
-    FLOPs are for one picture, one caption of 16 tokens, or one pair of both; two for each multiply and add.
+    FLOPs are for one image, one caption of 16 tokens, or one pair of both; two for each multiply and add.
 
     Examples:
       cmpagl recipe show ucm-cpu

@@ -1,4 +1,4 @@
-"""`cmpagl retrieve`: pictures by text or by picture, and captions by picture."""
+"""`cmpagl retrieve`: images by text or by image, and captions by image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def retrieve(
     ctx: typer.Context,
     text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What to look for, in words.")] = None,
     image: Annotated[
-        Path | None, typer.Option("--image", metavar="FILE", help="Look for pictures like this one instead.")
+        Path | None, typer.Option("--image", metavar="FILE", help="Look for images like this one instead.")
     ] = None,
     queries: Annotated[
         Path | None,
@@ -36,23 +36,23 @@ def retrieve(
         str | None, typer.Option("--run", metavar="NAME|DIR", help="Run that reads the query; the index's if left out.")
     ] = None,
     to: Annotated[
-        Literal["pictures", "captions"], typer.Option("--to", help="What to find; captions only with --image.")
-    ] = "pictures",
+        Literal["images", "captions"], typer.Option("--to", help="What to find; captions only with --image.")
+    ] = "images",
     rerank: Annotated[
         Literal["none", "itm"],
         typer.Option("--rerank", help="itm: the fusion half looks again at the best 32; needs the run, takes seconds."),
     ] = "none",
     gallery: Annotated[
-        Path | None, typer.Option("--gallery", metavar="FILE", help="Write the pictures as one HTML page.")
+        Path | None, typer.Option("--gallery", metavar="FILE", help="Write the images as one HTML page.")
     ] = None,
     open_page: Annotated[
         bool, typer.Option("--open", help="Open the page in a browser; gallery.html if --gallery is left out.")
     ] = False,
     format: FormatOption = "table",
 ) -> None:
-    """Find pictures by text, or by another picture, in the newest index; with --queries, by many texts at once.
+    """Find images by text, or by another image, in the newest index; with --queries, by many texts at once.
 
-    Without an index, one of all pictures of the newest run's data set is made first, once. Scores are cosines; with
+    Without an index, one of all images of the newest run's data set is made first, once. Scores are cosines; with
     --rerank itm, cosine + match probability.
 
     Examples:

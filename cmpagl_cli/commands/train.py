@@ -11,7 +11,7 @@ from cmpagl_cli.views import Column, duration, emit
 
 if TYPE_CHECKING:
     from cmpagl_cli.commands.options import OutputFormat
-    from cmpagl_core.ranking.chain import Gammas
+    from cmpagl_core.ranking.rerank import Gammas
     from cmpagl_core.runs import Run
     from cmpagl_core.training.forecast import TrainingForecast
 

@@ -42,7 +42,7 @@ GammasOption = Annotated[
     str | None,
     typer.Option("--gammas", metavar="LIST", help="Grid of both gammas, as in 0,0.5,1; the recipe's if left out."),
 ]
-PictureOption = Annotated[
+ImageOption = Annotated[
     Path | None, typer.Option("--out", metavar="PNG", help="Heat map; smr-SPLIT.png in the run if left out.")
 ]
 KeepOption = Annotated[bool, typer.Option("--keep/--no-keep", help="Keep the choice beside the run.")]
@@ -55,7 +55,7 @@ def tune_smr(
     base: BaseOption = None,
     form: FormOption = None,
     gammas: GammasOption = None,
-    out: PictureOption = None,
+    out: ImageOption = None,
     keep: KeepOption = True,
     format: FormatOption = "table",
 ) -> None:
@@ -88,9 +88,9 @@ def tune_smr(
     if out is not None or _can_draw(given):
         from cmpagl_core.evaluation.heatmap import save_heatmap
 
-        picture = out or opened.root / f"smr-{split}.png"
-        save_heatmap(choice, f"{name} on {split}", picture)
-        given.progress.say(f"heat map: {picture}")
+        image = out or opened.root / f"smr-{split}.png"
+        save_heatmap(choice, f"{name} on {split}", image)
+        given.progress.say(f"heat map: {image}")
 
 
 def tune_sensitivity(
@@ -138,9 +138,9 @@ def tune_sensitivity(
     if out is not None or _can_draw(given):
         from cmpagl_core.evaluation.heatmap import save_sensitivity
 
-        picture = out or opened.root / f"sensitivity-{split}.png"
-        save_sensitivity(found, f"{name} on {tested.name} of {tested.dataset}", picture)
-        given.progress.say(f"figure: {picture}")
+        image = out or opened.root / f"sensitivity-{split}.png"
+        save_sensitivity(found, f"{name} on {tested.name} of {tested.dataset}", image)
+        given.progress.say(f"figure: {image}")
 
 
 def _sensitivity_rows(found: Sensitivity, format: OutputFormat) -> list[dict[str, Any]]:

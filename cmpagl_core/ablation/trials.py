@@ -23,7 +23,7 @@ from cmpagl_core.evaluation.stages import wanted_stages
 from cmpagl_core.files import read_json, sha256_file, write_json
 from cmpagl_core.locks import hold
 from cmpagl_core.progress import Progress, Silent
-from cmpagl_core.ranking.chain import ChosenParams
+from cmpagl_core.ranking.rerank import ChosenParams
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.run_data import EvalSplit, selection_of
@@ -231,7 +231,7 @@ def _evaluate(trial: Trial, setting: StudySetting, run: Run) -> RetrievalReport:
 def _known_params(trial: Trial, run: Run, progress: Progress) -> ChosenParams:
     """What the run chose, where the trial's recipe would choose it alike."""
     ours, theirs = trial.recipe.evaluate, run.recipe.evaluate
-    same = all(getattr(ours, name) == getattr(theirs, name) for name in ("smr_form", "smr_gammas", "views"))
+    same = all(getattr(ours, name) == getattr(theirs, name) for name in ("smr_form", "smr_gammas", "tta"))
     return read_params(run, progress) if same else ChosenParams(split_sha256=run.info.selection_sha256)
 
 

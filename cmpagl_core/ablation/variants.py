@@ -8,7 +8,7 @@ from itertools import product
 
 from cmpagl_core.errors import RecipeError, UsageError
 from cmpagl_core.evaluation.stages import Base
-from cmpagl_core.ranking.chain import Reranking
+from cmpagl_core.ranking.rerank import Reranking
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import override_recipe
 

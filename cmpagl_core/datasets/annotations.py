@@ -1,4 +1,4 @@
-"""What any annotation format comes down to: pictures by name, each with its captions and, where given, its split."""
+"""What any annotation format comes down to: images by name, each with its captions and, where given, its split."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SPLIT_WORDS = {
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """One picture as the annotations tell of it; `name` is written by others and never used as a path."""
+    """One image as the annotations tell of it; `name` is written by others and never used as a path."""
 
     name: str
     captions: tuple[str, ...]
@@ -68,7 +68,7 @@ def read_split(text: str, where: str) -> str:
 
 
 def group_by_name(entries: Iterable[AnnotatedImage]) -> tuple[AnnotatedImage, ...]:
-    """Join entries of one picture and split (formats with one line per caption), in the order of first mention."""
+    """Join entries of one image and split (formats with one line per caption), in the order of first mention."""
     groups: dict[tuple[str, str], AnnotatedImage] = {}
     captions: dict[tuple[str, str], list[str]] = {}
     for entry in entries:

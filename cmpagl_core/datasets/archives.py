@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from cmpagl_core.errors import DataError
-from cmpagl_core.imagery.pictures import PICTURE_SUFFIXES
+from cmpagl_core.imagery.images import IMAGE_SUFFIXES
 from cmpagl_core.progress import Advance, Progress
 
 _DECOMPRESSORS: dict[str, Callable[[IO[bytes]], Any]] = {
@@ -29,7 +29,7 @@ _DECOMPRESSORS: dict[str, Callable[[IO[bytes]], Any]] = {
     **dict.fromkeys((".tar.xz", ".txz"), lzma.LZMAFile),
 }
 _FOREIGN = (".rar", ".7z")
-_WANTED = PICTURE_SUFFIXES | {".json", ".csv", ".tsv", ".txt"}
+_WANTED = IMAGE_SUFFIXES | {".json", ".csv", ".tsv", ".txt"}
 _CHUNK_BYTES = 1 << 20
 _LONGEST_READ_BYTES = 16 << 20  # what tarfile may ask for at once: our chunks, or an extended header
 _LONGEST_NAME_BYTES = 255
@@ -41,7 +41,7 @@ _UNREADABLE_TOO = (ValueError, RuntimeError, ArithmeticError, LookupError, Attri
 
 @dataclass(frozen=True)
 class Bounds:
-    """How much an archive may hold; pictures are compressed already, so a large ratio means harm."""
+    """How much an archive may hold; images are compressed already, so a large ratio means harm."""
 
     files: int = 1_000_000
     unpacked_bytes: int = 256 << 30
@@ -55,7 +55,7 @@ def is_archive(path: Path) -> bool:
 
 
 def unpack(archive: Path, folder: Path, progress: Progress, bounds: Bounds | None = None) -> None:
-    """Unpack the pictures and annotation files of a zip or tar archive into `folder`, which exists.
+    """Unpack the images and annotation files of a zip or tar archive into `folder`, which exists.
 
     Raises DataError for a broken archive, one that reaches outside the folder, holds links or devices, or is larger
     than the bounds; OSError when the disk refuses. What was written by then stays: call it inside `stage_folder`.

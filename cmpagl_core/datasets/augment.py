@@ -1,6 +1,6 @@
-"""The eight flips and right-angle turns of a picture seen from above, and which of them keep a caption true (ours).
+"""The 8 flips and 90-degree rotations of an image (the group D4), and which of them keep a caption true (ours).
 
-A scene has no upright position, so every view is as good a picture of it; but "the lawn on the left" is false after
+A scene has no upright position, so every view is as good an image of it; but "the lawn on the left" is false after
 a flip, and "parked vertically" after a quarter turn.
 """
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 VIEWS = 8
-Augment = Literal["none", "flips", "dihedral"]
-Views = Literal["one", "dihedral"]
+Augment = Literal["none", "flips", "d4"]
+Tta = Literal["none", "d4"]
 
 _COMPASS = r"(?:north|south|east|west)(?:[- ]?(?:north|south|east|west))*(?:ern|erly|wards?)?"
 _SIDES = r"(?:left|right|top|bottom|upper|lower|above|below|beneath|underneath|upwards?|downwards?)(?:most|wards?)?"
@@ -25,20 +25,20 @@ _AXIS = re.compile(r"\b(?:horizontal|vertical)(?:ly)?\b", re.IGNORECASE)
 _STRAIGHT_VIEWS = (0, 2, 4, 6)  # as it is, half turn, flipped left to right, flipped top to bottom
 
 
-def dihedral(pictures: Tensor, view: int) -> Tensor:
-    """View 0 to 7 of pictures or maps [..., H, W]: flipped left to right from 4 on, then view % 4 quarter turns.
+def d4_transform(images: Tensor, view: int) -> Tensor:
+    """View 0 to 7 of images or maps [..., H, W]: flipped left to right from 4 on, then view % 4 quarter turns.
 
-    View 0 is the picture itself. Quarter turns are counter-clockwise and swap H and W. Raises ValueError.
+    View 0 is the image itself. Quarter turns are counter-clockwise and swap H and W. Raises ValueError.
     """
     if not 0 <= view < VIEWS:
         raise ValueError(f"view must be 0 to {VIEWS - 1}, not {view}")
-    flipped = pictures.flip(-1) if view >= VIEWS // 2 else pictures
+    flipped = images.flip(-1) if view >= VIEWS // 2 else images
     return torch.rot90(flipped, view % 4, (-2, -1))
 
 
-def view_count(views: Views) -> int:
-    """How many views of a picture are averaged: the first so many of `dihedral`."""
-    return VIEWS if views == "dihedral" else 1
+def view_count(tta: Tta) -> int:
+    """How many views of an image are averaged: the first so many of `d4_transform`."""
+    return VIEWS if tta == "d4" else 1
 
 
 def names_direction(caption: str) -> bool:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from cmpagl_core.datasets.annotations import AnnotatedImage
-from cmpagl_core.datasets.checks import CheckedPicture, check_captions, check_counts, check_names, check_pictures
+from cmpagl_core.datasets.checks import CheckedImage, check_captions, check_counts, check_images, check_names
 from cmpagl_core.datasets.locating import Located
 from cmpagl_core.datasets.manifest import SPLITS, Manifest, Source
-from cmpagl_core.datasets.matching import PictureIndex
+from cmpagl_core.datasets.matching import ImageIndex
 from cmpagl_core.datasets.prepared import CAPTION_COLUMNS, IMAGE_COLUMNS
 from cmpagl_core.datasets.problems import PROBLEMS_FILE, Problem, fail, plain
 from cmpagl_core.datasets.published import PUBLISHED, PublishedSet, ucm_number
@@ -25,19 +25,19 @@ from cmpagl_core.errors import CmpaglError, DataError, UsageError
 from cmpagl_core.files import sha256_file
 from cmpagl_core.progress import Progress
 
-VALIDATION_FRACTION = 0.1  # cut from train, by picture, where the annotations have no validation split
-COPIES_FOLDER = "pictures"
+VALIDATION_FRACTION = 0.1  # cut from train, by image, where the annotations have no validation split
+COPIES_FOLDER = "images"
 _SHOWN_NAMES = 3
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """One picture of the set to be."""
+    """One image of the set to be."""
 
     image_id: str
     image: AnnotatedImage
     path: Path
-    picture: CheckedPicture
+    checked: CheckedImage
 
 
 def build(request: PrepareRequest, located: Located, root: Path, fingerprint: str, progress: Progress) -> Manifest:
@@ -47,8 +47,8 @@ def build(request: PrepareRequest, located: Located, root: Path, fingerprint: st
     problems = check_counts(annotations, published) if published is not None else []
     named, wrong_names = check_names(annotations.images)
     captioned, wrong_captions, known_defects = check_captions(named, published)
-    entries, wrong_pictures = _with_pictures(captioned, located, published, progress)
-    problems += [*wrong_names, *wrong_captions, *wrong_pictures]
+    entries, wrong_images = _with_images(captioned, located, published, progress)
+    problems += [*wrong_names, *wrong_captions, *wrong_images]
     if problems and not request.skip_missing:
         raise fail(problems, request.name or request.source, root)
     if not entries:
@@ -72,12 +72,12 @@ def build(request: PrepareRequest, located: Located, root: Path, fingerprint: st
     return manifest
 
 
-def _with_pictures(
+def _with_images(
     images: dict[str, AnnotatedImage], located: Located, published: PublishedSet | None, progress: Progress
 ) -> tuple[list[_Entry], list[Problem]]:
-    """Find and decode the picture of every entry; problems are pictures missing, ambiguous, shared or broken."""
+    """Find and decode the image of every entry; problems are images missing, ambiguous, shared or broken."""
     alias = ucm_number if published is not None and published.scenes == "ucm" else None
-    index = PictureIndex.of(located.pictures_root, located.pictures, list(images.values()), alias)
+    index = ImageIndex.of(located.images_root, located.files, list(images.values()), alias)
     found: dict[str, Path] = {}
     owner: dict[Path, str] = {}
     problems: list[Problem] = []
@@ -86,35 +86,35 @@ def _with_pictures(
         candidates = index.find(image)
         any_known = any_known or bool(candidates)
         if not candidates:
-            problems.append(Problem("missing", image.name, "there is no such picture", image.where))
+            problems.append(Problem("missing", image.name, "there is no such image", image.where))
         elif len(candidates) > 1:
             why = f"could be {candidates[0]} or {candidates[1]}"
             problems.append(Problem("ambiguous", image.name, why, image.where))
         elif candidates[0] in owner:
-            why = f"means the same picture file as {owner[candidates[0]]}"
+            why = f"means the same image file as {owner[candidates[0]]}"
             problems.append(Problem("duplicate", image.name, why, image.where))
         else:
             found[image_id] = candidates[0]
             owner[candidates[0]] = image.name
     if images and not any_known:
         raise _nothing_matches(located)
-    checked = check_pictures(list(found.values()), progress)
+    checked = check_images(list(found.values()), progress)
     entries = []
     for image_id, path in found.items():
         result = checked[path]
         if isinstance(result, str):
-            problems.append(Problem("unreadable picture", images[image_id].name, result, str(path)))
+            problems.append(Problem("unreadable image", images[image_id].name, result, str(path)))
         else:
             entries.append(_Entry(image_id, images[image_id], path, result))
     return entries, problems
 
 
 def _nothing_matches(located: Located) -> DataError:
-    names = [path.relative_to(located.pictures_root).as_posix() for path in located.pictures[:_SHOWN_NAMES]]
+    names = [path.relative_to(located.images_root).as_posix() for path in located.files[:_SHOWN_NAMES]]
     asked = [image.name for image in located.annotations.images[:_SHOWN_NAMES]]
     return DataError(
-        f"none of the {len(located.annotations.images):,} pictures that {located.annotations.place} names "
-        f"({', '.join(asked)}, ...) is in {located.pictures_root} ({', '.join(names)}, ...)",
+        f"none of the {len(located.annotations.images):,} images that {located.annotations.place} names "
+        f"({', '.join(asked)}, ...) is in {located.images_root} ({', '.join(names)}, ...)",
         hint="the two seem to belong to different data sets",
     )
 
@@ -128,8 +128,8 @@ def _splits(
     """The split of every image id, and the protocol in words.
 
     Given splits are kept; a validation split is cut from train where there is none. The cut looks at the
-    annotations alone, so that missing pictures don't move the others. Without splits, pictures (by their bytes, so
-    that no copy of a training picture is tested on) are dealt by seed.
+    annotations alone, so that missing images don't move the others. Without splits, images (by their bytes, so
+    that no copy of a training image is tested on) are dealt by seed.
     """
     given = {image_id: image.split for image_id, image in captioned.items()}
     whose = f"of {published.title} as published" if published is not None else "as given"
@@ -148,7 +148,7 @@ def _splits(
     fractions = {"train": 1 - VALIDATION_FRACTION, "val": VALIDATION_FRACTION}
     cut = seeded_split(train, fractions, request.seed)
     protocol = (
-        f"test {whose}; val is {VALIDATION_FRACTION:.0%} of the train pictures {whose}, "
+        f"test {whose}; val is {VALIDATION_FRACTION:.0%} of the train images {whose}, "
         f"cut by image with seed {request.seed} (ours)"
     )
     return {**given, **cut}, protocol
@@ -157,20 +157,20 @@ def _splits(
 def _deal(request: PrepareRequest, entries: list[_Entry]) -> tuple[dict[str, str], str]:
     shares = request.fractions or DEFAULT_FRACTIONS
     fractions = {split: share for split, share in zip(SPLITS, shares, strict=True) if share > 0}
-    dealt = seeded_split((entry.picture.file.sha256 for entry in entries), fractions, request.seed)
+    dealt = seeded_split((entry.checked.file.sha256 for entry in entries), fractions, request.seed)
     told = " / ".join(f"{share:.0%} {split}" for split, share in fractions.items())
-    splits = {entry.image_id: dealt[entry.picture.file.sha256] for entry in entries}
-    return splits, f"{told}, dealt by picture with seed {request.seed} (ours)"
+    splits = {entry.image_id: dealt[entry.checked.file.sha256] for entry in entries}
+    return splits, f"{told}, dealt by image with seed {request.seed} (ours)"
 
 
 def _copied(
     entries: list[_Entry], located: Located, root: Path, fingerprint: str, progress: Progress
 ) -> dict[Path, Path]:
-    """Copy the pictures into the data set's own folder, each at its place; {old path: new path}."""
-    place = {entry.path: entry.path.relative_to(located.pictures_root) for entry in entries}
+    """Copy the images into the data set's own folder, each at its place; {old path: new path}."""
+    place = {entry.path: entry.path.relative_to(located.images_root) for entry in entries}
 
     def fill(folder: Path) -> None:
-        with progress.task("copying pictures", len(entries), "img") as advance:
+        with progress.task("copying images", len(entries), "img") as advance:
             for path, inside in place.items():
                 (folder / inside).parent.mkdir(parents=True, exist_ok=True)
                 try:
@@ -190,10 +190,10 @@ def _image_row(
     entry: _Entry, path: Path, splits: dict[str, str], published: PublishedSet | None, root: Path
 ) -> tuple[str, str, str, int, int, int, int, str, str]:
     scene = published.scene(entry.image.stem) if published is not None else plain(entry.image.scene)
-    picture = entry.picture
+    checked = entry.checked
     where = _stored(path, root)
-    sizes = picture.width, picture.height, picture.file.size, picture.file.mtime_ns
-    return entry.image_id, where, splits[entry.image_id], *sizes, picture.file.sha256, scene
+    sizes = checked.width, checked.height, checked.file.size, checked.file.mtime_ns
+    return entry.image_id, where, splits[entry.image_id], *sizes, checked.file.sha256, scene
 
 
 def _caption_table(entries: list[_Entry]) -> pd.DataFrame:
@@ -206,8 +206,8 @@ def _caption_table(entries: list[_Entry]) -> pd.DataFrame:
 
 
 def _stored(path: Path, root: Path) -> str:
-    """A path relative to the data set where the picture lies in the workspace, so that both can move together."""
-    there = path.parent.resolve() / path.name  # a link to a picture keeps its own name
+    """A path relative to the data set where the image lies in the workspace, so that both can move together."""
+    there = path.parent.resolve() / path.name  # a link to an image keeps its own name
     if there.is_relative_to(root.parent.resolve()):
         return os.path.relpath(there, root.resolve())
     return str(there)
@@ -216,4 +216,4 @@ def _stored(path: Path, root: Path) -> str:
 def _sources(located: Located) -> tuple[Source, ...]:
     files = [path for path in located.annotations.files if path.is_file()]
     read = [Source(what="annotations", path=str(path.absolute()), sha256=sha256_file(path)) for path in files]
-    return (*read, Source(what="pictures", path=str(located.pictures_root.absolute())))
+    return (*read, Source(what="images", path=str(located.images_root.absolute())))

@@ -1,4 +1,4 @@
-"""Checks of a source before anything is written: counts, captions, duplicates, and every picture decoded whole."""
+"""Checks of a source before anything is written: counts, captions, duplicates, and every image decoded whole."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from cmpagl_core.datasets.problems import Problem
 from cmpagl_core.datasets.published import CAPTIONS_EACH, PublishedSet, recognise
 from cmpagl_core.errors import DataError
 from cmpagl_core.files import FileStamp
-from cmpagl_core.imagery.pictures import open_picture
+from cmpagl_core.imagery.images import open_image
 from cmpagl_core.progress import Progress
 
 _MOST_THREADS = 8
-_CLAIM = {"test": 0, "val": 1, "train": 2, "": 3}  # a picture in two splits is kept where it cannot leak
+_CLAIM = {"test": 0, "val": 1, "train": 2, "": 3}  # an image in two splits is kept where it cannot leak
 
 
 @dataclass(frozen=True)
-class CheckedPicture:
-    """A picture that decodes."""
+class CheckedImage:
+    """An image that decodes."""
 
     width: int
     height: int
@@ -33,7 +33,7 @@ class CheckedPicture:
 
 
 def check_counts(annotations: Annotations, published: PublishedSet) -> list[Problem]:
-    """Pictures per split and captions against the published numbers.
+    """Images per split and captions against the published numbers.
 
     Raises DataError when the annotations are those of another public set.
     """
@@ -46,26 +46,26 @@ def check_counts(annotations: Annotations, published: PublishedSet) -> list[Prob
                 f"{annotations.place} has {told}, so it is {other.title}, not {published.title}",
                 hint=f"use `cmpagl prepare {other.name}`, or give the annotations of {published.title}",
             )
-        why = f"{published.title} was published with {published.expected()} pictures, here are {told or 'none'}"
-        return [Problem("other count", "pictures", why, annotations.place)]
+        why = f"{published.title} was published with {published.expected()} images, here are {told or 'none'}"
+        return [Problem("other count", "images", why, annotations.place)]
     captions = sum(len(image.captions) for image in annotations.images)
     if captions != CAPTIONS_EACH * len(annotations.images):
-        why = f"{published.title} was published with {CAPTIONS_EACH} a picture, here are {captions:,} in all"
+        why = f"{published.title} was published with {CAPTIONS_EACH} an image, here are {captions:,} in all"
         return [Problem("other count", "captions", why, annotations.place)]
     return []
 
 
 def check_names(images: Sequence[AnnotatedImage]) -> tuple[dict[str, AnnotatedImage], list[Problem]]:
-    """Each picture under its id, once, and what is wrong with names: none, broken ones, duplicates.
+    """Each image under its id, once, and what is wrong with names: none, broken ones, duplicates.
 
-    A picture that is named several times keeps its first entry in the split that it can leak from least.
+    An image that is named several times keeps its first entry in the split that it can leak from least.
     """
     problems: list[Problem] = []
     usable = [image for image in images if image.stem and not _unwritable(image.name)]
     for image in images:
         if not image.stem or _unwritable(image.name):
             problems.append(
-                Problem("bad name", image.name or "a picture", "its file name is empty or not valid text", image.where)
+                Problem("bad name", image.name or "an image", "its file name is empty or not valid text", image.where)
             )
     entries: dict[str, list[AnnotatedImage]] = {}
     for image_id, image in zip(image_ids(usable), usable, strict=True):
@@ -84,7 +84,7 @@ def check_names(images: Sequence[AnnotatedImage]) -> tuple[dict[str, AnnotatedIm
 def check_captions(
     images: dict[str, AnnotatedImage], published: PublishedSet | None
 ) -> tuple[dict[str, AnnotatedImage], list[Problem], list[Dropped]]:
-    """The pictures with their usable captions; what is wrong with others; and which known defects were dropped."""
+    """The images with their usable captions; what is wrong with others; and which known defects were dropped."""
     kept: dict[str, AnnotatedImage] = {}
     problems: list[Problem] = []
     known: list[Dropped] = []
@@ -103,15 +103,15 @@ def check_captions(
     return kept, problems, known
 
 
-def check_pictures(paths: Sequence[Path], progress: Progress) -> dict[Path, CheckedPicture | str]:
-    """Decode every picture whole, in threads (decoders let go of Python's lock); a text says why one is broken."""
+def check_images(paths: Sequence[Path], progress: Progress) -> dict[Path, CheckedImage | str]:
+    """Decode every image whole, in threads (decoders let go of Python's lock); a text says why one is broken."""
     with (
-        progress.task("checking pictures", len(paths), "img") as advance,
+        progress.task("checking images", len(paths), "img") as advance,
         ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool,
     ):
-        checked: dict[Path, CheckedPicture | str] = {}
+        checked: dict[Path, CheckedImage | str] = {}
         try:
-            for path, result in zip(paths, pool.map(_check_picture, paths), strict=True):
+            for path, result in zip(paths, pool.map(_check_image, paths), strict=True):
                 checked[path] = result
                 advance(1)
         except BaseException:  # Ctrl-C too: the rest is not waited for
@@ -120,11 +120,11 @@ def check_pictures(paths: Sequence[Path], progress: Progress) -> dict[Path, Chec
     return checked
 
 
-def _check_picture(path: Path) -> CheckedPicture | str:
+def _check_image(path: Path) -> CheckedImage | str:
     try:
         mark = FileStamp.of(path)  # before decoding: a file that changes meanwhile does not fit its mark
-        width, height = open_picture(path).size
-        return CheckedPicture(width, height, mark)
+        width, height = open_image(path).size
+        return CheckedImage(width, height, mark)
     except DataError as error:
         return error.message
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Batches of image-caption pairs: what chance decides for each, which pairs are positives, and pictures ahead of time.
+"""Batches of image-caption pairs: what chance decides for each, which pairs are positives, and images ahead of time.
 
 All chance comes from (seed, epoch, row), never from order, worker or clock, so that any batch of any epoch can be
 made again.
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from PIL.Image import Resampling
 from torch import Tensor
 
-from cmpagl_core.datasets.augment import allowed_views, dihedral
+from cmpagl_core.datasets.augment import allowed_views, d4_transform
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.datasets.same_caption import caption_key, numbered
 from cmpagl_core.errors import DataError
-from cmpagl_core.imagery.pictures import decoded_px, open_picture, to_pixel_values
+from cmpagl_core.imagery.images import decoded_px, open_image, to_pixel_values
 from cmpagl_core.imagery.room import DECODING
 from cmpagl_core.recipe import DataPart
 
@@ -32,7 +32,7 @@ _ORDER_STREAM = 1  # keeps the order of an epoch apart from the choices for its 
 _SAMPLE_STREAM = 2
 
 CropBox = tuple[float, float, float, float]
-"""Left, top, right, bottom as shares of the picture."""
+"""Left, top, right, bottom as shares of the image."""
 WHOLE: CropBox = (0.0, 0.0, 1.0, 1.0)
 
 
@@ -50,7 +50,7 @@ class Draw:
 class PairBatch:
     """B pairs as they enter the model; row i of images belongs to row i of the captions."""
 
-    images: Tensor  # pixel_values [B, 3, S, S], or a frozen stem's maps, flattened: [B, values]
+    images: Tensor  # pixel_values [B, 3, S, S], or a frozen backbone's maps, flattened: [B, values]
     input_ids: Tensor  # [B, L] int64
     attention_mask: Tensor  # [B, L] bool
     positives: Tensor  # [B, B] bool, images x captions: caption j is one of image i's, drawn or not
@@ -82,15 +82,15 @@ class Tokens(Protocol):
 
 
 class ImageSource(Protocol):
-    """Where the images of a batch come from: files, or a cache of a frozen stem's maps."""
+    """Where the images of a batch come from: files, or a cache of a frozen backbone's maps."""
 
     def gather(self, draws: Sequence[Draw]) -> Tensor:
         """Images of these draws, stacked in their order: float32 [B, ...]."""
 
 
 @dataclass(frozen=True)
-class PictureFiles:
-    """Decodes pictures each time they are asked for, cropped, squashed to a square and turned."""
+class ImageFiles:
+    """Decodes images each time they are asked for, cropped, squashed to a square and turned."""
 
     split: DataSplit
     image_size_px: int
@@ -105,11 +105,11 @@ class PictureFiles:
     def _decoded(self, draw: Draw) -> Tensor:
         left, top, right, bottom = draw.box
         at_least_px = decoded_px(self.image_size_px, min(right - left, bottom - top))
-        picture = open_picture(self.split.paths[draw.row], at_least_px=at_least_px)
+        image = open_image(self.split.paths[draw.row], at_least_px=at_least_px)
         if draw.box != WHOLE:
-            box = (left * picture.width, top * picture.height, right * picture.width, bottom * picture.height)
-            picture = picture.resize((self.image_size_px, self.image_size_px), Resampling.BICUBIC, box=box)
-        return dihedral(to_pixel_values(picture, self.image_size_px), draw.view)
+            box = (left * image.width, top * image.height, right * image.width, bottom * image.height)
+            image = image.resize((self.image_size_px, self.image_size_px), Resampling.BICUBIC, box=box)
+        return d4_transform(to_pixel_values(image, self.image_size_px), draw.view)
 
 
 class PairLoader:
@@ -134,7 +134,7 @@ class PairLoader:
                 f"training needs at least 2"
             )
         self._batches = -(-len(self._rows) // batch_size)
-        self._image_key = numbered(split.picture_sha256)
+        self._image_key = numbered(split.image_sha256)
         self._caption_key = numbered([caption_key(text) for text in split.captions])
         self._owned = _owned_captions(self._image_key, self._caption_key, split.caption_image)
 
@@ -199,7 +199,7 @@ def _owned_captions(
 
 
 def _random_box(rng: np.random.Generator, smallest_area: float) -> CropBox:
-    """A crop of the picture's own shape, of an area share drawn from `smallest_area` to 1."""
+    """A crop of the image's own shape, of an area share drawn from `smallest_area` to 1."""
     if smallest_area == 1.0:
         return WHOLE
     side = float(np.sqrt(rng.uniform(smallest_area, 1.0)))

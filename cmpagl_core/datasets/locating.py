@@ -1,4 +1,4 @@
-"""Where the pictures and captions of a data set are: named, under `data/raw/NAME`, in an archive, or drawn by us."""
+"""Where the images and captions of a data set are: named, under `data/raw/NAME`, in an archive, or drawn by us."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from cmpagl_core.datasets.sources import find_annotations, load_annotations
 from cmpagl_core.datasets.sources_text import read_class_folders
 from cmpagl_core.datasets.staging import stage_folder
 from cmpagl_core.errors import DataError
-from cmpagl_core.imagery.listing import list_pictures
-from cmpagl_core.imagery.pictures import PICTURE_SUFFIXES
+from cmpagl_core.imagery.images import IMAGE_SUFFIXES
+from cmpagl_core.imagery.listing import list_images
 from cmpagl_core.progress import Progress
 
 SOURCE_FOLDER = "source"  # in the data set's own folder: what was unpacked or drawn
@@ -26,45 +26,45 @@ SOURCE_FOLDER = "source"  # in the data set's own folder: what was unpacked or d
 class Located:
     """A source, read but not checked."""
 
-    pictures_root: Path
-    pictures: tuple[Path, ...]
+    images_root: Path
+    files: tuple[Path, ...]
     annotations: Annotations
 
 
 def locate_published(
     published: PublishedSet, raw: Path, images: Path | None, annotations: Path | None, root: Path, progress: Progress
 ) -> Located:
-    """The pictures and captions of a public set, as named or from the folder `raw`.
+    """The images and captions of a public set, as named or from the folder `raw`.
 
     Archives are unpacked into `root`. Raises DataError, saying which files to put where and where people get them.
     """
     if images is None:
         archives = _raw_archives(raw)
-        if not archives and not _has_pictures(raw):
-            raise DataError(f"the pictures of {published.title} are not here", hint=published.where_to_get(raw))
-        pictures_root = raw if _has_pictures(raw) else _unpacked(archives, root, progress)
+        if not archives and not _has_images(raw):
+            raise DataError(f"the images of {published.title} are not here", hint=published.where_to_get(raw))
+        images_root = raw if _has_images(raw) else _unpacked(archives, root, progress)
     else:
-        pictures_root = _folder_or_unpacked(images, root, progress)
+        images_root = _folder_or_unpacked(images, root, progress)
     found = load_annotations(annotations, published.name) if annotations is not None else None
-    for folder in (raw, pictures_root):
+    for folder in (raw, images_root):
         if found is None and folder.is_dir():
             found = find_annotations(folder, published.name)
     if found is None:
         raise DataError(f"the captions of {published.title} are not here", hint=published.where_to_get(raw))
-    return Located(pictures_root, list_pictures(pictures_root).whole(), found)
+    return Located(images_root, list_images(images_root).whole(), found)
 
 
 def locate_folder(folder: Path, annotations: Path | None, root: Path, progress: Progress) -> Located:
-    """A user's own pictures, with a captions file in the same folder or named, or one folder per class."""
-    pictures_root = _folder_or_unpacked(folder, root, progress)
-    pictures = list_pictures(pictures_root).whole()
-    usual = [pictures_root / f"captions{suffix}" for suffix in (".csv", ".tsv")]
+    """A user's own images, with a captions file in the same folder or named, or one folder per class."""
+    images_root = _folder_or_unpacked(folder, root, progress)
+    images = list_images(images_root).whole()
+    usual = [images_root / f"captions{suffix}" for suffix in (".csv", ".tsv")]
     given = annotations or next((path for path in usual if path.is_file()), None)
     if given is not None:
         found: Annotations | None = load_annotations(given)
     else:
-        found = find_annotations(pictures_root, depth=1)
-    return Located(pictures_root, pictures, found or read_class_folders(pictures_root, pictures))
+        found = find_annotations(images_root, depth=1)
+    return Located(images_root, images, found or read_class_folders(images_root, images))
 
 
 def locate_synthetic(count: int, seed: int, image_size_px: int, root: Path, progress: Progress) -> Located:
@@ -75,14 +75,14 @@ def locate_synthetic(count: int, seed: int, image_size_px: int, root: Path, prog
     stamp = {"count": count, "seed": seed, "image_size_px": image_size_px, "code": _drawing_code_sha256()}
     stage_folder(source, stamp, lambda folder: generate(folder, count, seed, image_size_px, progress))
     images = source / "images"
-    return Located(images, list_pictures(images).whole(), load_annotations(source / CAPTIONS_FILE))
+    return Located(images, list_images(images).whole(), load_annotations(source / CAPTIONS_FILE))
 
 
 def _folder_or_unpacked(path: Path, root: Path, progress: Progress) -> Path:
     if is_archive(path):
         return _unpacked([path], root, progress)
     if not path.exists():
-        raise DataError(f"{path} does not exist", hint="give a folder with pictures, or a zip or tar archive")
+        raise DataError(f"{path} does not exist", hint="give a folder with images, or a zip or tar archive")
     if not path.is_dir():
         raise DataError(f"{path} is neither a folder nor a zip or tar archive")
     return path
@@ -110,8 +110,8 @@ def _raw_archives(raw: Path) -> list[Path]:
     return [path for path in (*inside, *beside) if is_archive(path)]
 
 
-def _has_pictures(folder: Path) -> bool:
-    return folder.is_dir() and any(path.suffix.lower() in PICTURE_SUFFIXES for path in folder.rglob("*"))
+def _has_images(folder: Path) -> bool:
+    return folder.is_dir() and any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*"))
 
 
 def _drawing_code_sha256() -> str:

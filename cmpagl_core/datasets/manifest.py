@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cmpagl_core.errors import DataError
 from cmpagl_core.files import canonical_json, read_json, sha256_text
 
-FORMAT_VERSION: Literal[2] = 2
+FORMAT_VERSION: Literal[3] = 3
 MANIFEST_FILE = "manifest.json"
 IMAGES_FILE = "images.csv"
 CAPTIONS_FILE = "captions.csv"
@@ -47,7 +47,7 @@ class Dropped(_Record):
 class Manifest(_Record):
     """`manifest.json`; written last, so that a folder with one is a whole data set."""
 
-    format_version: Literal[2] = FORMAT_VERSION
+    format_version: Literal[3] = FORMAT_VERSION
     name: str
     made_at: str  # ISO 8601 in UTC
     source: str  # rsicd, rsitmd, ucm, sydney, folder, synthetic
@@ -56,7 +56,7 @@ class Manifest(_Record):
     complete: bool  # nothing but known defects was left out
     counts: dict[str, SplitCounts]
     split_sha256: dict[str, str]  # of captions, in any order: equal for every layout of one split
-    pictures_sha256: str  # of (image id, split, sha256 of the file), in any order
+    images_sha256: str  # of (image id, split, sha256 of the file), in any order
     files: dict[str, str]  # images.csv and captions.csv, by sha256
     sources: tuple[Source, ...]
     dropped: tuple[Dropped, ...] = ()
@@ -64,8 +64,8 @@ class Manifest(_Record):
 
     @property
     def sha256(self) -> str:
-        """Identity of the content: the same pictures, captions and splits anywhere have the same hash."""
-        content = {"splits": self.split_sha256, "pictures": self.pictures_sha256}
+        """Identity of the content: the same images, captions and splits anywhere have the same hash."""
+        content = {"splits": self.split_sha256, "images": self.images_sha256}
         return sha256_text(canonical_json(content))
 
 

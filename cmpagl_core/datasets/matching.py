@@ -1,4 +1,4 @@
-"""Which picture file each annotated name means: by stem, whatever the extension, the case and the folder."""
+"""Which image file each annotated name means: by stem, whatever the extension, the case and the folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Parts = tuple[str, ...]
 
 
 def image_ids(images: Sequence[AnnotatedImage]) -> list[str]:
-    """An id for each annotated picture: its stem; where two names share a stem, the path, then with its extension.
+    """An id for each annotated image: its stem; where two names share a stem, the path, then with its extension.
 
     Entries with one and the same name get one and the same id.
     """
@@ -30,8 +30,8 @@ def image_ids(images: Sequence[AnnotatedImage]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class PictureIndex:
-    """The picture files of a folder by stem."""
+class ImageIndex:
+    """The image files of a folder by stem."""
 
     by_stem: dict[str, list[tuple[Parts, Path]]]
     by_path: bool  # several annotated names share a stem, so that folders must agree too
@@ -40,13 +40,13 @@ class PictureIndex:
     def of(
         cls,
         root: Path,
-        pictures: Iterable[Path],
+        files: Iterable[Path],
         images: Sequence[AnnotatedImage],
         alias: Callable[[str], str | None] | None = None,
-    ) -> PictureIndex:
-        """Index `pictures`, which lie under `root`. `alias` may know a file under another stem than its own."""
+    ) -> ImageIndex:
+        """Index `files`, which lie under `root`. `alias` may know a file under another stem than its own."""
         by_stem: dict[str, list[tuple[Parts, Path]]] = {}
-        for path in pictures:
+        for path in files:
             stem = (alias(path.name) if alias is not None else None) or path.stem
             by_stem.setdefault(stem.casefold(), []).append((path.relative_to(root).parts, path))
         stems = {image.stem.casefold() for image in images}

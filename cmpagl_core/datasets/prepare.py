@@ -1,4 +1,4 @@
-"""`prepare`: from annotations and pictures in any known layout to one checked data set in the workspace."""
+"""`prepare`: from annotations and images in any known layout to one checked data set in the workspace."""
 
 from __future__ import annotations
 
@@ -72,15 +72,15 @@ def _locate(request: PrepareRequest, workspace: Workspace, root: Path, progress:
 
 
 def _fingerprint(request: PrepareRequest, located: Located) -> str:
-    """Hash of the request, the annotations' bytes and the pictures' names, sizes and times."""
-    states = [(path.relative_to(located.pictures_root).as_posix(), path.stat()) for path in located.pictures]
+    """Hash of the request, the annotations' bytes and the images' names, sizes and times."""
+    states = [(path.relative_to(located.images_root).as_posix(), path.stat()) for path in located.files]
     asked = {key: value for key, value in asdict(request).items() if not isinstance(value, Path)}
     content = {
         "way": _WAY_OF_PREPARING,
         "request": asked,
         "annotations": {str(path.resolve()): sha256_file(path) for path in located.annotations.files if path.is_file()},
-        "pictures_root": str(located.pictures_root.resolve()),
-        "pictures": [[name, state.st_size, state.st_mtime_ns] for name, state in states],
+        "images_root": str(located.images_root.resolve()),
+        "images": [[name, state.st_size, state.st_mtime_ns] for name, state in states],
     }
     return sha256_text(canonical_json(content))
 

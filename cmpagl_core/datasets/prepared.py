@@ -1,4 +1,4 @@
-"""A prepared data set: pictures, captions and splits as three checked files, opened as one frozen object."""
+"""A prepared data set: images, captions and splits as three checked files, opened as one frozen object."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def captions_sha256(image_ids: Sequence[str], texts: Sequence[str]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class DataSplit:
-    """The pictures and captions of one split, ready to be encoded: N pictures, M captions."""
+    """The images and captions of one split, ready to be encoded: N images, M captions."""
 
     dataset: str
     name: str
     image_ids: tuple[str, ...]
     paths: tuple[Path, ...]
-    picture_sha256: tuple[str, ...]
+    image_sha256: tuple[str, ...]
     scenes: tuple[str, ...]  # "" where the scene class is unknown
     captions: tuple[str, ...]
     caption_ids: tuple[str, ...]
@@ -69,14 +69,14 @@ class DataSplit:
 
         Raises DataError for a file that is gone, MismatchError for one with other content.
         """
-        for path, sha256, (size, mtime_ns) in zip(self.paths, self.picture_sha256, self.states, strict=True):
+        for path, sha256, (size, mtime_ns) in zip(self.paths, self.image_sha256, self.states, strict=True):
             try:
                 same = FileStamp(size, mtime_ns, sha256).fits(path)
             except OSError as error:
-                raise DataError(f"picture {path} cannot be read ({error.strerror})", hint=_MAKE_AGAIN) from error
+                raise DataError(f"image {path} cannot be read ({error.strerror})", hint=_MAKE_AGAIN) from error
             if not same:
                 raise MismatchError(
-                    f"{path} is not the picture that {self.dataset} was prepared with",
+                    f"{path} is not the image that {self.dataset} was prepared with",
                     hint="put it back, or run `cmpagl prepare` again and then train on what that makes",
                 )
         return self
@@ -108,7 +108,7 @@ class DataSplit:
             name=self.name if name is None else name,
             image_ids=tuple(self.image_ids[row] for row in chosen),
             paths=tuple(self.paths[row] for row in chosen),
-            picture_sha256=tuple(self.picture_sha256[row] for row in chosen),
+            image_sha256=tuple(self.image_sha256[row] for row in chosen),
             scenes=tuple(self.scenes[row] for row in chosen),
             captions=tuple(self.captions[caption] for _, caption in captions),
             caption_ids=tuple(self.caption_ids[caption] for _, caption in captions),
@@ -139,8 +139,8 @@ class PreparedDataset:
         if images.empty:
             full = [split for split in SPLITS if (self.images["split"] == split).any()]
             raise DataError(
-                f"{self.root}: the {name} split of {self.name} holds no picture",
-                hint=f"there are pictures in {', '.join(full)}; see `dropped` in its manifest.json",
+                f"{self.root}: the {name} split of {self.name} holds no image",
+                hint=f"there are images in {', '.join(full)}; see `dropped` in its manifest.json",
             )
         row_of = {image_id: row for row, image_id in enumerate(images["image_id"])}
         captions = self.captions[self.captions["image_id"].isin(row_of.keys())]
@@ -149,7 +149,7 @@ class PreparedDataset:
             name=name,
             image_ids=tuple(images["image_id"]),
             paths=tuple(self.root / path for path in images["path"]),
-            picture_sha256=tuple(images["sha256"]),
+            image_sha256=tuple(images["sha256"]),
             scenes=tuple(images["scene"]),
             captions=tuple(captions["text"]),
             caption_ids=tuple(captions["caption_id"]),
@@ -163,7 +163,7 @@ def open_prepared(folder: Path) -> PreparedDataset:
     """Open a prepared data set and check that its files belong together.
 
     Raises DataError naming the file when one is missing, was changed after it was made, or makes no sense.
-    Pictures are not opened here; whoever decodes one that has gone says so.
+    Images are not opened here; whoever decodes one that has gone says so.
     """
     manifest = read_manifest(folder)
     for file, expected in manifest.files.items():

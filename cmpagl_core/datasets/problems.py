@@ -18,9 +18,7 @@ _SHOWN = 20
 _LONGEST_SHOWN = 120
 
 
-ProblemKind = Literal[
-    "other count", "bad name", "duplicate", "bad caption", "missing", "ambiguous", "unreadable picture"
-]
+ProblemKind = Literal["other count", "bad name", "duplicate", "bad caption", "missing", "ambiguous", "unreadable image"]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The four public data sets: how many pictures they have, what is known to be wrong with them, where they are had.
+"""The four public data sets: how many images they have, what is known to be wrong with them, where they are had.
 
 Counts are those of the public annotation files (section 6 of the method).
 """
@@ -27,7 +27,7 @@ _AMFMN_PAGE = "https://github.com/xiaoyuan1996/AMFMN"
 
 @dataclass(frozen=True)
 class PublishedSet:
-    """One public data set; counts are pictures, each with five captions."""
+    """One public data set; counts are images, each with five captions."""
 
     name: str
     title: str
@@ -35,16 +35,16 @@ class PublishedSet:
     val: int  # 0: the published files have no validation split
     test: int
     scenes: Scenes
-    pictures: str  # which pictures to get, and where
+    images: str  # which images to get, and where
     annotations: str
-    blank_captions: frozenset[str] = frozenset()  # stems of pictures whose published captions are blank
+    blank_captions: frozenset[str] = frozenset()  # stems of images whose published captions are blank
 
     @property
     def total(self) -> int:
         return self.train + self.val + self.test
 
     def fits(self, counts: Mapping[str, int]) -> bool:
-        """Whether pictures per split are the published ones.
+        """Whether images per split are the published ones.
 
         A layout without val has it in train (AMFMN's RSICD) or leaves it out (AMFMN's UCM and Sydney); where no
         validation split was published, any part of train may serve as one.
@@ -72,7 +72,7 @@ class PublishedSet:
     def where_to_get(self, folder: Path) -> str:
         """Which files to put into `folder`, and where people get them."""
         return (
-            f"put into {folder} the pictures ({self.pictures}), as a folder or a zip or tar archive, and the captions "
+            f"put into {folder} the images ({self.images}), as a folder or a zip or tar archive, and the captions "
             f"({self.annotations}); or name them with --images and --annotations"
         )
 
@@ -80,24 +80,24 @@ class PublishedSet:
 _SETS = (
     PublishedSet(
         "rsicd", "RSICD", 8734, 1094, 1093, "name",
-        pictures=f"RSICD_images, 10,921 files such as airport_1.jpg, linked from {_RSICD_PAGE}",
+        images=f"RSICD_images, 10,921 files such as airport_1.jpg, linked from {_RSICD_PAGE}",
         annotations=f"dataset_rsicd.json from {_RSICD_PAGE}, or the folder rsicd_precomp from {_AMFMN_PAGE}",
     ),
     PublishedSet(
         "rsitmd", "RSITMD", 4291, 0, 452, "name",
-        pictures=f"RSITMD's images, 4,743 files such as boat_0.tif, linked from {_AMFMN_PAGE} under RSITMD",
+        images=f"RSITMD's images, 4,743 files such as boat_0.tif, linked from {_AMFMN_PAGE} under RSITMD",
         annotations=f"dataset_RSITMD.json or the folder rsitmd_precomp, from {_AMFMN_PAGE}",
         blank_captions=frozenset(("mountain_2378", "railwaystation_3254", "storagetanks_4367", "viaduct_4635")),
     ),
     PublishedSet(
         "ucm", "UCM-Captions", 1680, 210, 210, "ucm",
-        pictures=f"1.tif to 2100.tif of UCM_captions, linked from {_RSICD_PAGE}, or the same pictures under their "
+        images=f"1.tif to 2100.tif of UCM_captions, linked from {_RSICD_PAGE}, or the same images under their "
         "first names (agricultural00.tif ...) from http://weegee.vision.ucmerced.edu/datasets/landuse.html",
         annotations=f"dataset_ucm.json, named dataset.json in UCM_captions, linked from {_RSICD_PAGE}",
     ),
     PublishedSet(
         "sydney", "Sydney-Captions", 497, 58, 58, "none",
-        pictures=f"1.tif to 613.tif of Sydney_captions, linked from {_RSICD_PAGE}",
+        images=f"1.tif to 613.tif of Sydney_captions, linked from {_RSICD_PAGE}",
         annotations=f"dataset_sydney.json, named dataset.json in Sydney_captions, linked from {_RSICD_PAGE}",
     ),
 )  # fmt: skip
@@ -105,16 +105,16 @@ PUBLISHED: Mapping[str, PublishedSet] = MappingProxyType({one.name: one for one 
 
 
 def recognise(counts: Mapping[str, int]) -> PublishedSet | None:
-    """The public set that has these pictures per split, if any."""
+    """The public set that has these images per split, if any."""
     return next((one for one in PUBLISHED.values() if one.fits(counts)), None)
 
 
-def ucm_number(picture: str) -> str | None:
-    """The number that UCM-Captions gives a picture known by its UC Merced name; None for any other name.
+def ucm_number(image: str) -> str | None:
+    """The number that UCM-Captions gives an image known by its UC Merced name; None for any other name.
 
     agricultural01 to 99 are 1 to 99 and agricultural00 is 100; in the other classes 00 to 99 count on in order.
     """
-    found = re.fullmatch(r"([a-z]+)(\d\d)", PurePosixPath(picture).stem.lower())
+    found = re.fullmatch(r"([a-z]+)(\d\d)", PurePosixPath(image).stem.lower())
     if found is None or found[1] not in UCM_CLASSES:
         return None
     row, place = UCM_CLASSES.index(found[1]), int(found[2])

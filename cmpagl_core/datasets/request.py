@@ -20,7 +20,7 @@ class PrepareRequest:
 
     source: SourceName
     name: str = ""  # of the data set; empty: the source's
-    folder: Path | None = None  # of the user's pictures; source folder only
+    folder: Path | None = None  # of the user's images; source folder only
     images: Path | None = None  # folder or archive
     annotations: Path | None = None
     skip_missing: bool = False

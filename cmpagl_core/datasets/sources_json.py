@@ -20,7 +20,7 @@ def is_karpathy(content: Any) -> bool:
 
 
 def is_list(content: Any) -> bool:
-    """Whether parsed JSON is a list of objects that name a picture."""
+    """Whether parsed JSON is a list of objects that name an image."""
     return (
         isinstance(content, list)
         and bool(content)
@@ -49,7 +49,7 @@ def read_karpathy(content: dict[str, Any], path: Path) -> Annotations:
 def read_lists(contents: dict[Path, Any]) -> Annotations:
     """Annotations from one or several JSON lists, each of one split by its file name (`rsicd_train.json`).
 
-    An entry may name its own split. A caption is a text or a list of texts; a picture may come several times,
+    An entry may name its own split. A caption is a text or a list of texts; an image may come several times,
     once for each caption. Raises DataError with the entry's place.
     """
     entries: list[AnnotatedImage] = []

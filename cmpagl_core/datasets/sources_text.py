@@ -38,7 +38,7 @@ def is_precomp(folder: Path) -> bool:
 def read_precomp(folder: Path) -> Annotations:
     """Annotations from AMFMN's lists, in which train means train + val where the folder has no val of its own.
 
-    `*_caps.txt` has one caption a line, `*_filename.txt` one line per picture or one per caption; public copies
+    `*_caps.txt` has one caption a line, `*_filename.txt` one line per image or one per caption; public copies
     have both. Raises DataError when the two do not fit together.
     """
     entries: list[AnnotatedImage] = []
@@ -67,7 +67,7 @@ def is_table(path: Path) -> bool:
 def read_table(path: Path) -> Annotations:
     """Annotations from CSV or TSV: a column of file names, one or more of captions, optionally split and scene.
 
-    A picture may have several rows. Raises DataError with the line.
+    An image may have several rows. Raises DataError with the line.
     """
     text = read_text(path)
     with _long_cells():
@@ -98,23 +98,23 @@ def _not_csv(path: Path, begins: int, ends: int, error: csv.Error) -> DataError:
     return DataError(f"{path}:{begins}: not valid CSV ({error}{until})")
 
 
-def read_class_folders(folder: Path, pictures: Sequence[Path]) -> Annotations:
+def read_class_folders(folder: Path, images: Sequence[Path]) -> Annotations:
     """One folder per class: the class name makes the caption, and is the scene.
 
-    Folders named train, val and test may stand above the classes. Raises DataError for pictures without a class.
+    Folders named train, val and test may stand above the classes. Raises DataError for images without a class.
     """
     entries = []
-    for picture in pictures:
-        parts = picture.relative_to(folder).parts
+    for image in images:
+        parts = image.relative_to(folder).parts
         split = split_word(parts[0]) if len(parts) > 2 else None
         if len(parts) < 2 or (split is None and len(parts) > 1 and split_word(parts[0]) is not None):
             raise DataError(
-                f"{picture} has neither a caption nor a class",
+                f"{image} has neither a caption nor a class",
                 hint=f"add {folder / 'captions.csv'} with columns file and caption, or one folder per class",
             )
         scene = parts[1] if split is not None else parts[0]
         name = "/".join(parts)
-        entries.append(AnnotatedImage(name, (class_caption(scene),), split or "", str(picture), scene))
+        entries.append(AnnotatedImage(name, (class_caption(scene),), split or "", str(image), scene))
     return Annotations("class-folders", tuple(entries), (folder,))
 
 
@@ -156,7 +156,7 @@ class _Columns:
         split = "" if self.split is None else read_split(row[self.split], where)
         scene = "" if self.scene is None else row[self.scene].strip()
         captions = [row[place] for place in self.captions]
-        if len(captions) > 1:  # caption_1 to caption_5: a picture may have fewer
+        if len(captions) > 1:  # caption_1 to caption_5: an image may have fewer
             captions = [text for text in captions if text.strip()] or captions[:1]
         return AnnotatedImage(row[self.name], tuple(captions), split, where, scene)
 
@@ -183,20 +183,20 @@ def _precomp_files(folder: Path, part: str) -> tuple[Path, Path]:
 
 
 def _read_precomp_part(caps: Path, names: Path, part: str) -> list[AnnotatedImage]:
-    captions, pictures = _lines(caps), _lines(names)
-    if not pictures or len(captions) % len(pictures):
+    captions, images = _lines(caps), _lines(names)
+    if not images or len(captions) % len(images):
         raise DataError(
-            f"{caps} has {len(captions):,} lines and {names} {len(pictures):,}: "
-            "not the same whole number of captions for each picture"
+            f"{caps} has {len(captions):,} lines and {names} {len(images):,}: "
+            "not the same whole number of captions for each image"
         )
-    if len(captions) == len(pictures):
-        lines = zip(pictures, captions, strict=True)
+    if len(captions) == len(images):
+        lines = zip(images, captions, strict=True)
         named = [AnnotatedImage(name, (text,), part, f"{names}:{row}") for row, (name, text) in enumerate(lines, 1)]
         return list(group_by_name(named))
-    each = len(captions) // len(pictures)
+    each = len(captions) // len(images)
     return [
         AnnotatedImage(name, tuple(captions[row * each : (row + 1) * each]), part, f"{names}:{row + 1}")
-        for row, name in enumerate(pictures)
+        for row, name in enumerate(images)
     ]
 
 

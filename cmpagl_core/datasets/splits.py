@@ -32,9 +32,9 @@ def seeded_split(keys: Iterable[str], fractions: Mapping[str, float], seed: int)
 def selection_splits(
     prepared: PreparedDataset, selection: SelectionPart, check_files: bool = True
 ) -> tuple[DataSplit, DataSplit]:
-    """What to train on and what to choose on: (train, selection), without a picture in common.
+    """What to train on and what to choose on: (train, selection), without an image in common.
 
-    Split "val": the train and validation splits. Split "train": a seeded share of train's distinct pictures is
+    Split "val": the train and validation splits. Split "train": a seeded share of train's distinct images is
     kept out of training. Raises GuardError for "test", DataError when a split holds nothing.
     """
     if selection.split == "test":
@@ -46,15 +46,15 @@ def selection_splits(
     if selection.split == "val":
         if not (prepared.images["split"] == "val").any():
             raise DataError(
-                f"{prepared.root}: {prepared.name} has no validation pictures to choose models on",
+                f"{prepared.root}: {prepared.name} has no validation images to choose models on",
                 hint="set data.selection.split to train: a seeded share of train is then kept for it",
             )
         return train, prepared.split("val", check_files)
     fractions = {"train": 1 - selection.fraction, "selection": selection.fraction}
-    given = seeded_split(train.picture_sha256, fractions, selection.seed)
-    rows = _rows_by_split([given[key] for key in train.picture_sha256])
+    given = seeded_split(train.image_sha256, fractions, selection.seed)
+    rows = _rows_by_split([given[key] for key in train.image_sha256])
     if len(rows) < len(fractions):
-        raise DataError(f"{prepared.root}: the train split has too few pictures to keep some for choosing models")
+        raise DataError(f"{prepared.root}: the train split has too few images to keep some for choosing models")
     return train.subset(rows["train"], name="train"), train.subset(rows["selection"], name="selection")
 
 

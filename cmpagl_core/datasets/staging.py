@@ -1,4 +1,4 @@
-"""Folders that appear only when complete: unpacked archives, copied pictures, generated scenes."""
+"""Folders that appear only when complete: unpacked archives, copied images, generated scenes."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def write_prepared(root: Path, images: pd.DataFrame, captions: pd.DataFrame, pro
         split_sha256={
             split: captions_sha256(list(part["image_id"]), list(part["text"])) for split, part in parts.items()
         },
-        pictures_sha256=_pictures_sha256(images),
+        images_sha256=_images_sha256(images),
         files={file: sha256_text(text) for file, text in tables.items()},
         sources=provenance.sources,
         dropped=provenance.dropped,
@@ -80,6 +80,6 @@ def _count(images: pd.DataFrame, captions: pd.DataFrame) -> SplitCounts:
     return SplitCounts(images=len(images), captions=len(captions), unique_captions=len(unique))
 
 
-def _pictures_sha256(images: pd.DataFrame) -> str:
+def _images_sha256(images: pd.DataFrame) -> str:
     rows = zip(images["image_id"], images["split"], images["sha256"], strict=True)
     return sha256_unordered("\t".join(row) for row in rows)

@@ -1,4 +1,4 @@
-"""Features from a frozen stem's maps in half precision: as a training cached them, or rounded alike (ours)."""
+"""Features from a frozen backbone's maps in half precision: as a training cached them, or rounded alike (ours)."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cmpagl_core.datasets.augment import dihedral
+from cmpagl_core.datasets.augment import d4_transform
 from cmpagl_core.datasets.loading import WHOLE, Draw
+from cmpagl_core.encoders.backbone_cache import (
+    BackboneCache,
+    CachedMaps,
+    backbone_cache_folder,
+    backbone_settings,
+    open_backbone_cache,
+    rounded_maps,
+)
 from cmpagl_core.encoders.encode import forward_pass, unit_rows
 from cmpagl_core.encoders.encoder import Features
-from cmpagl_core.encoders.stem_cache import (
-    CachedMaps,
-    StemCache,
-    open_stem_cache,
-    rounded_maps,
-    stem_settings,
-    stems_folder,
-)
-from cmpagl_core.models.stem import FeatureStem
+from cmpagl_core.models.backbone import Backbone
 from cmpagl_core.runs import LoadedModel, Run, read_tensors
 
 if TYPE_CHECKING:
     from cmpagl_core.models.cmpagl import CmpaglModel, ImageEncoding
 
 
-def encode_flat_maps(model: CmpaglModel, cache: StemCache, maps: Tensor) -> ImageEncoding:
-    """maps: [B, values] of the cache. Raises ValueError for a model without a stem."""
-    return model.encode_stem_maps(_stem_of(model).join(cache.unflatten(maps)))
+def encode_flat_maps(model: CmpaglModel, cache: BackboneCache, maps: Tensor) -> ImageEncoding:
+    """maps: [B, values] of the cache. Raises ValueError for a model without a backbone."""
+    return model.encode_backbone_maps(_backbone_of(model).join(cache.unflatten(maps)))
 
 
-def cache_of_run(run: Run, loaded: LoadedModel, cache_root: Path) -> StemCache | None:
-    """The maps that trainings of this stem have left in a workspace's cache; None where there are none.
+def cache_of_run(run: Run, loaded: LoadedModel, cache_root: Path) -> BackboneCache | None:
+    """The maps that trainings of this backbone have left in a workspace's cache; None where there are none.
 
-    A stem that was tuned has other weights than the cached one, so its maps are never taken for those.
+    A backbone that was tuned has other weights than the cached one, so its maps are never taken for those.
     Raises DataError for a broken shard.
     """
-    stem, folder = loaded.model.image_encoder.patch_embed, stems_folder(cache_root)
-    if not isinstance(stem, FeatureStem) or not folder.is_dir():
+    backbone, folder = loaded.model.image_encoder.patch_embed, backbone_cache_folder(cache_root)
+    if not isinstance(backbone, Backbone) or not folder.is_dir():
         return None
-    settings = stem_settings(run.recipe, loaded.device)
-    return open_stem_cache(folder, stem, read_tensors(run.weights_path), settings, loaded.device)
+    settings = backbone_settings(run.recipe, loaded.device)
+    return open_backbone_cache(folder, backbone, read_tensors(run.weights_path), settings, loaded.device)
 
 
 def cached_features(loaded: LoadedModel, source: CachedMaps, views: int) -> Iterator[tuple[list[int], Features]]:
-    """Rows of the source's pictures and their features [B, D]; the first `views` views of each are averaged."""
-    size, count = loaded.recipe.evaluate.batch_size, len(source.picture_sha256)
+    """Rows of the source's images and their features [B, D]; the first `views` views of each are averaged."""
+    size, count = loaded.recipe.evaluate.batch_size, len(source.image_sha256)
     for start in range(0, count, size):
         rows = list(range(start, min(start + size, count)))
         seen = []
@@ -60,21 +60,21 @@ def cached_features(loaded: LoadedModel, source: CachedMaps, views: int) -> Iter
 
 
 def rounded_features(loaded: LoadedModel, pixel_values: Tensor, views: int) -> Tensor:
-    """pixel_values: [B, 3, S, S]. Returns [B, D], of the same pictures what `cached_features` gives, not yet unit.
+    """pixel_values: [B, 3, S, S]. Returns [B, D], of the same images what `cached_features` gives, not yet unit.
 
-    Raises ValueError for a model without a stem.
+    Raises ValueError for a model without a backbone.
     """
-    stem, on_device = _stem_of(loaded.model), pixel_values.to(loaded.device)
+    backbone, on_device = _backbone_of(loaded.model), pixel_values.to(loaded.device)
     seen = []
     for view in range(views):
         with forward_pass(loaded):
-            maps = stem.join(rounded_maps(stem.parts(dihedral(on_device, view))))
-            seen.append(loaded.model.encode_stem_maps(maps).features.float())
+            maps = backbone.join(rounded_maps(backbone.parts(d4_transform(on_device, view))))
+            seen.append(loaded.model.encode_backbone_maps(maps).features.float())
     return torch.stack(seen).mean(dim=0)
 
 
-def _stem_of(model: CmpaglModel) -> FeatureStem:
-    stem = model.image_encoder.patch_embed
-    if not isinstance(stem, FeatureStem):
+def _backbone_of(model: CmpaglModel) -> Backbone:
+    backbone = model.image_encoder.patch_embed
+    if not isinstance(backbone, Backbone):
         raise ValueError("a model that embeds patches has no maps to cache")
-    return stem
+    return backbone

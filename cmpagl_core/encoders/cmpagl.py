@@ -1,7 +1,7 @@
 """A run as an Encoder: loaded when it is first needed, and one image gives one feature (ours).
 
-A stem that stayed frozen gives its maps in half precision, as trainings cache them. So an image whose maps are in the
-cache, and one that has to be decoded, get the features that they would get the other way round.
+The maps of a frozen backbone are rounded to half precision, as in the cache of a training, so that an image gets the
+same features whether its maps come from the cache or from decoding it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import get_args
 
 import torch
 
-from cmpagl_core.datasets.augment import Views, view_count
+from cmpagl_core.datasets.augment import Tta, view_count
 from cmpagl_core.device import usable_precision
+from cmpagl_core.encoders.backbone_cache import BackboneCache, CachedMaps
 from cmpagl_core.encoders.cached import cache_of_run, cached_features, rounded_features
 from cmpagl_core.encoders.encode import (
     decoder,
@@ -27,7 +28,6 @@ from cmpagl_core.encoders.encode import (
     preprocessing,
 )
 from cmpagl_core.encoders.encoder import EncodedBatch, Features, Fingerprint, Origin
-from cmpagl_core.encoders.stem_cache import CachedMaps, StemCache
 from cmpagl_core.encoders.text_tower import TowerInfo, save_text_tower
 from cmpagl_core.errors import DataError, UsageError
 from cmpagl_core.files import FileStamp
@@ -38,14 +38,14 @@ from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.runs import LoadedModel, Run
 
-_ROUNDED = ", the stem's maps in half precision"
+_ROUNDED = ", the backbone's maps in half precision"
 
 
 class CmpaglEncoder:
     """A run's two encoders, in the recipe's views.
 
-    cache_root: a workspace's cache, where trainings may have left maps of the run's stem. rounded: whether a frozen
-    stem's maps are rounded; exported features are of maps that are not.
+    cache_root: a workspace's cache, where trainings may have left maps of the run's backbone. rounded: whether a frozen
+    backbone's maps are rounded; exported features are of maps that are not.
     Raises UsageError for a run whose features rank nothing.
     """
 
@@ -64,7 +64,7 @@ class CmpaglEncoder:
             )
         self._run, self._progress, self._cache_root = run, progress, cache_root
         self._device = device or torch.device("cpu")
-        self._rounds = rounded and _has_frozen_stem(run.recipe)
+        self._rounds = rounded and _has_frozen_backbone(run.recipe)
 
     @property
     def name(self) -> str:
@@ -92,16 +92,16 @@ class CmpaglEncoder:
         """The model."""
         return self._run.load(self._device)
 
-    def in_views(self, views: Views) -> CmpaglEncoder:
+    def with_tta(self, tta: Tta) -> CmpaglEncoder:
         """The same, with an image seen in other views than the recipe's."""
-        recipe = override_recipe(self._run.recipe, [f"evaluate.views={views}"])
+        recipe = override_recipe(self._run.recipe, [f"evaluate.tta={tta}"])
         run = replace(self._run, recipe=recipe)
         return CmpaglEncoder(run, self._progress, self._device, self._cache_root, self._rounds)
 
     def preparing_as(self, before: str) -> CmpaglEncoder:
         """The same, with images prepared in the way that these words are of; as it is where no way fits them."""
         exact = CmpaglEncoder(self._run, self._progress, self._device, self._cache_root, rounded=False)
-        ways = (encoder.in_views(views) for encoder in (self, exact) for views in get_args(Views))
+        ways = (encoder.with_tta(tta) for encoder in (self, exact) for tta in get_args(Tta))
         return next((encoder for encoder in ways if encoder.fingerprint.preprocessing == before), self)
 
     def encode_images(self, images: Sequence[ImageRef]) -> Generator[EncodedBatch, None, None]:
@@ -111,7 +111,7 @@ class CmpaglEncoder:
             found = enumerate(map(_stamp, images))
             stamps = {row: stamp for row, stamp in found if stamp is not None and stamp.sha256 in cache.rows}
             if stamps:
-                self._progress.say(f"{len(stamps):,} of {len(images):,} pictures have maps that a training cached")
+                self._progress.say(f"{len(stamps):,} of {len(images):,} images have maps that a training cached")
         with forward_pass(self.loaded):
             if cache is not None:
                 yield from self._from_cache(cache, stamps)
@@ -125,10 +125,10 @@ class CmpaglEncoder:
     def write_text_tower(self, path: Path) -> None:
         write_text_tower(path, self.loaded)
 
-    def _from_cache(self, cache: StemCache, stamps: dict[int, FileStamp]) -> Iterator[EncodedBatch]:
+    def _from_cache(self, cache: BackboneCache, stamps: dict[int, FileStamp]) -> Iterator[EncodedBatch]:
         rows = list(stamps)
         source = CachedMaps(cache, tuple(stamp.sha256 for stamp in stamps.values()))
-        views = view_count(self._run.recipe.evaluate.views)
+        views = view_count(self._run.recipe.evaluate.tta)
         for places, features in cached_features(self.loaded, source, views):
             found = [rows[place] for place in places]
             yield EncodedBatch(features, found, [stamps[row] for row in found], [])
@@ -137,7 +137,7 @@ class CmpaglEncoder:
         recipe = self._run.recipe
         if not self._rounds:
             return encoded_batches(self.loaded, images)
-        views = view_count(recipe.evaluate.views)
+        views = view_count(recipe.evaluate.tta)
         return encode_with(
             lambda pixel_values: rounded_features(self.loaded, pixel_values, views),
             decoder(recipe),
@@ -145,7 +145,7 @@ class CmpaglEncoder:
             recipe.evaluate.batch_size,
         )
 
-    def _cache(self) -> StemCache | None:
+    def _cache(self) -> BackboneCache | None:
         if self._cache_root is None or not self._rounds:
             return None
         try:
@@ -175,9 +175,9 @@ def write_text_tower(path: Path, loaded: LoadedModel) -> None:
     save_text_tower(path, weights, loaded.tokenizer.to_json(), info)
 
 
-def _has_frozen_stem(recipe: Recipe) -> bool:
+def _has_frozen_backbone(recipe: Recipe) -> bool:
     cfg = recipe.image_encoder
-    return cfg.stem != "patch" and (not cfg.stem_trainable or recipe.optim.image_lr_scale == 0)
+    return cfg.backbone != "none" and (not cfg.backbone_trainable or recipe.optim.image_lr_scale == 0)
 
 
 def _stamp(image: ImageRef) -> FileStamp | None:

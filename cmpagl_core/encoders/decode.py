@@ -1,4 +1,4 @@
-"""Pictures decoded in the background, in order and in bounded memory, while the encoder works on the last batch."""
+"""Images decoded in the background, in order and in bounded memory, while the encoder works on the last batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MAX_WORKERS = 8
 
 @dataclass(frozen=True)
 class Decoded:
-    """One picture as an encoder takes it, [3, S, S], and the stamp of the content that was decoded."""
+    """One image as an encoder takes it, [3, S, S], and the stamp of the content that was decoded."""
 
     pixel_values: Tensor
     stamp: FileStamp
@@ -44,7 +44,7 @@ Decode = Callable[[ImageRef], Decoded | Broken]
 
 
 def image_decoder(transform: Callable[[Image], Tensor], at_least_px: int | None = None) -> Decode:
-    """From an image to what a transform makes of its pixels; at_least_px: as in `open_picture`."""
+    """From an image to what a transform makes of its pixels; at_least_px: as in `open_image`."""
 
     def decode(ref: ImageRef) -> Decoded | Broken:
         with DECODING.held():
@@ -62,7 +62,7 @@ def decoded_batches(
 ) -> Iterator[DecodedBatch]:
     """Decode all images in order on background threads, at most three batches ahead of the caller.
 
-    A batch in which no picture is readable has pixel_values of length 0.
+    A batch in which no image is readable has pixel_values of length 0.
     """
     threads = min(_MAX_WORKERS, os.cpu_count() or 1) if workers is None else workers
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")

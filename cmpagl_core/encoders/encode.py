@@ -1,4 +1,4 @@
-"""Pictures and captions to features with a run's model, as fast as its encoders go and in bounded memory (ours)."""
+"""Images and captions to features with a run's model, as fast as its encoders go and in bounded memory (ours)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmpagl_core.datasets.augment import Views, dihedral, view_count
+from cmpagl_core.datasets.augment import Tta, d4_transform, view_count
 from cmpagl_core.device import autocast
 from cmpagl_core.encoders.decode import Decode, decoded_batches, image_decoder
 from cmpagl_core.encoders.encoder import EncodedBatch, Features, collect
@@ -23,7 +23,7 @@ from cmpagl_core.encoders.length_groups import length_groups
 from cmpagl_core.errors import DataError
 from cmpagl_core.files import atomic_path
 from cmpagl_core.imagery.image_ref import ImageRef
-from cmpagl_core.imagery.pictures import decoded_px, to_pixel_values
+from cmpagl_core.imagery.images import decoded_px, to_pixel_values
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.runs import LoadedModel
@@ -43,27 +43,27 @@ class TextGroup:
     encoding: TextEncoding
 
 
-def encode_pictures(
+def encode_images(
     loaded: LoadedModel,
     images: Sequence[ImageRef],
     progress: Progress,
     batch_size: int | None = None,
-    views: Views | None = None,
+    tta: Tta | None = None,
 ) -> Features:
     """image_features, float32 [N, D] of unit length, in the order of `images`.
 
-    batch_size and views: the recipe's `evaluate` part when None; views "dihedral" averages over the eight flips and
-    right angles [ours]. Raises DataError for the first picture that cannot be read.
+    batch_size and tta: the recipe's `evaluate` part when None; tta "d4" averages over the 8 flips and
+    90-degree rotations [ours]. Raises DataError for the first image that cannot be read.
     """
     with forward_pass(loaded):
-        return collect(encoded_batches(loaded, images, batch_size, views), len(images), progress)
+        return collect(encoded_batches(loaded, images, batch_size, tta), len(images), progress)
 
 
 def encoded_batches(
-    loaded: LoadedModel, images: Sequence[ImageRef], batch_size: int | None = None, views: Views | None = None
+    loaded: LoadedModel, images: Sequence[ImageRef], batch_size: int | None = None, tta: Tta | None = None
 ) -> Iterator[EncodedBatch]:
-    """As `encode_pictures`, batch by batch, with the broken pictures named instead of raised."""
-    chosen = loaded.recipe.evaluate.views if views is None else views
+    """As `encode_images`, batch by batch, with the broken images named instead of raised."""
+    chosen = loaded.recipe.evaluate.tta if tta is None else tta
     size = loaded.recipe.evaluate.batch_size if batch_size is None else batch_size
     return encode_with(lambda batch: _image_features(loaded, batch, chosen), decoder(loaded.recipe), images, size)
 
@@ -114,10 +114,10 @@ def encode_text_groups(loaded: LoadedModel, texts: Sequence[str]) -> Iterator[Te
 def encode_image_tokens(
     loaded: LoadedModel, images: Sequence[ImageRef], out: Path, progress: Progress
 ) -> NDArray[np.float16]:
-    """image_tokens of every picture, float16 [N, 1 + T, C], in a memory-mapped `.npy` file at `out`.
+    """image_tokens of every image, float16 [N, 1 + T, C], in a memory-mapped `.npy` file at `out`.
 
-    What the fusion half attends to; kept on disk because 1,093 pictures of Swin-T are 84 MB.
-    Raises DataError for the first picture that cannot be read.
+    What the fusion half attends to; kept on disk because 1,093 images of Swin-T are 84 MB.
+    Raises DataError for the first image that cannot be read.
     """
     tokens: np.memmap[Any, np.dtype[np.float16]] | None = None
     bar = progress.task("encode image tokens", len(images), "img")
@@ -133,7 +133,7 @@ def encode_image_tokens(
             tokens[batch.rows] = block
             advance(len(batch.rows))
         if tokens is None:
-            raise DataError("there is no picture to encode", hint="choose a split with pictures")
+            raise DataError("there is no image to encode", hint="choose a split with images")
         tokens.flush()
     mapped: NDArray[np.float16] = np.load(out, mmap_mode="r")
     return mapped
@@ -149,24 +149,24 @@ def forward_pass(loaded: LoadedModel) -> Iterator[None]:
 def decoder(recipe: Recipe) -> Decode:
     """From an image to the pixel_values that the recipe's image encoder takes."""
     size = recipe.data.image_size_px
-    return image_decoder(lambda picture: to_pixel_values(picture, size), decoded_px(size))
+    return image_decoder(lambda image: to_pixel_values(image, size), decoded_px(size))
 
 
 def preprocessing(recipe: Recipe) -> str:
-    """What happens to a picture before the encoder, in words that artefacts keep."""
-    side_px, views = recipe.data.image_size_px, recipe.evaluate.views
-    return f"RGB, bicubic to {side_px} x {side_px}, ImageNet mean and std, views {views}"
+    """What happens to an image before the encoder, in words that artefacts keep."""
+    side_px, tta = recipe.data.image_size_px, recipe.evaluate.tta
+    return f"RGB, bicubic to {side_px} x {side_px}, ImageNet mean and std, tta {tta}"
 
 
 def _fits(texts: int, shortest: int, longest: int) -> bool:
     return texts * longest <= _TOKENS_PER_BATCH
 
 
-def _image_features(loaded: LoadedModel, pixel_values: Tensor, views: Views) -> Tensor:
+def _image_features(loaded: LoadedModel, pixel_values: Tensor, tta: Tta) -> Tensor:
     on_device = pixel_values.to(loaded.device)
     with forward_pass(loaded):
-        seen = range(view_count(views))
-        each = [loaded.model.encode_images(dihedral(on_device, view)).features.float() for view in seen]
+        seen = range(view_count(tta))
+        each = [loaded.model.encode_images(d4_transform(on_device, view)).features.float() for view in seen]
     return torch.stack(each).mean(dim=0)
 
 

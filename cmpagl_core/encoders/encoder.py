@@ -83,7 +83,7 @@ class HasTextTower(Protocol):
 def collect(batches: Iterable[EncodedBatch], count: int, progress: Progress) -> Features:
     """All batches as one array [N, D], with a progress bar. Raises DataError for the first broken image."""
     features: Features | None = None
-    with progress.task("encode pictures", count, "img") as advance:
+    with progress.task("encode images", count, "img") as advance:
         for batch in batches:
             if batch.broken:
                 raise DataError(batch.broken[0].why, hint=f"mend or remove {batch.broken[0].image.path.name}")
@@ -92,5 +92,5 @@ def collect(batches: Iterable[EncodedBatch], count: int, progress: Progress) -> 
             features[batch.rows] = batch.features
             advance(len(batch.rows))
     if features is None:
-        raise DataError("there is no picture to encode", hint="choose a split with pictures")
+        raise DataError("there is no image to encode", hint="choose a split with images")
     return features

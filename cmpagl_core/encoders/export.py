@@ -10,7 +10,7 @@ import torch
 
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.device import usable_precision
-from cmpagl_core.encoders.encode import encode_captions, encode_pictures, preprocessing
+from cmpagl_core.encoders.encode import encode_captions, encode_images, preprocessing
 from cmpagl_core.encoders.feature_set import FeatureInfo, FeatureSet, save_feature_set
 from cmpagl_core.progress import Progress
 from cmpagl_core.runs import LoadedModel, Run
@@ -28,7 +28,7 @@ def export_features(
     """Encode a split with a run's model and write the feature set to `out`. A re-run gives the same bytes.
 
     manifest_sha256: of the prepared data set that the split is of. overlap: as in FeatureInfo. Raises DataError for
-    a picture that cannot be read, MismatchError for weights that are not the run's, CmpaglError when the disk refuses.
+    an image that cannot be read, MismatchError for weights that are not the run's, CmpaglError when the disk refuses.
     """
     features = run_features(run.load(device), run.root.name, split, progress, manifest_sha256)
     features = replace(features, info=replace(features.info, overlap=overlap))
@@ -41,11 +41,11 @@ def run_features(
 ) -> FeatureSet:
     """Encode a split. model: the name that the features are known by."""
     return FeatureSet(
-        image_features=encode_pictures(loaded, split.images, progress),
+        image_features=encode_images(loaded, split.images, progress),
         text_features=encode_captions(loaded, split.captions, progress),
         text_image=split.caption_image,
         image_ids=split.image_ids,
-        image_sha256=split.picture_sha256,
+        image_sha256=split.image_sha256,
         paths=absolute_paths(split.paths),
         captions=split.captions,
         info=FeatureInfo(

@@ -1,4 +1,4 @@
-"""FeatureSet: what a model makes of one split's pictures and captions, and its file.
+"""FeatureSet: what a model makes of one split's images and captions, and its file.
 
 Any model's features come in this shape, so evaluation and retrieval never need to know which model it was.
 """
@@ -18,7 +18,7 @@ from cmpagl_core.encoders.tensor_file import Array, TensorFile, TextTable, open_
 from cmpagl_core.errors import DataError, MismatchError
 from cmpagl_core.locks import hold
 
-FEATURES_FORMAT = 2
+FEATURES_FORMAT = 3
 FEATURES_KIND = "feature_set"
 
 _ROWS_AT_ONCE = 65_536
@@ -38,16 +38,16 @@ class FeatureInfo:
     split_sha256: str
     preprocessing: str
     precision: str
-    overlap: str = ""  # JSON of what the pictures that the model was trained on share with these; see `Overlap`
+    overlap: str = ""  # JSON of what the images that the model was trained on share with these; see `Overlap`
     format_version: int = FEATURES_FORMAT
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """Features of N pictures and M captions, each row of unit length (a split may have no captions).
+    """Features of N images and M captions, each row of unit length (a split may have no captions).
 
-    image_features: float32 [N, D]. text_features: float32 [M, D]. text_image: int64 [M], the row of the picture that
-    a caption belongs to. image_sha256: of the pictures' files, hex [N].
+    image_features: float32 [N, D]. text_features: float32 [M, D]. text_image: int64 [M], the row of the image that
+    a caption belongs to. image_sha256: of the images' files, hex [N].
     Raises ValueError when the parts do not fit together.
     """
 
@@ -187,21 +187,21 @@ def _problem(features: FeatureSet) -> str | None:
         return f"features are {images.dtype} and {texts.dtype}, rows {rows.dtype}, not float32 and int64"
     if not len(images) == len(features.image_ids) == len(features.paths) == len(features.image_sha256):
         return (
-            f"{len(images)} pictures have {len(features.image_ids)} ids, {len(features.paths)} paths and "
+            f"{len(images)} images have {len(features.image_ids)} ids, {len(features.paths)} paths and "
             f"{len(features.image_sha256)} hashes"
         )
     if not all(_HASH.fullmatch(sha256) for sha256 in features.image_sha256):
         return "image_sha256 holds something that is no hash"
     if rows.shape != (len(texts),) or len(features.captions) != len(texts):
-        return f"{len(texts)} text features have {len(features.captions)} captions and {len(rows)} picture rows"
+        return f"{len(texts)} text features have {len(features.captions)} captions and {len(rows)} image rows"
     if len(rows) and (rows.min() < 0 or rows.max() >= len(images)):
-        return f"text_image names row {int(rows.max())} or {int(rows.min())} of {len(images)} pictures"
+        return f"text_image names row {int(rows.max())} or {int(rows.min())} of {len(images)} images"
     for name, said in (("captions", features.captions), ("image_ids", features.image_ids)):
         wrong = next((row for row, text in enumerate(said) if not _is_utf8(text)), None)
         if wrong is not None:
             return f"row {wrong:,} of {name} is not UTF-8 text"
     if len(set(features.image_ids)) != len(features.image_ids):
-        return "two pictures have one image_id"
+        return "two images have one image_id"
     for name, block in (("image_features", images), ("text_features", texts)):
         if not is_unit_length(block):
             return f"{name} has rows that are not finite or not of unit length"

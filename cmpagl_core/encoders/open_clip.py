@@ -148,7 +148,7 @@ def encoder_features(encoder: Encoder, split: DataSplit, progress: Progress, man
         text_features=encoder.encode_texts(split.captions),
         text_image=split.caption_image,
         image_ids=split.image_ids,
-        image_sha256=split.picture_sha256,
+        image_sha256=split.image_sha256,
         paths=absolute_paths(split.paths),
         captions=split.captions,
         info=FeatureInfo(

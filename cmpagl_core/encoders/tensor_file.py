@@ -1,7 +1,7 @@
 """Safetensors files read as memory maps and written as streams, and lists of texts kept in them.
 
 The format is that of the safetensors package, which reads what is written here and the other way round. It is spelt
-out because a gallery of a million pictures is then opened without being read, written without a copy, and byte for
+out because a gallery of a million images is then opened without being read, written without a copy, and byte for
 byte the same each time.
 """
 

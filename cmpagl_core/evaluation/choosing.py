@@ -23,8 +23,8 @@ from cmpagl_core.evaluation.sensitivity import Sensitivity, smr_sensitivity
 from cmpagl_core.evaluation.stages import Available, Base, Stage, wanted_stages
 from cmpagl_core.evaluation.tune import SmrChoice, choose_params, choose_smr, choose_temperature
 from cmpagl_core.progress import Progress
-from cmpagl_core.ranking.chain import TEMPERED, ChosenParams, RerankParams
 from cmpagl_core.ranking.itm import ALL_PAIRS, itm_scores
+from cmpagl_core.ranking.rerank import TEMPERED, ChosenParams, RerankParams
 from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.ranking.smr import SmrForm
 from cmpagl_core.run_data import EvalSplit, open_selection, open_tested
@@ -53,7 +53,7 @@ class RunScorer:
     def scores(self, split: DataSplit, itm_k: int | None) -> Callable[[Base], ScoreMatrix]:
         """Scores of a split's images x texts, by what they are called: the split is encoded now, pairs matched once.
 
-        itm_k: as `offers` says. Raises DataError for a picture that cannot be read.
+        itm_k: as `offers` says. Raises DataError for an image that cannot be read.
         """
         features = run_features(self.loaded, self.run.root.name, split, self.progress)
         cosines = ScoreMatrix.from_features(features.image_features, features.text_features).held()
@@ -223,7 +223,7 @@ def open_choice_scores(path: Path, prepared: PreparedDataset, split: str | None)
     array = open_scores(path)
     scores = ScoreMatrix.from_array(array)
     require_shape(scores, chosen, str(path))
-    images = frozenset(chosen.picture_sha256)
+    images = frozenset(chosen.image_sha256)
     return ChoiceScores(path, scores, chosen.caption_image, chosen.sha256, images, array)
 
 
@@ -237,7 +237,7 @@ def require_other_images(choice: ChoiceScores, tested: Sequence[str], tested_sha
     shared = sum(image in choice.images for image in tested)
     if shared:
         raise GuardError(
-            f"{choice.path} holds {shared:,} of the {len(tested):,} pictures that are evaluated, so choosing on it "
+            f"{choice.path} holds {shared:,} of the {len(tested):,} images that are evaluated, so choosing on it "
             "would flatter every re-ranking",
             hint=_ELSE,
         )
@@ -262,11 +262,11 @@ def choose_on(choice: ChoiceScores, wanted: str, progress: Progress) -> ChosenPa
 def _open_for_choosing(workspace: Workspace, run: Run, split: str, what: str) -> EvalSplit:
     require_not_test(split, what)
     tested = open_tested(workspace, run, None, split)
-    shared = sum(picture in run.seen.train_images for picture in tested.split.picture_sha256)
+    shared = sum(image in run.seen.train_images for image in tested.split.image_sha256)
     if shared:
         raise GuardError(
             f"choosing {what} on {split} would flatter them: {run.root.name} was trained on {shared:,} of its "
-            f"{len(tested.split):,} pictures",
+            f"{len(tested.split):,} images",
             hint="choose on the run's selection split",
         )
     return tested

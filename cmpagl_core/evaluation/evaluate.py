@@ -42,7 +42,7 @@ from cmpagl_core.evaluation.score_files import ScoresInfo, open_scores, read_sco
 from cmpagl_core.evaluation.stages import Available, Base, Stage, plan_stages, score_stages
 from cmpagl_core.files import sha256_file
 from cmpagl_core.progress import Progress
-from cmpagl_core.ranking.chain import ChosenParams
+from cmpagl_core.ranking.rerank import ChosenParams
 from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.run_data import EvalSplit, open_tested
 from cmpagl_core.runs import Run, open_run
@@ -116,7 +116,7 @@ def evaluate(request: EvaluateRequest, workspace: Workspace, progress: Progress,
 
 
 @dataclass(frozen=True)
-class Tested:
+class GroundTruth:
     """Who is asked what: the part of a split, or of a feature set, that evaluation needs."""
 
     dataset: str
@@ -128,7 +128,7 @@ class Tested:
     caption_image: NDArray[np.int64]
 
     @classmethod
-    def of(cls, tested: EvalSplit) -> Tested:
+    def of(cls, tested: EvalSplit) -> GroundTruth:
         split = tested.split
         return cls(
             split.dataset,
@@ -151,10 +151,10 @@ class ScoredModel:
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class ScoredSplit:
     """A tested split with a model's scores of it, images x texts, for each of the bases that are available."""
 
-    tested: Tested
+    tested: GroundTruth
     scores: Callable[[Base], ScoreMatrix]
     available: Available
     model: ScoredModel
@@ -207,21 +207,21 @@ class Scored:
 
 def run_scores(
     scorer: RunScorer, tested: EvalSplit, itm_k: int | None = None, params: ChosenParams | None = None
-) -> Scored:
+) -> ScoredSplit:
     """A run's scores of a split, to be evaluated: the split is encoded now, pairs are matched on demand.
 
     itm_k: candidates of ITM; the recipe's when None. params: of re-rankings; those that the run keeps when None. What
-    the split shares with what the run was trained and chosen on is stamped. Raises DataError for a picture that cannot
+    the split shares with what the run was trained and chosen on is stamped. Raises DataError for a image that cannot
     be read.
     """
     run = scorer.run
     available = scorer.offers(read_params(run, scorer.progress) if params is None else params, itm_k)
     scores = scorer.scores(tested.split, available.itm_k)
     model = ScoredModel(run.root.name, scorer.loaded.sha256, shared_with_training(run, tested.split))
-    return Scored(Tested.of(tested), scores, available, model)
+    return ScoredSplit(GroundTruth.of(tested), scores, available, model)
 
 
-def feature_scores(features: FeatureSet, params: ChosenParams | None = None) -> Scored:
+def feature_scores(features: FeatureSet, params: ChosenParams | None = None) -> ScoredSplit:
     """Any model's features, to be evaluated. params: chosen on another split, where there are any.
 
     Raises DataError for a feature set without captions.
@@ -229,7 +229,7 @@ def feature_scores(features: FeatureSet, params: ChosenParams | None = None) -> 
     if not features.captions:
         raise DataError("this feature set holds no captions, so there is nothing to ask")
     info = features.info
-    tested = Tested(
+    tested = GroundTruth(
         info.dataset,
         info.split,
         info.split_sha256,
@@ -240,7 +240,7 @@ def feature_scores(features: FeatureSet, params: ChosenParams | None = None) -> 
     )
     scores = ScoreMatrix.from_features(features.image_features, features.text_features)
     model = ScoredModel(info.model, info.model_sha256, overlap=read_overlap(info.overlap))
-    return Scored(tested, lambda _: scores, _cosine_only(params), model)
+    return ScoredSplit(tested, lambda _: scores, _cosine_only(params), model)
 
 
 def matrix_scores(
@@ -248,7 +248,7 @@ def matrix_scores(
     tested: EvalSplit,
     model: ScoredModel | None = None,
     params: ChosenParams | None = None,
-) -> Scored:
+) -> ScoredSplit:
     """Anybody's scores of a split's images x captions, in the order of the prepared set, to be evaluated.
 
     The plain ranking's stage is called `cosine` here too. Raises MismatchError for another shape, DataError for values
@@ -256,7 +256,7 @@ def matrix_scores(
     """
     scores, made_by = ScoreMatrix.from_array(array), model or ScoredModel("scores")
     require_shape(scores, tested.split, made_by.name)
-    return Scored(Tested.of(tested), lambda _: scores, _cosine_only(params), made_by)
+    return ScoredSplit(GroundTruth.of(tested), lambda _: scores, _cosine_only(params), made_by)
 
 
 def export_scores(
@@ -264,7 +264,7 @@ def export_scores(
 ) -> ScoresInfo:
     """Write what a run ranks a split by before any re-ranking, images x captions, and beside it what that is of.
 
-    Raises DataError for a picture that cannot be read, CmpaglError when the disk refuses.
+    Raises DataError for a image that cannot be read, CmpaglError when the disk refuses.
     """
     scorer = RunScorer(run, run.load(device), progress)
     available = scorer.offers(ChosenParams())
@@ -336,7 +336,7 @@ def _evaluate_scores(request: EvaluateRequest, path: Path, workspace: Workspace,
     if request.choose_on is not None:
         chosen = _open_choice(workspace, request, request.choose_on)
         require_other_scores(chosen, array, path)
-        require_other_images(chosen, tested.picture_sha256, tested.sha256)
+        require_other_images(chosen, tested.image_sha256, tested.sha256)
         params = choose_on(chosen, request.options.rerank, progress)
     overlap = None if info is None else read_overlap(info.overlap)
     model = ScoredModel(path.name, sha256_file(path), overlap)
@@ -344,7 +344,7 @@ def _evaluate_scores(request: EvaluateRequest, path: Path, workspace: Workspace,
     return Evaluated(_reports(scored, request), tested.scenes, tested.captions)
 
 
-def _reports(scored: Scored, request: EvaluateRequest) -> tuple[RetrievalReport, ...]:
+def _reports(scored: ScoredSplit, request: EvaluateRequest) -> tuple[RetrievalReport, ...]:
     protocols = PROTOCOLS if request.both else (request.options.protocol,)
     return tuple(scored.report(replace(request.options, protocol=protocol)) for protocol in protocols)
 

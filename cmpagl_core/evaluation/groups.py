@@ -35,7 +35,7 @@ def by_scene(queries: Queries, stage: str, scenes: Sequence[str]) -> tuple[Group
     """One row a scene class. scenes [N], "" where unknown. Raises DataError when no class is known."""
     names = sorted(set(scenes) - {""})
     if not names:
-        raise DataError("no picture of this split has a scene class", hint="prepare it with its class list")
+        raise DataError("no image of this split has a scene class", hint="prepare it with its class list")
     of_image = np.array([names.index(scene) if scene else -1 for scene in scenes])
     of_caption = of_image[queries.caption_image]
     return tuple(_row(queries, stage, name, of_image == place, of_caption == place) for place, name in enumerate(names))

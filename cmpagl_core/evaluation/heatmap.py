@@ -1,4 +1,4 @@
-"""SMR's gamma grid as a picture, alone or beside every other re-ranking: how much the gammas matter (extra `plots`)."""
+"""SMR's gamma grid as an image, alone or beside every other re-ranking: how much the gammas matter (extra `plots`)."""
 
 from __future__ import annotations
 

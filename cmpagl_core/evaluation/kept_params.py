@@ -16,7 +16,7 @@ from cmpagl_core.errors import DataError
 from cmpagl_core.files import canonical_json, read_json, sha256_text, write_json
 from cmpagl_core.locks import hold
 from cmpagl_core.progress import Progress
-from cmpagl_core.ranking.chain import ChosenParams, RerankParams
+from cmpagl_core.ranking.rerank import ChosenParams, RerankParams
 from cmpagl_core.runs import Run, Seen
 
 RERANK_FILE = "rerank.json"

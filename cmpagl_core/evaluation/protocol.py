@@ -15,7 +15,7 @@ from cmpagl_core.datasets.same_caption import caption_classes, caption_key
 from cmpagl_core.errors import DataError, GuardError
 from cmpagl_core.evaluation.recall import Matches
 from cmpagl_core.files import canonical_json, sha256_text
-from cmpagl_core.ranking.chain import Step
+from cmpagl_core.ranking.rerank import Step
 from cmpagl_core.runs import Seen
 
 Protocol = Literal["rsitr", "duplicate-aware"]
@@ -27,26 +27,26 @@ _COMPARED = ("protocol", "ties", "dataset", "split", "split_sha256", "images", "
 
 @dataclass(frozen=True)
 class Overlap:
-    """What the pictures that a model was trained on share with the ones it is tested on."""
+    """What the images that a model was trained on share with the ones it is tested on."""
 
     trained_on: str
-    pictures: int  # of the tested ones
+    images: int  # of the tested ones
     captions: int | None  # of the tested ones, alike in lower case without punctuation; None: not counted
-    tested_pictures: int
+    tested_images: int
     tested_captions: int
-    chosen_on: int = 0  # tested pictures that the model's epoch and re-ranking were chosen on
+    chosen_on: int = 0  # tested images that the model's epoch and re-ranking were chosen on
 
     def sentences(self, model: str) -> tuple[str, ...]:
         """For people, to stand under a table."""
         found = []
-        if self.pictures or self.captions:
-            shared = f"{self.pictures:,} of {self.tested_pictures:,} pictures"
+        if self.images or self.captions:
+            shared = f"{self.images:,} of {self.tested_images:,} images"
             if self.captions is not None:
                 shared += f" and {self.captions:,} of {self.tested_captions:,} captions"
             found.append(f"trained on {self.trained_on}, which shares {shared} with what is tested")
         if self.chosen_on:
-            part = f"{self.chosen_on:,} of these {self.tested_pictures:,} pictures"
-            where = "this very split" if self.chosen_on == self.tested_pictures else part
+            part = f"{self.chosen_on:,} of these {self.tested_images:,} images"
+            where = "this very split" if self.chosen_on == self.tested_images else part
             found.append(f"{model} was chosen on {where}, so these recalls flatter it")
         return tuple(found)
 
@@ -68,7 +68,7 @@ class Stamp:
     rerank: dict[str, tuple[Step, ...]] = field(default_factory=dict)  # by stage: its re-rankings with parameters
     selection_sha256: str = ""  # of the split that those were chosen on
     itm_k: int | None = None  # None: no ITM; 0: every pair was scored
-    overlap: Overlap | None = None  # None: nothing shared, or the training pictures are not known
+    overlap: Overlap | None = None  # None: nothing shared, or the training images are not known
     ties: Literal["expectation"] = "expectation"
     code: str = ""
 
@@ -118,26 +118,26 @@ def matches_of(protocol: Protocol, caption_image: NDArray[np.int64], images: int
 def seen_of(train: DataSplit, selection: DataSplit) -> Seen:
     """What a run keeps of the splits that it was trained and chosen on."""
     return Seen(
-        train_images=frozenset(train.picture_sha256) - {""},
+        train_images=frozenset(train.image_sha256) - {""},
         train_captions=frozenset(_caption_hash(text) for text in train.captions),
-        selection_images=frozenset(selection.picture_sha256) - {""},
+        selection_images=frozenset(selection.image_sha256) - {""},
     )
 
 
 def find_overlap(seen: Seen, trained_on: str, tested: DataSplit) -> Overlap | None:
-    """What the pictures that a model has seen and the tested ones share; None when nothing worth a word.
+    """What the images that a model has seen and the tested ones share; None when nothing worth a word.
 
     trained_on: the data set's name. Within one data set common captions are left out of the count, since its scenes
     share phrases by nature.
     """
-    pictures = sum(picture in seen.train_images for picture in tested.picture_sha256)
-    chosen_on = sum(picture in seen.selection_images for picture in tested.picture_sha256)
+    images = sum(image in seen.train_images for image in tested.image_sha256)
+    chosen_on = sum(image in seen.selection_images for image in tested.image_sha256)
     captions = None
     if tested.dataset != trained_on:
         captions = sum(_caption_hash(text) in seen.train_captions for text in tested.captions)
-    if not pictures and not captions and not chosen_on:
+    if not images and not captions and not chosen_on:
         return None
-    return Overlap(trained_on, pictures, captions, len(tested), len(tested.captions), chosen_on)
+    return Overlap(trained_on, images, captions, len(tested), len(tested.captions), chosen_on)
 
 
 def written_overlap(overlap: Overlap | None) -> str:

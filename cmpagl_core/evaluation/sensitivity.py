@@ -17,8 +17,8 @@ from cmpagl_core.evaluation.intervals import METRICS, PerImage, resamples
 from cmpagl_core.evaluation.recall import KS, Matches, rank_queries
 from cmpagl_core.evaluation.tune import EQUAL_MR, GAMMAS, place_of_best
 from cmpagl_core.progress import Progress, Silent
-from cmpagl_core.ranking.chain import Directions, Gammas, RerankParams, rerank
 from cmpagl_core.ranking.offsets import TEMPERATURES
+from cmpagl_core.ranking.rerank import Directions, Gammas, RerankParams, rerank
 from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.ranking.smr import SmrForm
 

@@ -13,7 +13,7 @@ from cmpagl_core.evaluation.intervals import METRICS, PerImage, bootstrap
 from cmpagl_core.evaluation.metrics import first_rank, rank_metrics
 from cmpagl_core.evaluation.recall import KS, Matches, Probabilities, Ranking, rank_queries, summarise
 from cmpagl_core.evaluation.result import Queries, ReportRow, Spans, StageHits
-from cmpagl_core.ranking.chain import ChosenParams, Directions, Reranking, Step, parse_chain, rerank
+from cmpagl_core.ranking.rerank import ChosenParams, Directions, Reranking, Step, parse_rerankings, rerank
 from cmpagl_core.ranking.scores import ScoreMatrix
 
 Base = Literal["cosine", "itm"]
@@ -25,7 +25,7 @@ class Stage:
 
     name: str
     base: Base
-    chain: tuple[Reranking, ...] = ()
+    rerankings: tuple[Reranking, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Available:
 
     def lacking(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
         """Stages with parameters that were never chosen on what they re-rank."""
-        return tuple(stage for stage in stages if self.params.lacks(self.scores_of(stage.base), stage.chain))
+        return tuple(stage for stage in stages if self.params.lacks(self.scores_of(stage.base), stage.rerankings))
 
     def steps(self, stage: Stage) -> tuple[Step, ...] | None:
         """The stage's re-rankings with their parameters; None where some were never chosen, on plain scores either."""
-        return self.params.steps(self.scores_of(stage.base), stage.chain, self.scores_of(self.bases[0]))
+        return self.params.steps(self.scores_of(stage.base), stage.rerankings, self.scores_of(self.bases[0]))
 
 
 def wanted_stages(wanted: str, bases: tuple[Base, ...]) -> tuple[Stage, ...]:
@@ -123,13 +123,13 @@ def _named(text: str, bases: tuple[Base, ...]) -> Stage:
     first, _, rest = text.partition("+")
     if first in ("cosine", "itm"):
         base: Base = "itm" if first == "itm" else "cosine"
-        chain = parse_chain(rest) if rest else ()
+        rerankings = parse_rerankings(rest) if rest else ()
     else:
-        base, chain = bases[0], parse_chain(text)
+        base, rerankings = bases[0], parse_rerankings(text)
     if base not in bases:
         raise UsageError(f"{text!r}: there are no {base} scores here", hint=f"there is {', '.join(bases)}")
-    short = not chain or chain == ("smr",) or base != bases[0]
-    return Stage("+".join((base, *chain)) if short else "+".join(chain), base, chain)
+    short = not rerankings or rerankings == ("smr",) or base != bases[0]
+    return Stage("+".join((base, *rerankings)) if short else "+".join(rerankings), base, rerankings)
 
 
 def _evaluate(

@@ -11,7 +11,8 @@ from cmpagl_core.errors import UsageError
 from cmpagl_core.evaluation.recall import Matches, recall
 from cmpagl_core.evaluation.stages import Available, Base, Stage
 from cmpagl_core.progress import Progress, Silent
-from cmpagl_core.ranking.chain import (
+from cmpagl_core.ranking.offsets import TEMPERATURES
+from cmpagl_core.ranking.rerank import (
     ChosenParams,
     Directions,
     Gammas,
@@ -19,10 +20,9 @@ from cmpagl_core.ranking.chain import (
     RerankParams,
     Step,
     Tempered,
-    chain_inputs,
     rerank,
+    reranking_inputs,
 )
-from cmpagl_core.ranking.offsets import TEMPERATURES
 from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.ranking.smr import SmrForm, smr
 
@@ -72,13 +72,13 @@ def choose_smr(
         raise UsageError("the grid of gammas is empty", hint="give at least one gamma")
     both = _both(scores)
     matches = Matches.own(caption_image, both.i2t.shape[0])
-    standing, other = both.standings
+    rank_stats, other = both.rank_stats
     chosen = sorted(set(gammas))
     grid = []
     with (progress or Silent()).task("choose gammas", len(chosen) ** 2) as advance:
         for first in chosen:
             for second in chosen:
-                i2t = smr(standing.scores, first, second, form, standing)
+                i2t = smr(rank_stats.scores, first, second, form, rank_stats)
                 t2i = smr(other.scores, first, second, form, other)
                 grid.append(GridPoint(first, second, recall(i2t, matches, t2i).mr))
                 advance(1)
@@ -123,12 +123,12 @@ def choose_params(
     params = available.params
     for stage in stages:
         source = available.scores_of(stage.base)
-        if not params.lacks(source, stage.chain):
+        if not params.lacks(source, stage.rerankings):
             continue
-        both, inputs = Directions(scores(stage.base).held()), chain_inputs(source, stage.chain)
-        for place, (scored, name) in enumerate(zip(inputs, stage.chain, strict=True)):
+        both, inputs = Directions(scores(stage.base).held()), reranking_inputs(source, stage.rerankings)
+        for place, (scored, name) in enumerate(zip(inputs, stage.rerankings, strict=True)):
             if place:
-                both = rerank(both, stage.chain[place - 1], params.of(inputs[place - 1]))
+                both = rerank(both, stage.rerankings[place - 1], params.of(inputs[place - 1]))
             known = params.of(scored)
             if not known.allows(name):
                 chosen = _choose(name, known, both, caption_image, gammas, form, progress)

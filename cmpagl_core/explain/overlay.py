@@ -1,4 +1,4 @@
-"""Heat over a picture: colours of one scale, and all words on one sheet."""
+"""Relevance over an image: colours of one scale, and all words on one sheet."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from cmpagl_core.explain.relevance import Explanation, Heat
+from cmpagl_core.explain.relevance import Explanation, Relevance
 from cmpagl_core.files import write_bytes
 
 PANEL_PX = 256
 _GAP_PX, _LABEL_PX, _COLUMNS = 12, 26, 4
-_STRENGTH = 0.75  # how much of the colour covers the picture where it is hottest
+_STRENGTH = 0.75  # how much of the colour covers the image where it is hottest
 # From nothing to hottest: readable in grey as well, and for most colour-blind people.
 _STOPS: tuple[tuple[float, tuple[int, int, int]], ...] = (
     (0.0, (20, 11, 52)),
@@ -26,23 +26,23 @@ _STOPS: tuple[tuple[float, tuple[int, int, int]], ...] = (
 )
 
 
-def overlay(picture: Image.Image, heat: Heat, hottest: float | None = None) -> Image.Image:
-    """The picture under its heat, smoothly enlarged. hottest: what gets the last colour; the peak if None."""
+def overlay(image: Image.Image, heat: Relevance, hottest: float | None = None) -> Image.Image:
+    """The image under its heat, smoothly enlarged. hottest: what gets the last colour; the peak if None."""
     peak = float(heat.max()) if hottest is None else hottest
     scaled = np.clip(heat / peak, 0, 1) if peak > 0 else np.zeros_like(heat)
-    large = Image.fromarray(scaled.astype(np.float32)).resize(picture.size, Image.Resampling.BICUBIC)
+    large = Image.fromarray(scaled.astype(np.float32)).resize(image.size, Image.Resampling.BICUBIC)
     strength = np.clip(np.asarray(large), 0, 1)[..., None]  # [H, W, 1]
-    pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     cover = _STRENGTH * strength
     blended = pixels * (1 - cover) + _colours(strength[..., 0]) * cover
     return Image.fromarray(blended.round().astype(np.uint8))
 
 
-def sheet(picture: Image.Image, explanation: Explanation) -> Image.Image:
-    """The picture, its whole heat, and each word's, side by side with their names, words on one scale."""
-    small = picture.convert("RGB").resize((PANEL_PX, PANEL_PX), Image.Resampling.LANCZOS)
+def sheet(image: Image.Image, explanation: Explanation) -> Image.Image:
+    """The image, its whole heat, and each word's, side by side with their names, words on one scale."""
+    small = image.convert("RGB").resize((PANEL_PX, PANEL_PX), Image.Resampling.LANCZOS)
     hottest = max((float(word.heat.max()) for word in explanation.words), default=0.0)
-    panels = [("picture", small), ("whole text", overlay(small, explanation.heat))]
+    panels = [("image", small), ("whole text", overlay(small, explanation.heat))]
     panels += [
         (f"{word.word} {100 * word.share:.0f} %", overlay(small, word.heat, hottest)) for word in explanation.words
     ]
@@ -50,12 +50,12 @@ def sheet(picture: Image.Image, explanation: Explanation) -> Image.Image:
 
 
 def write_png(path: Path, image: Image.Image) -> None:
-    """Write a picture as PNG, atomically."""
+    """Write an image as PNG, atomically."""
     write_bytes(path, png_bytes(image))
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """A picture as PNG; the same picture gives the same bytes."""
+    """An image as PNG; the same image gives the same bytes."""
     stream = io.BytesIO()
     image.save(stream, "PNG", optimize=True)
     return stream.getvalue()

@@ -15,14 +15,14 @@ from cmpagl_core.report.rendering import render
 _PAGE_PX = 384
 
 
-def write_page(path: Path, picture: Image.Image, name: str, explanation: Explanation) -> None:
-    """Write the page atomically. name: what the picture is called in its title."""
-    write_text(path, page(picture, name, explanation))
+def write_page(path: Path, image: Image.Image, name: str, explanation: Explanation) -> None:
+    """Write the page atomically. name: what the image is called in its title."""
+    write_text(path, page(image, name, explanation))
 
 
-def page(picture: Image.Image, name: str, explanation: Explanation) -> str:
+def page(image: Image.Image, name: str, explanation: Explanation) -> str:
     """The page as text."""
-    small = picture.convert("RGB")
+    small = image.convert("RGB")
     small.thumbnail((_PAGE_PX, _PAGE_PX), Image.Resampling.LANCZOS)
     hottest = max((float(word.heat.max()) for word in explanation.words), default=0.0)
     words = [
@@ -35,7 +35,7 @@ def page(picture: Image.Image, name: str, explanation: Explanation) -> str:
         text=explanation.text,
         cosine=explanation.cosine,
         match_percent=100 * explanation.match_probability,
-        picture=_data(small),
+        image=_data(small),
         whole=_data(overlay(small, explanation.heat)),
         words=words,
         stages=[

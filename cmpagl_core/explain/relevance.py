@@ -20,26 +20,26 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cmpagl_core.errors import UsageError
-from cmpagl_core.imagery.pictures import read_pixel_values
+from cmpagl_core.imagery.images import read_pixel_values
 from cmpagl_core.models.bert import FusionEncoder, attention_bias
 from cmpagl_core.models.cmpagl import CmpaglModel
 from cmpagl_core.models.gswin import GswinBranch, GswinEncoder, scaled
 from cmpagl_core.runs import LoadedModel
 
-Heat = NDArray[np.float32]
+Relevance = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class WordHeat:
-    """One word of the text and where the picture speaks for it."""
+class WordRelevance:
+    """One word of the text and where the image speaks for it."""
 
     word: str
-    heat: Heat  # [h, w], at least 0, on one scale for all words
+    heat: Relevance  # [h, w], at least 0, on one scale for all words
     share: float  # of all words' heat
 
     @property
     def peak(self) -> tuple[float, float]:
-        """The middle of the hottest cell: across and down, as shares of the picture."""
+        """The middle of the hottest cell: across and down, as shares of the image."""
         row, column = np.unravel_index(int(self.heat.argmax()), self.heat.shape)
         return (float(column) + 0.5) / self.heat.shape[1], (float(row) + 0.5) / self.heat.shape[0]
 
@@ -61,20 +61,20 @@ class StageShare:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Everything that is shown of one picture and one text."""
+    """Everything that is shown of one image and one text."""
 
     text: str
     cosine: float
     match_probability: float
-    heat: Heat  # [h, w], of the whole text
-    words: tuple[WordHeat, ...]
+    heat: Relevance  # [h, w], of the whole text
+    words: tuple[WordRelevance, ...]
     stages: tuple[StageShare, ...]
 
 
-def explain(loaded: LoadedModel, picture: Path, text: str) -> Explanation:
-    """Look once at a picture with a text in mind.
+def explain(loaded: LoadedModel, image: Path, text: str) -> Explanation:
+    """Look once at an image with a text in mind.
 
-    Raises UsageError for a run without an ITM head or a text without a word, DataError for a broken picture.
+    Raises UsageError for a run without an ITM head or a text without a word, DataError for a broken image.
     """
     model = loaded.model
     if model.fusion_encoder is None or model.itm_head is None:
@@ -85,7 +85,7 @@ def explain(loaded: LoadedModel, picture: Path, text: str) -> Explanation:
     words = loaded.tokenizer.word_positions(text)
     if not words:
         raise UsageError(f"there is no word in {text!r}", hint='write for instance "storage tanks beside a road"')
-    pixels = read_pixel_values(picture, loaded.recipe.data.image_size_px)[None].to(loaded.device)
+    pixels = read_pixel_values(image, loaded.recipe.data.image_size_px)[None].to(loaded.device)
     tokens = loaded.tokenizer([text])
     input_ids, mask = tokens.input_ids.to(loaded.device), tokens.attention_mask.to(loaded.device)
     with torch.no_grad(), stage_shares(model.image_encoder) as shares:
@@ -102,7 +102,7 @@ def explain(loaded: LoadedModel, picture: Path, text: str) -> Explanation:
         match_probability=probability,
         heat=maps.sum(axis=0),
         words=tuple(
-            WordHeat(word, heat, float(heat.sum()) / total) for (word, _), heat in zip(words, heats, strict=True)
+            WordRelevance(word, heat, float(heat.sum()) / total) for (word, _), heat in zip(words, heats, strict=True)
         ),
         stages=tuple(shares),
     )

@@ -1,4 +1,4 @@
-"""The picture files under a folder, and what of it cannot be taken."""
+"""The image files under a folder, and what of it cannot be taken."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmpagl_core.errors import DataError
-from cmpagl_core.imagery.pictures import PICTURE_SUFFIXES
+from cmpagl_core.imagery.images import IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -20,32 +20,32 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Listing:
-    """Picture files, sorted by path, and what was left out."""
+    """Image files, sorted by path, and what was left out."""
 
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     left_out: tuple[LeftOut, ...] = ()
 
     def whole(self) -> tuple[Path, ...]:
-        """The pictures, where none may be missed. Raises DataError when anything was left out."""
+        """The images, where none may be missed. Raises DataError when anything was left out."""
         if self.left_out:
-            raise DataError(self.left_out[0].why, hint="mend that first, so that no picture is missed")
-        return self.pictures
+            raise DataError(self.left_out[0].why, hint="mend that first, so that no image is missed")
+        return self.images
 
 
-def list_pictures(folder: Path) -> Listing:
-    """Every picture file under `folder`; hidden files and folders are not looked at.
+def list_images(folder: Path) -> Listing:
+    """Every image file under `folder`; hidden files and folders are not looked at.
 
     A folder that may not be listed and a name that is not UTF-8 are left out. Raises DataError when the folder is
-    missing or holds no picture that can be taken.
+    missing or holds no image that can be taken.
     """
     if not folder.is_dir():
-        raise DataError(f"{_plain(folder)} is not a folder", hint="give a folder with pictures in it")
+        raise DataError(f"{_plain(folder)} is not a folder", hint="give a folder with images in it")
     found: list[Path] = []
     left_out: list[LeftOut] = []
 
     def is_taken(path: Path, is_folder: bool) -> bool:
         hidden = path.name.startswith(".") or (is_folder and path.name == "__MACOSX")
-        if hidden or not (is_folder or path.suffix.lower() in PICTURE_SUFFIXES):
+        if hidden or not (is_folder or path.suffix.lower() in IMAGE_SUFFIXES):
             return False
         try:
             str(path).encode("utf-8")
@@ -66,8 +66,8 @@ def list_pictures(folder: Path) -> Listing:
         found += [path for name in files if is_taken(path := Path(parent, name), is_folder=False)]
     if not found:
         why = f" that can be taken ({left_out[0].why})" if left_out else ""
-        hint = f"known are {', '.join(sorted(PICTURE_SUFFIXES))}"
-        raise DataError(f"there is no picture in {_plain(folder)}{why}", hint=hint)
+        hint = f"known are {', '.join(sorted(IMAGE_SUFFIXES))}"
+        raise DataError(f"there is no image in {_plain(folder)}{why}", hint=hint)
     return Listing(tuple(sorted(found)), tuple(left_out))
 
 

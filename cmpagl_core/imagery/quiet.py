@@ -13,7 +13,7 @@ from PIL import Image
 
 
 def silence_decoders() -> None:
-    """Once, for the process: a picture is decoded, or refused with a sentence that says why.
+    """Once, for the process: an image is decoded, or refused with a sentence that says why.
 
     warnings.catch_warnings is not safe in the threads that decode, hence filters that stay.
     """

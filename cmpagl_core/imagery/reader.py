@@ -9,7 +9,7 @@ from PIL import Image
 from cmpagl_core.errors import DataError
 from cmpagl_core.files import FileStamp
 from cmpagl_core.imagery.image_ref import ImageRef, Window
-from cmpagl_core.imagery.pictures import decode_picture
+from cmpagl_core.imagery.images import decode_image
 from cmpagl_core.imagery.stamps import Broken, opened_with_stamp
 
 
@@ -22,12 +22,12 @@ class ReadImage:
 
 
 def read_image(ref: ImageRef, at_least_px: int | None = None) -> ReadImage | Broken:
-    """Read an image, or say why it cannot be read. at_least_px: as in `open_picture`; a piece is always cut whole."""
+    """Read an image, or say why it cannot be read. at_least_px: as in `open_image`; a piece is always cut whole."""
     try:
         with opened_with_stamp(ref.path) as (stream, stamp):
             try:
                 at_least_px = at_least_px if ref.window is None else None
-                pixels = decode_picture(stream, ref.path, at_least_px=at_least_px)
+                pixels = decode_image(stream, ref.path, at_least_px=at_least_px)
                 return ReadImage(pixels if ref.window is None else _cut(pixels, ref, ref.window), stamp)
             except DataError as error:
                 lasting = not isinstance(error.__cause__, MemoryError)

@@ -1,4 +1,4 @@
-"""How much memory the pictures that are being decoded take together, whatever the number of threads."""
+"""How much memory the images that are being decoded take together, whatever the number of threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TRIMMED_BYTES = 256 << 20
 
 
 class DecodingRoom:
-    """Bytes that are shared by all threads. A picture that needs more than all of them is decoded alone."""
+    """Bytes that are shared by all threads. An image that needs more than all of them is decoded alone."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -22,7 +22,7 @@ class DecodingRoom:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """What this thread takes inside the block is given back at its end, when no picture is left of it."""
+        """What this thread takes inside the block is given back at its end, when no image is left of it."""
         if self._is_inside():
             yield
             return
@@ -38,7 +38,7 @@ class DecodingRoom:
     def take(self, size: int) -> None:
         """Wait until so many bytes are free. What the thread has taken before in its block is given back first."""
         if not self._is_inside():
-            raise RuntimeError("a picture is decoded outside of DecodingRoom.held")
+            raise RuntimeError("an image is decoded outside of DecodingRoom.held")
         size = min(max(size, self._own.taken), self._total)
         self._give_back()
         with self._changed:
@@ -57,7 +57,7 @@ class DecodingRoom:
 
 
 def _return_freed_memory() -> None:
-    """glibc keeps what a thread has freed for that thread: half a gigabyte each, after one large picture."""
+    """glibc keeps what a thread has freed for that thread: half a gigabyte each, after one large image."""
     if sys.platform.startswith("linux"):
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

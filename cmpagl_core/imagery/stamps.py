@@ -54,11 +54,11 @@ def opened_with_stamp(path: Path) -> Iterator[tuple[BinaryIO, FileStamp]]:
 
 
 def open_file(path: Path) -> BufferedReader:
-    """A picture's bytes. Raises DataError when it is not there or may not be read."""
+    """An image's bytes. Raises DataError when it is not there or may not be read."""
     try:
         return path.open("rb")
     except FileNotFoundError as error:
-        raise DataError(f"picture {path} does not exist") from error
+        raise DataError(f"image {path} does not exist") from error
     except OSError as error:
         raise cannot_read(path, error) from error
 

@@ -1,4 +1,4 @@
-"""Pictures small enough to stand inside a page."""
+"""Images small enough to stand inside a page."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Literal
 from PIL import Image
 
 from cmpagl_core.errors import DataError
-from cmpagl_core.imagery.pictures import open_picture
+from cmpagl_core.imagery.images import open_image
 
 _JPEG_QUALITY = 82
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A small picture as a data URI; empty, with the problem, where there is none."""
+    """A small image as a data URI; empty, with the problem, where there is none."""
 
     uri: str
     problem: Literal["", "missing", "broken"] = ""
 
 
 def thumbnail(path: Path, size_px: int) -> Thumbnail:
-    """A picture of at most `size_px` on its longer side. Raises nothing: a page does not depend on it."""
+    """An image of at most `size_px` on its longer side. Raises nothing: a page does not depend on it."""
     try:
         if not path.is_file():
             return Thumbnail("", "missing")
-        picture = open_picture(path, at_least_px=2 * size_px)
+        image = open_image(path, at_least_px=2 * size_px)
     except (DataError, OSError):
         return Thumbnail("", "broken")
-    picture.thumbnail((size_px, size_px), Image.Resampling.LANCZOS)
+    image.thumbnail((size_px, size_px), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=_JPEG_QUALITY)
+    image.save(stream, "JPEG", quality=_JPEG_QUALITY)
     return Thumbnail(f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}")

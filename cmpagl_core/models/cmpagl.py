@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmpagl_core.models.backbone import Backbone
+from cmpagl_core.models.backbone_skip import BackboneSkip
 from cmpagl_core.models.bert import (
     BertShape,
     CrossAttentionCache,
@@ -21,8 +23,6 @@ from cmpagl_core.models.bert import (
     text_layers,
 )
 from cmpagl_core.models.gswin import GswinEncoder
-from cmpagl_core.models.stem import FeatureStem
-from cmpagl_core.models.stem_skip import StemSkip
 from cmpagl_core.models.weights import ImportReport
 from cmpagl_core.recipe import Recipe
 
@@ -66,10 +66,10 @@ class CmpaglModel(nn.Module):
         )
         self.image_projection = nn.Linear(width, losses.embed_dim)
         self.text_projection = nn.Linear(shape.hidden_size, losses.embed_dim)
-        stem, cfg = self.image_encoder.patch_embed, recipe.image_encoder
-        self.stem_skip = (
-            StemSkip(cfg, stem.part_channels, stem.also_channels, losses.embed_dim)
-            if isinstance(stem, FeatureStem) and cfg.stem_skip
+        backbone, cfg = self.image_encoder.patch_embed, recipe.image_encoder
+        self.backbone_skip = (
+            BackboneSkip(cfg, backbone.part_channels, backbone.extra_channels, losses.embed_dim)
+            if isinstance(backbone, Backbone) and cfg.backbone_skip
             else None
         )
         self.logit_scale = nn.Parameter(torch.tensor(math.log(losses.logit_scale_init)))
@@ -82,24 +82,24 @@ class CmpaglModel(nn.Module):
         # Without pre-alignment nothing trains the projections; a scale is trained only by losses that use it.
         self.image_projection.requires_grad_(losses.aligns_features)
         self.text_projection.requires_grad_(losses.aligns_features)
-        if self.stem_skip is not None:
-            self.stem_skip.requires_grad_(losses.aligns_features)
+        if self.backbone_skip is not None:
+            self.backbone_skip.requires_grad_(losses.aligns_features)
         self.logit_scale.requires_grad_(losses.uses_itc)
 
     def encode_images(self, pixel_values: Tensor) -> ImageEncoding:
         """pixel_values: [B, 3, S, S]."""
-        return self.encode_stem_maps(self.stem_maps(pixel_values))
+        return self.encode_backbone_maps(self.backbone_maps(pixel_values))
 
-    def stem_maps(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values: [B, 3, S, S]. Returns [B, C, h, w]; of a frozen stem they may be cached."""
-        return self.image_encoder.stem(pixel_values)
+    def backbone_maps(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values: [B, 3, S, S]. Returns [B, C, h, w]; of a frozen backbone they may be cached."""
+        return self.image_encoder.embed(pixel_values)
 
-    def encode_stem_maps(self, maps: Tensor) -> ImageEncoding:
-        """maps: [B, C, h, w] from `stem_maps`."""
+    def encode_backbone_maps(self, maps: Tensor) -> ImageEncoding:
+        """maps: [B, C, h, w] from `backbone_maps`."""
         tokens = self.image_encoder.forward_map(maps)
         projected = self.image_projection(tokens[:, 0])
-        if self.stem_skip is not None:
-            projected = self.stem_skip(projected, maps)
+        if self.backbone_skip is not None:
+            projected = self.backbone_skip(projected, maps)
         return ImageEncoding(tokens, _unit(projected, self.probes))
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> TextEncoding:
@@ -177,19 +177,21 @@ def build_model(
 
 def _import_all(model: CmpaglModel, recipe: Recipe) -> list[ImportReport]:
     # Imported here: loading a run needs neither timm's registry nor any foreign file.
-    from cmpagl_core.models.imports import import_bert, import_stem, import_swin
+    from cmpagl_core.models.imports import import_backbone, import_bert, import_swin
 
     cfg, reports = recipe.image_encoder, []
-    stem = model.image_encoder.patch_embed
+    backbone = model.image_encoder.patch_embed
     if cfg.weights != "random":
         reports.append(import_swin(model.image_encoder, cfg.swin_weights).prefixed("image_encoder."))
-    if isinstance(stem, FeatureStem):
-        stems = (stem, *stem.others)
-        named = zip((cfg.stem, *cfg.stem_also), (cfg.stem_weights, *cfg.stem_also_weights), strict=True)
-        for place, (one, (name, source)) in enumerate(zip(stems, named, strict=True)):
-            prefix = "image_encoder.patch_embed." + (f"also.{place - 1}." if place else "")
+    if isinstance(backbone, Backbone):
+        backbones = (backbone, *backbone.others)
+        named = zip(
+            (cfg.backbone, *cfg.extra_backbones), (cfg.backbone_weights, *cfg.extra_backbone_weights), strict=True
+        )
+        for place, (one, (name, source)) in enumerate(zip(backbones, named, strict=True)):
+            prefix = "image_encoder.patch_embed." + (f"extra.{place - 1}." if place else "")
             if source != "random":
-                reports.append(import_stem(one, name, source).prefixed(prefix))
+                reports.append(import_backbone(one, name, source).prefixed(prefix))
     if recipe.text_encoder.weights != "random":
         names = {id(module): f"{name}." for name, module in model.named_children()}
         found = import_bert(model.text_encoder, model.fusion_encoder, model.mlm_head, recipe.text_encoder.weights)

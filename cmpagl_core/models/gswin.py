@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cmpagl_core.models.backbone import Backbone, BackboneProjection, PatchStem
 from cmpagl_core.models.global_window import (
     AveragePoolGenerator,
     ConvGenerator,
     GlobalQueryAttention,
     LocalQueryAttention,
 )
-from cmpagl_core.models.stem import FeatureStem, PatchStem, StemProjection
 from cmpagl_core.models.windows import WindowAttention, WindowGeometry
 from cmpagl_core.recipe import ImageEncoderPart
 
@@ -25,9 +25,11 @@ class GswinEncoder(nn.Module):
         self.cfg = cfg
         self.image_size_px = image_size_px
         first, width = cfg.first_stage, cfg.stage_width(cfg.first_stage)
-        self.patch_embed: PatchStem | FeatureStem = PatchStem(width) if cfg.stem == "patch" else FeatureStem(cfg)
-        self.stem_projection = (
-            StemProjection(self.patch_embed.part_channels, width) if isinstance(self.patch_embed, FeatureStem) else None
+        self.patch_embed: PatchStem | Backbone = PatchStem(width) if cfg.backbone == "none" else Backbone(cfg)
+        self.backbone_projection = (
+            BackboneProjection(self.patch_embed.part_channels, width)
+            if isinstance(self.patch_embed, Backbone)
+            else None
         )
         self.map_size = self.patch_embed.map_size(image_size_px)
         rates = np.linspace(0.0, cfg.drop_path, sum(cfg.depths)).tolist()
@@ -44,40 +46,40 @@ class GswinEncoder(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """pixel_values: [B, 3, S, S]. Returns image tokens [B, 1 + N, C], their mean first."""
-        return self.forward_map(self.stem(pixel_values))
+        return self.forward_map(self.embed(pixel_values))
 
-    def stem(self, pixel_values: Tensor) -> Tensor:
-        """The first map, [B, C, h, w]; of a frozen stem it may be cached."""
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """The first map, [B, C, h, w]; of a frozen backbone it may be cached."""
         out: Tensor = self.patch_embed(pixel_values)
         return out
 
-    def forward_map(self, stem_map: Tensor) -> Tensor:
-        """stem_map: [B, C, h, w]. Returns image tokens [B, 1 + N, C]."""
-        x = stem_map.permute(0, 2, 3, 1)  # [B, h, w, C]
+    def forward_map(self, backbone_map: Tensor) -> Tensor:
+        """backbone_map: [B, C, h, w]. Returns image tokens [B, 1 + N, C]."""
+        x = backbone_map.permute(0, 2, 3, 1)  # [B, h, w, C]
         if x.shape[1:3] != (self.map_size, self.map_size):
             raise ValueError(f"a map of {tuple(x.shape[1:3])} came, the encoder is built for {self.map_size} squared")
-        if self.stem_projection is not None:
-            x = self.stem_projection(x[..., : sum(self.stem_projection.part_channels)])
+        if self.backbone_projection is not None:
+            x = self.backbone_projection(x[..., : sum(self.backbone_projection.part_channels)])
         for stage in self.layers.values():
             x = stage(x)
         tokens = self.norm(x).flatten(1, 2)  # [B, N, C]
         return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
 
-    def set_stem_trainable(self, trainable: bool) -> None:
-        """Freeze or free a timm stem; Swin's own patch embedding is always trained."""
-        if isinstance(self.patch_embed, FeatureStem):
+    def set_backbone_trainable(self, trainable: bool) -> None:
+        """Freeze or free a timm backbone; Swin's own patch embedding is always trained."""
+        if isinstance(self.patch_embed, Backbone):
             self.patch_embed.set_trainable(trainable)
 
-    def fold_stem_norms(self) -> None:
-        """Ready a timm stem for use without further training; see `FeatureStem.fold_norms`."""
-        if isinstance(self.patch_embed, FeatureStem):
+    def fold_backbone_norms(self) -> None:
+        """Ready a timm backbone for use without further training; see `Backbone.fold_norms`."""
+        if isinstance(self.patch_embed, Backbone):
             self.patch_embed.set_trainable(False)
             self.patch_embed.fold_norms()
 
     def _initialise(self) -> None:
-        """Truncated normal of 0.02 for linear layers and bias tables, zero biases; the stem keeps timm's."""
+        """Truncated normal of 0.02 for linear layers and bias tables, zero biases; the backbone keeps timm's."""
         for name, module in self.named_modules():
-            if name.startswith(("patch_embed.body", "patch_embed.head", "patch_embed.also")):
+            if name.startswith(("patch_embed.body", "patch_embed.head", "patch_embed.extra")):
                 continue
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -130,7 +132,7 @@ class GswinBranch(nn.Module):
     """One branch of a Gswin block: local windows, then the global window, then the MLP (section 2).
 
     The upper branch works on regular windows, the lower on shifted ones. Without the global window it is a Swin
-    block. With `layer_scale_init` every residual branch starts small [Touvron et al. 2021], so that over a stem's
+    block. With `layer_scale_init` every residual branch starts small [Touvron et al. 2021], so that over a backbone's
     deep features the encoder starts close to linear [ours].
     """
 
@@ -231,7 +233,7 @@ class ParallelMerge(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Leave a residual branch out for whole pictures of a training batch [Huang et al. 2016]."""
+    """Leave a residual branch out for whole images of a training batch [Huang et al. 2016]."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -242,7 +244,7 @@ class DropPath(nn.Module):
         return branch * self.kept(branch) if self.training and self.rate > 0.0 else branch
 
     def kept(self, branch: Tensor) -> Tensor:
-        """Drawn for each picture: 0, or 1 / (1 - rate), so that the mean stays: [B, 1, ...]."""
+        """Drawn for each image: 0, or 1 / (1 - rate), so that the mean stays: [B, 1, ...]."""
         drawn = torch.rand(branch.shape[0], *([1] * (branch.dim() - 1)), device=branch.device)
         return ((drawn >= self.rate) / (1.0 - self.rate)).to(branch.dtype)
 

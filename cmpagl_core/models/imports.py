@@ -13,9 +13,9 @@ from timm.layers import resize_rel_pos_bias_table
 from torch import Tensor, nn
 
 from cmpagl_core.errors import CmpaglError, MismatchError
+from cmpagl_core.models.backbone import Backbone
 from cmpagl_core.models.bert import FusionEncoder, MlmHead, TextEncoder
 from cmpagl_core.models.gswin import GswinEncoder
-from cmpagl_core.models.stem import FeatureStem
 from cmpagl_core.models.weights import ImportReport, Source, Tensors, load_state, parse_source
 
 _BUFFERS = ("relative_position_index", "attn_mask")
@@ -42,8 +42,8 @@ def import_swin(encoder: GswinEncoder, spec: str) -> ImportReport:
     return _copy(encoder, renamed, wanted, source)
 
 
-def import_stem(stem: FeatureStem, name: str, spec: str) -> ImportReport:
-    """ImageNet weights of a whole timm model into the part of it that serves as stem. Raises MismatchError."""
+def import_backbone(backbone: Backbone, name: str, spec: str) -> ImportReport:
+    """ImageNet weights of a whole timm model into the part of it that serves as backbone. Raises MismatchError."""
     source = parse_source(spec)
     if source.kind == "timm":
         tensors = _timm_state(source.name)
@@ -52,17 +52,17 @@ def import_stem(stem: FeatureStem, name: str, spec: str) -> ImportReport:
     else:
         tensors = load_state(source)
     wanted: dict[str, str] = {}
-    for ours in stem.state_dict():
+    for ours in backbone.state_dict():
         part, _, rest = ours.partition(".")
-        if part == "also":
+        if part == "extra":
             continue  # further extractors have weights of their own
         if part == "head":
             position, _, leaf = rest.partition(".")
             wanted[ours] = f"{('conv_head', 'bn2')[int(position)]}.{leaf}"
         else:
             wanted[ours] = _unflattened(rest, tensors)
-    report = _copy(stem, tensors, wanted, source)
-    return replace(report, new=tuple(name for name in report.new if not name.startswith("also.")))
+    report = _copy(backbone, tensors, wanted, source)
+    return replace(report, new=tuple(name for name in report.new if not name.startswith("extra.")))
 
 
 def import_bert(

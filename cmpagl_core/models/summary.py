@@ -28,7 +28,7 @@ class SummaryRow:
     part: str
     parameters: int
     trained: int  # parameters that the recipe trains from the first step
-    flops: int  # for one picture, one caption, or one pair of both
+    flops: int  # for one image, one caption, or one pair of both
 
 
 def summarise_recipe(recipe: Recipe) -> tuple[tuple[SummaryRow, ...], str]:
@@ -61,13 +61,15 @@ Run = Callable[[], Tensor]
 def _parts(model: CmpaglModel, pixel_values: Tensor, tokens: int) -> list[tuple[str, list[nn.Module], Run]]:
     """Name, modules and forward pass of each part; each pass starts from tensors that are ready."""
     image, text = model.image_encoder, model.text_encoder
-    stem_map = image.stem(pixel_values)
-    parts: list[tuple[str, list[nn.Module], Run]] = [("stem", [image.patch_embed], lambda: image.stem(pixel_values))]
-    x = stem_map.permute(0, 2, 3, 1)
-    if image.stem_projection is not None:
-        x = x[..., : sum(image.stem_projection.part_channels)]
-        parts.append(("stem projection", [image.stem_projection], _call(image.stem_projection, x)))
-        x = image.stem_projection(x)
+    backbone_map = image.embed(pixel_values)
+    parts: list[tuple[str, list[nn.Module], Run]] = [
+        ("backbone", [image.patch_embed], lambda: image.embed(pixel_values))
+    ]
+    x = backbone_map.permute(0, 2, 3, 1)
+    if image.backbone_projection is not None:
+        x = x[..., : sum(image.backbone_projection.part_channels)]
+        parts.append(("backbone projection", [image.backbone_projection], _call(image.backbone_projection, x)))
+        x = image.backbone_projection(x)
     for name, stage in image.layers.items():
         parts.append((f"Gswin stage {int(name) + 1}", [stage], _call(stage, x)))
         x = stage(x)

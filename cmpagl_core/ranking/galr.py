@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmpagl_core.errors import UsageError
+from cmpagl_core.ranking.rank_stats import RankStats
 from cmpagl_core.ranking.scores import Rows, ScoreMatrix
 from cmpagl_core.ranking.smr import DECAY
-from cmpagl_core.ranking.standing import Standing
 from cmpagl_core.ranking.sums import grid_sum, grid_unit
 
 GALR_K = 30
@@ -23,7 +23,7 @@ def galr(
     k: int = GALR_K,
     score_weight: float = GALR_SCORE_WEIGHT,
     backward_weight: float = GALR_BACKWARD_WEIGHT,
-    standing: Standing | None = None,
+    rank_stats: RankStats | None = None,
 ) -> ScoreMatrix:
     """w1 S_ij / (sum of column j) + exp(-0.05 f) + w2 exp(-0.05 p) for each query's k candidates, 0 for all others.
 
@@ -33,7 +33,7 @@ def galr(
     """
     if k < 1:
         raise UsageError(f"k = {k} must be at least 1")
-    known = Standing.of(scores) if standing is None else standing
+    known = RankStats.of(scores) if rank_stats is None else rank_stats
     rows, cols, values = candidates(known.scores, k)
     sums = _column_sums(known)[cols]
     share = np.divide(values, sums, out=np.zeros(len(values)), where=sums != 0)
@@ -75,10 +75,10 @@ def shared_positions(groups: Rows, keys: NDArray[Any]) -> Rows:
     return positions
 
 
-def _column_sums(standing: Standing) -> NDArray[np.float64]:
-    queries, gallery = standing.scores.shape
-    unit = grid_unit(max(abs(standing.range.least), abs(standing.range.greatest)), queries)
+def _column_sums(rank_stats: RankStats) -> NDArray[np.float64]:
+    queries, gallery = rank_stats.scores.shape
+    unit = grid_unit(max(abs(rank_stats.range.least), abs(rank_stats.range.greatest)), queries)
     sums = np.zeros(gallery)
-    for _, tile in standing.scores.row_tiles():
+    for _, tile in rank_stats.scores.row_tiles():
         sums += grid_sum(tile, 0, unit)
     return sums

@@ -71,7 +71,7 @@ def itm_scores(loaded: LoadedModel, split: DataSplit, scores: ScoreMatrix, k: in
 
     scores: cosines of the split's images x captions. k: candidates per query and direction, clamped to the gallery;
     ALL_PAIRS scores everything and leaves the cosines out, for a model whose features were never aligned.
-    Raises UsageError for a k below 0, DataError for a picture that cannot be read.
+    Raises UsageError for a k below 0, DataError for an image that cannot be read.
     """
     if k < 0:
         raise UsageError(f"itm_k = {k} must be 0 (every pair) or more")

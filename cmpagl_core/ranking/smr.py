@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmpagl_core.errors import UsageError
+from cmpagl_core.ranking.rank_stats import Ranks, RankStats
 from cmpagl_core.ranking.scores import Flipped, Floats, Rows, ScoreMatrix, ScoreSource
-from cmpagl_core.ranking.standing import Ranks, Standing
 from cmpagl_core.ranking.tiles import over_rows
 
 SmrForm = Literal["multiply", "add"]
@@ -28,18 +28,18 @@ def smr(
     gamma1: float,
     gamma2: float,
     form: SmrForm = "multiply",
-    standing: Standing | None = None,
+    rank_stats: RankStats | None = None,
 ) -> ScoreMatrix:
     """Reweighted scores [queries, gallery], computed tile by tile when they are read.
 
     With backward rank b, forward rank f, B = exp(-0.05 b) and E = (S - min) / (max - min) over the column:
     `multiply` is norm(S) (1 + gamma1 B + gamma2 E), `add` is exp(-0.05 f) + gamma1 B + gamma2 E.
-    standing: of these scores, where it is known already. Raises UsageError for a gamma below 0 or above MAX_GAMMA.
+    rank_stats: of these scores, where it is known already. Raises UsageError for a gamma below 0 or above MAX_GAMMA.
     """
     for name, gamma in (("gamma1", gamma1), ("gamma2", gamma2)):
         if not 0 <= gamma <= MAX_GAMMA:  # false for what is not a number
             raise UsageError(f"{name} = {gamma} must be a number from 0 to {MAX_GAMMA:,.0f}")
-    known = Standing.of(scores) if standing is None else standing
+    known = RankStats.of(scores) if rank_stats is None else rank_stats
     source = _SmrSource(known, gamma1, gamma2, form, decay_table(max(scores.shape)))
     return ScoreMatrix(source, scores.budget_bytes)
 
@@ -54,7 +54,7 @@ def decay_table(ranks: int) -> NDArray[np.float64]:
 class _SmrSource:
     """The formula, applied to whatever part of the matrix is read."""
 
-    standing: Standing
+    rank_stats: RankStats
     gamma1: float
     gamma2: float
     form: SmrForm
@@ -62,12 +62,12 @@ class _SmrSource:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.standing.scores.shape
+        return self.rank_stats.scores.shape
 
     def block(self, rows: slice, cols: slice) -> Floats:
-        scores = self.standing.scores.block(rows, cols)
-        forward = self.standing.forward(rows, cols) if self.form == "add" else None
-        backward = self.standing.backward(rows, cols) if self.gamma1 else None
+        scores = self.rank_stats.scores.block(rows, cols)
+        forward = self.rank_stats.forward(rows, cols) if self.form == "add" else None
+        backward = self.rank_stats.backward(rows, cols) if self.gamma1 else None
         reweighted = np.empty(scores.shape)
 
         def fill(piece: slice) -> None:
@@ -82,9 +82,9 @@ class _SmrSource:
         return reweighted
 
     def at(self, rows: Rows, cols: Rows) -> Floats:
-        scores = self.standing.scores.at(rows, cols)
-        forward = self.standing.forward_at(rows, cols) if self.form == "add" else None
-        backward = self.standing.backward_at(rows, cols) if self.gamma1 else None
+        scores = self.rank_stats.scores.at(rows, cols)
+        forward = self.rank_stats.forward_at(rows, cols) if self.form == "add" else None
+        backward = self.rank_stats.backward_at(rows, cols) if self.gamma1 else None
         return self._formula(scores, cols, forward, backward)
 
     def transposed(self) -> ScoreSource:
@@ -94,7 +94,7 @@ class _SmrSource:
         self, scores: Floats, cols: slice | Rows, forward: Ranks | None, backward: Ranks | None
     ) -> NDArray[np.float64]:
         """scores and ranks [..., columns] or, for single pairs, [P] with `cols` [P]."""
-        limits = self.standing.range
+        limits = self.rank_stats.range
         exact = scores.astype(np.float64)
         weight = _share(exact, limits.col_min[cols], limits.col_max[cols])
         weight *= self.gamma2

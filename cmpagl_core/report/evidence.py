@@ -38,7 +38,7 @@ _DRAWN = 1e9  # no chart shows more
 
 @dataclass(frozen=True)
 class ShownImage:
-    """A picture of the gallery."""
+    """An image of the gallery."""
 
     image_id: str
     path: Path
@@ -46,7 +46,7 @@ class ShownImage:
 
 @dataclass(frozen=True)
 class WorstText:
-    """A caption whose picture came late: its rank before any re-ranking, and what cosine put first instead."""
+    """A caption whose image came late: its rank before any re-ranking, and what cosine put first instead."""
 
     caption: str
     rank: float
@@ -56,7 +56,7 @@ class WorstText:
 
 @dataclass(frozen=True)
 class WorstImage:
-    """A picture whose captions came late, and the captions that cosine put first instead."""
+    """An image whose captions came late, and the captions that cosine put first instead."""
 
     own: ShownImage
     rank: float
@@ -70,7 +70,7 @@ class Curves:
 
     loss: tuple[Point, ...]
     mr: tuple[Point, ...]
-    signs: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +152,7 @@ def gather(run: Run, report: RetrievalReport, split: DataSplit, features: Featur
 
 
 def worst_texts(split: DataSplit, rank: NDArray[np.float64], features: FeatureSet | None) -> tuple[WorstText, ...]:
-    """The captions whose own picture came latest, each picture and each caption text once. rank [M], from 1."""
+    """The captions whose own image came latest, each image and each caption text once. rank [M], from 1."""
     chosen: list[int] = []
     seen: set[object] = set()
     for row in _latest_first(rank):
@@ -166,18 +166,18 @@ def worst_texts(split: DataSplit, rank: NDArray[np.float64], features: FeatureSe
         WorstText(
             split.captions[row],
             float(rank[row]),
-            _picture(split, int(split.caption_image[row])),
-            tuple(_picture(split, image) for image in _first_images(features, row)),
+            _image(split, int(split.caption_image[row])),
+            tuple(_image(split, image) for image in _first_images(features, row)),
         )
         for row in chosen
     )
 
 
 def worst_images(split: DataSplit, rank: NDArray[np.float64], features: FeatureSet | None) -> tuple[WorstImage, ...]:
-    """The pictures whose first own caption came latest. rank [N], from 1, not a number without captions."""
+    """The images whose first own caption came latest. rank [N], from 1, not a number without captions."""
     return tuple(
         WorstImage(
-            _picture(split, row),
+            _image(split, row),
             float(rank[row]),
             tuple(dict.fromkeys(split.captions[caption] for caption in split.captions_of(row))),
             _first_captions(split, features, row),
@@ -190,18 +190,18 @@ def read_curves(log: Path) -> Curves:
     """Loss and validation mR by epoch. A missing or broken log gives none: the page does not depend on it."""
     loss: list[Point] = []
     mr: list[Point] = []
-    signs: list[str] = []
+    warnings: list[str] = []
     try:
         for event in read_journal(log):
             if event["event"] == "epoch":
                 loss += _point(event, "loss")
             elif event["event"] == "validation":
                 mr += _point(event, "mr")
-            elif event["event"] == "sign":
-                signs.append(str(event.get("sentence", "")))
+            elif event["event"] == "warning":
+                warnings.append(str(event.get("sentence", "")))
     except DataError as error:
-        signs.append(str(error))
-    return Curves(tuple(loss), tuple(mr), tuple(signs))
+        warnings.append(str(error))
+    return Curves(tuple(loss), tuple(mr), tuple(warnings))
 
 
 def recipe_differences(recipes: Sequence[Recipe]) -> list[tuple[str, list[str]]]:
@@ -232,7 +232,7 @@ def _latest_first(rank: NDArray[np.float64]) -> list[int]:
     return [int(row) for row in known[np.argsort(-rank[known], kind="stable")]]
 
 
-def _picture(split: DataSplit, row: int) -> ShownImage:
+def _image(split: DataSplit, row: int) -> ShownImage:
     return ShownImage(split.image_ids[row], split.paths[row])
 
 

@@ -9,7 +9,7 @@ from cmpagl_core.errors import UsageError
 from cmpagl_core.evaluation.protocol import Stamp, require_one_column
 from cmpagl_core.evaluation.result import RetrievalReport
 from cmpagl_core.imagery.thumbnail import thumbnail
-from cmpagl_core.ranking.chain import Step
+from cmpagl_core.ranking.rerank import Step
 from cmpagl_core.report.charts import LineChart, RowChart, Value, line_chart, row_chart
 from cmpagl_core.report.evidence import Curves, Evidence, ShownImage, recipe_differences
 from cmpagl_core.report.rendering import render
@@ -21,7 +21,7 @@ _THUMBNAIL_PX = 160
 
 @dataclass(frozen=True)
 class _Shown:
-    """A picture of the gallery with its thumbnail."""
+    """An image of the gallery with its thumbnail."""
 
     image_id: str
     data: str
@@ -89,16 +89,16 @@ def render_runs(evidence: Sequence[Evidence], mix: bool = False) -> str:
 
 
 class _Thumbnails:
-    """Each picture once."""
+    """Each image once."""
 
     def __init__(self) -> None:
         self._known: dict[str, str] = {}
 
-    def of(self, pictures: Sequence[ShownImage]) -> tuple[_Shown, ...]:
-        missing = [picture for picture in pictures if str(picture.path) not in self._known]
-        for picture in missing:
-            self._known[str(picture.path)] = thumbnail(picture.path, _THUMBNAIL_PX).uri
-        return tuple(_Shown(picture.image_id, self._known[str(picture.path)]) for picture in pictures)
+    def of(self, images: Sequence[ShownImage]) -> tuple[_Shown, ...]:
+        missing = [image for image in images if str(image.path) not in self._known]
+        for image in missing:
+            self._known[str(image.path)] = thumbnail(image.path, _THUMBNAIL_PX).uri
+        return tuple(_Shown(image.image_id, self._known[str(image.path)]) for image in images)
 
 
 def _on_page(side: int, name: str, one: Evidence, thumbnails: _Thumbnails) -> _OnPage:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cmpagl_core.datasets.augment import Views
+from cmpagl_core.datasets.augment import Tta
 from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
 from cmpagl_core.encoders.cmpagl import CmpaglEncoder
 from cmpagl_core.encoders.encoder import Encoder
@@ -25,7 +25,7 @@ class IndexRequest:
     """What a user asks to be indexed, and with what; None where it is left to us.
 
     folder: of images; data: a prepared data set, the run's own or the newest if both are None. run: the newest.
-    model: open_clip:NAME:CHECKPOINT in place of a run. views: as the index that is there was made, else as the recipe
+    model: open_clip:NAME:CHECKPOINT in place of a run. tta: as the index that is there was made, else as the recipe
     says. wait: for another process that is making the same index, rather than be refused.
     Raises UsageError for what contradicts itself.
     """
@@ -35,16 +35,16 @@ class IndexRequest:
     run: str | None = None
     model: str | None = None
     name: str | None = None
-    views: Views | None = None
+    tta: Tta | None = None
     wait: bool = False
 
     def __post_init__(self) -> None:
         if self.folder is not None and self.data is not None:
-            raise UsageError("DIR and --data both name pictures", hint="give one of them")
+            raise UsageError("DIR and --data both name images", hint="give one of them")
         if self.model is not None and self.run is not None:
             raise UsageError("--model and --run both name a model", hint="give one of them")
-        if self.model is not None and self.views is not None:
-            raise UsageError("--views is for runs: an open_clip model sees each picture as it is", hint="leave it out")
+        if self.model is not None and self.tta is not None:
+            raise UsageError("--tta is for runs: an open_clip model sees each image as it is", hint="leave it out")
 
 
 def make_index(session: Session, request: IndexRequest) -> BuiltIndex:
@@ -95,8 +95,8 @@ def _encoder(session: Session, request: IndexRequest, run: Run | None, root: Pat
         return open_clip_encoder(request.model or "", session.progress, session.device())
     encoder = CmpaglEncoder(run, session.progress, session.device(), session.workspace.cache)
     before = _info_of(root)
-    if request.views is not None:
-        return encoder.in_views(request.views)
+    if request.tta is not None:
+        return encoder.with_tta(request.tta)
     return encoder if before is None else encoder.preparing_as(before.preprocessing)
 
 
@@ -110,4 +110,4 @@ def _info_of(root: Path) -> IndexInfo | None:
 
 def as_name(text: str) -> str:
     """A folder's name as the name of an index: what the workspace does not allow becomes a hyphen."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:100] or "pictures"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:100] or "images"

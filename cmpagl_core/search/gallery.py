@@ -1,4 +1,4 @@
-"""Retrieved pictures as one self-contained HTML page: thumbnails inside it, no address outside (ours)."""
+"""Retrieved images as one self-contained HTML page: thumbnails inside it, no address outside (ours)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _QUERY_PX = 240
 
 @dataclass(frozen=True)
 class GalleryQuery:
-    """What was asked: a text, or a picture; and of what: the name of the gallery and how many pictures it holds."""
+    """What was asked: a text, or an image; and of what: the name of the gallery and how many images it holds."""
 
     text: str
-    picture: Path | None
+    image: Path | None
     gallery: str
-    pictures: int
+    images: int
     model: str
     scores: str = "cosines"
 
@@ -38,7 +38,7 @@ class _Tile:
 
 
 def write_gallery(out: Path, query: GalleryQuery, hits: Sequence[Hit], progress: Progress) -> None:
-    """Write the page. A picture that is gone or broken is shown as missing, with its id, score and captions.
+    """Write the page. An image that is gone or broken is shown as missing, with its id, score and captions.
 
     Raises CmpaglError when the disk refuses.
     """
@@ -52,7 +52,7 @@ def render_gallery(query: GalleryQuery, hits: Sequence[Hit], progress: Progress)
         for hit in hits:
             tiles.append(_tile(hit, hits))
             advance(1)
-    asked = "" if query.picture is None else thumbnail(query.picture, _QUERY_PX).uri
+    asked = "" if query.image is None else thumbnail(query.image, _QUERY_PX).uri
     environment = Environment(
         loader=PackageLoader("cmpagl_core.search"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,

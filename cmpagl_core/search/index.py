@@ -1,4 +1,4 @@
-"""GalleryIndex: the pictures that can be searched, with their features and captions, as a folder.
+"""GalleryIndex: the images that can be searched, with their features and captions, as a folder.
 
 A file of features holds everything that a search reads and is mapped, not loaded; a text tower is the text half of
 the model, so that a query needs no torch; `index.json` says where all comes from and which files these are
@@ -69,11 +69,11 @@ class IndexInfo:
 
 @dataclass(frozen=True, eq=False)
 class GalleryIndex:
-    """N pictures with unit features [N, D]; U different captions with features [U, D], which M links tie to pictures.
+    """N images with unit features [N, D]; U different captions with features [U, D], which M links tie to images.
 
-    caption_image, caption_text: int64 [M], rows of the picture (rising) and of the caption that belong together.
+    caption_image, caption_text: int64 [M], rows of the image (rising) and of the caption that belong together.
     windows: int64 [N, 4], left, top, width and height of a piece of its file, of width 0 where it is the whole; None
-    where all are whole. tie_order: [N], the place of each picture's id among all ids; None when the rows are in that
+    where all are whole. tie_order: [N], the place of each image's id among all ids; None when the rows are in that
     order already.
     """
 
@@ -99,12 +99,12 @@ class GalleryIndex:
         return ImageRef(self.image_ids[row], Path(self.paths[row]), window_of(self.windows, row))
 
     def captions_of(self, row: int) -> list[str]:
-        """The captions of one picture; none for a gallery without captions."""
+        """The captions of one image; none for a gallery without captions."""
         first, last = np.searchsorted(self.caption_image, [row, row + 1])
         return [self.captions[text] for text in self.caption_text[first:last].tolist()]
 
     def images_of(self, text: int) -> tuple[str, ...]:
-        """The ids of the pictures that a caption was written for, each once."""
+        """The ids of the images that a caption was written for, each once."""
         rows = self.caption_image[np.flatnonzero(self.caption_text == text)]
         return tuple(self.image_ids[row] for row in dict.fromkeys(rows.tolist()))
 
@@ -154,7 +154,7 @@ def save_index(index: GalleryIndex, reader: str, left_out: Sequence[Broken], tow
     files = {"features": write_named(index.root, "features", partial(_write_features, arrays, index.info))}
     if tower is not None:
         files["text_tower"] = tower
-    about = {**asdict(index.info), "pictures": len(index), "captions": len(index.caption_text)}
+    about = {**asdict(index.info), "images": len(index), "captions": len(index.caption_text)}
     write_marker(index.root, about, files, reader, left_out)
     return open_index(index.root)
 
@@ -193,7 +193,7 @@ def _from_file(root: Path, file: TensorFile, info: IndexInfo, tower: Path | None
         and bool((np.diff(caption_image) >= 0).all())
         and 0 <= caption_text.min() <= caption_text.max() < len(text_features)
     ):
-        raise DataError(f"{file.path} ties captions to pictures that are not there", hint=AGAIN)
+        raise DataError(f"{file.path} ties captions to images that are not there", hint=AGAIN)
     return GalleryIndex(
         root=root,
         image_features=image_features,

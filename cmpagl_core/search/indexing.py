@@ -15,12 +15,12 @@ from cmpagl_core.encoders.tensor_file import TextTable
 from cmpagl_core.encoders.text_tower import open_text_tower
 from cmpagl_core.errors import CmpaglError, DataError, InterruptedByUserError
 from cmpagl_core.imagery.image_ref import ImageRef
-from cmpagl_core.imagery.pictures import reader_version
+from cmpagl_core.imagery.images import reader_version
 from cmpagl_core.imagery.stamps import Broken, cannot_read
 from cmpagl_core.locks import hold
 from cmpagl_core.progress import Progress
+from cmpagl_core.search.feature_cache import CachedFeature, FeatureCache, ImagePart
 from cmpagl_core.search.index import GalleryIndex, IndexInfo, save_index
-from cmpagl_core.search.known import ImagePart, Known, KnownImages
 from cmpagl_core.search.listing import GallerySource
 from cmpagl_core.search.marker import INFO_FILE, IndexFile, read_marker, write_named
 from cmpagl_core.search.stored import FileStamps, stored_windows
@@ -53,7 +53,7 @@ def build_index(
 
 
 class _Build:
-    """One making of an index: what is known, what is new, and the encoder."""
+    """One making of an index: what is cache, what is new, and the encoder."""
 
     def __init__(self, encoder: Encoder, source: GallerySource, root: Path, progress: Progress) -> None:
         self._encoder, self._source, self._root, self._progress = encoder, source, root, progress
@@ -71,27 +71,27 @@ class _Build:
         )
 
     def make(self) -> BuiltIndex:
-        known = KnownImages.read(self._root, self._info, self._reader)
-        if known.why_anew:
-            self._progress.say(f"index {self._root.name} is made anew: {known.why_anew}")
-        found, new, left_out = self._look(known)
-        encoded, broken = self._encode_new(known, new)
+        cache = FeatureCache.read(self._root, self._info, self._reader)
+        if cache.rebuild_reason:
+            self._progress.say(f"index {self._root.name} is rebuilt: {cache.rebuild_reason}")
+        found, new, left_out = self._look(cache)
+        encoded, broken = self._encode_new(cache, new)
         left_out += broken
         self._say(len(found) + len(encoded), len(found), left_out)
-        index = self._assemble(known, {**found, **encoded})
+        index = self._assemble(cache, {**found, **encoded})
         index = save_index(index, self._reader, left_out, self._tower())
-        known.forget_parts()
+        cache.forget_parts()
         return BuiltIndex(index, len(encoded), tuple(left_out))
 
-    def _look(self, known: KnownImages) -> tuple[dict[ImageRef, Known], list[ImageRef], list[Broken]]:
+    def _look(self, cache: FeatureCache) -> tuple[dict[ImageRef, CachedFeature], list[ImageRef], list[Broken]]:
         """Which images are known already, which are new, and which cannot be read."""
-        found: dict[ImageRef, Known] = {}
+        found: dict[ImageRef, CachedFeature] = {}
         new: list[ImageRef] = []
         left_out: list[Broken] = list(self._source.left_out)
-        with self._progress.task("look at pictures", len(self._source.entries), "img") as advance:
+        with self._progress.task("look at images", len(self._source.entries), "img") as advance:
             for image in (entry.image for entry in self._source.entries):
-                seen = _look_up(known, image)
-                if isinstance(seen, Known):
+                seen = _lookup(cache, image)
+                if isinstance(seen, CachedFeature):
                     found[image] = seen
                 elif isinstance(seen, Broken):
                     left_out.append(seen)
@@ -100,57 +100,59 @@ class _Build:
                 advance(1)
         return found, new, left_out
 
-    def _encode_new(self, known: KnownImages, new: Sequence[ImageRef]) -> tuple[dict[ImageRef, Known], list[Broken]]:
-        """Encode images that are not known, kept in parts as they come; returns them, and the broken ones."""
+    def _encode_new(
+        self, cache: FeatureCache, new: Sequence[ImageRef]
+    ) -> tuple[dict[ImageRef, CachedFeature], list[Broken]]:
+        """Encode images that are not cache, kept in parts as they come; returns them, and the broken ones."""
         encoded: list[ImageRef] = []
         broken: list[Broken] = []
         if not new:
             return {}, broken
-        bar = self._progress.task("encode pictures", len(new), "img")
-        with self._resumable(known, len(new)), closing(self._encoder.encode_images(new)) as batches, bar as advance:
-            cfg = ImagePart()
+        bar = self._progress.task("encode images", len(new), "img")
+        with self._resumable(cache, len(new)), closing(self._encoder.encode_images(new)) as batches, bar as advance:
+            part = ImagePart()
             try:
                 for batch in batches:
                     images = [new[row] for row in batch.rows]
-                    cfg.add(images, batch.stamps, batch.features)
+                    part.add(images, batch.stamps, batch.features)
                     encoded += images
                     broken += batch.broken
-                    if cfg.is_full:
-                        full, cfg = cfg, ImagePart()
-                        known.keep(full)
+                    if part.is_full:
+                        full, part = part, ImagePart()
+                        cache.keep(full)
                     advance(len(batch.rows) + len(batch.broken))
             finally:
-                known.keep(cfg)
-        return {image: known.just_kept(image) for image in encoded}, broken
+                cache.keep(part)
+        return {image: cache.just_kept(image) for image in encoded}, broken
 
     @contextmanager
-    def _resumable(self, known: KnownImages, count: int) -> Iterator[None]:
+    def _resumable(self, cache: FeatureCache, count: int) -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt as error:
             raise InterruptedByUserError(
-                f"interrupted while {count:,} pictures were being encoded for index {self._root.name}",
-                hint=f"run the same command again: the {known.kept_now:,} that are done are kept",
+                f"interrupted while {count:,} images were being encoded for index {self._root.name}",
+                hint=f"run the same command again: the {cache.kept_now:,} that are done are kept",
             ) from error
 
-    def _assemble(self, known: KnownImages, images: Mapping[ImageRef, Known]) -> GalleryIndex:
+    def _assemble(self, cache: FeatureCache, images: Mapping[ImageRef, CachedFeature]) -> GalleryIndex:
         """The index of the readable images, in the source's order."""
         entries = [entry for entry in self._source.entries if entry.image in images]
         if not entries:
             raise DataError(
-                f"none of the {len(self._source.entries):,} pictures of {self._source.source} can be read",
+                f"none of the {len(self._source.entries):,} images of {self._source.source} can be read",
                 hint="nothing was indexed; the reasons are listed above",
             )
         linked = [(row, text) for row, entry in enumerate(entries) for text in entry.captions]
         captions, caption_text = unique_texts([text for _, text in linked])
         return GalleryIndex(
             root=self._root,
-            image_features=known.collect([images[entry.image].row for entry in entries]),
+            image_features=cache.collect([images[entry.image].row for entry in entries]),
             image_ids=TextTable.of(entry.image.image_id for entry in entries),
             paths=TextTable.of(str(entry.image.path) for entry in entries),
             windows=stored_windows([entry.image.window for entry in entries]),
             captions=TextTable.of(captions),
-            text_features=self._caption_features(known, captions),
+            text_features=self._caption_features(cache, captions),
             caption_image=np.array([row for row, _ in linked], dtype=np.int64),
             caption_text=caption_text,
             tie_order=None,
@@ -158,11 +160,11 @@ class _Build:
             info=self._info,
         )
 
-    def _caption_features(self, known: KnownImages, captions: list[str]) -> Features:
+    def _caption_features(self, cache: FeatureCache, captions: list[str]) -> Features:
         features = np.empty((len(captions), self._encoder.dim), dtype=np.float32)
         new: list[int] = []
         for row, caption in enumerate(captions):
-            stored = known.caption(caption)
+            stored = cache.caption(caption)
             if stored is None:
                 new.append(row)
             else:
@@ -186,7 +188,7 @@ class _Build:
 
     def _say(self, count: int, unchanged: int, left_out: Sequence[Broken]) -> None:
         if unchanged:
-            self._progress.say(f"{unchanged:,} of {count:,} pictures are unchanged and keep their features")
+            self._progress.say(f"{unchanged:,} of {count:,} images are unchanged and keep their features")
         for item in left_out[:_SAID_AT_MOST]:
             self._progress.say(f"left out: {item.why}")
         more = len(left_out) - _SAID_AT_MOST
@@ -194,9 +196,9 @@ class _Build:
             self._progress.say(f"left out: {more:,} more, listed in {self._root / INFO_FILE}")
 
 
-def _look_up(known: KnownImages, image: ImageRef) -> Known | Broken | None:
+def _lookup(cache: FeatureCache, image: ImageRef) -> CachedFeature | Broken | None:
     try:
-        return known.look_up(image)
+        return cache.lookup(image)
     except OSError as error:
         return Broken(image, str(cannot_read(image.path, error)))
     except DataError as error:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.imagery.image_ref import ImageRef
-from cmpagl_core.imagery.listing import list_pictures
+from cmpagl_core.imagery.listing import list_images
 from cmpagl_core.imagery.stamps import Broken
 
 
@@ -36,8 +36,8 @@ class GallerySource:
 def folder_source(folder: Path) -> GallerySource:
     """Every image under a folder; its id is its path inside it. Raises DataError when there is none."""
     root = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow links
-    listing = list_pictures(root)
-    entries = [Entry(ImageRef(path.relative_to(root).as_posix(), path)) for path in listing.pictures]
+    listing = list_images(root)
+    entries = [Entry(ImageRef(path.relative_to(root).as_posix(), path)) for path in listing.images]
     left_out = tuple(
         Broken(ImageRef(os.path.relpath(one.path, root), Path(one.path)), one.why) for one in listing.left_out
     )

@@ -16,7 +16,7 @@ from cmpagl_core.files import PARTIAL_SUFFIX, FileStamp, now, partial_prefix, re
 from cmpagl_core.imagery.image_ref import ImageRef, Window
 from cmpagl_core.imagery.stamps import Broken, stamp_file
 
-INDEX_FORMAT = 2
+INDEX_FORMAT = 3
 INFO_FILE = "index.json"
 AGAIN = "make it again with `cmpagl index`"
 
@@ -36,7 +36,7 @@ class Marker:
         return self.files[key].checked_in(self.root)
 
     def left_out(self, reader: str) -> list[Broken]:
-        """The pictures that were left out; none if another reader found them broken, which says nothing of this one.
+        """The images that were left out; none if another reader found them broken, which says nothing of this one.
 
         Raises DataError when they are not listed.
         """

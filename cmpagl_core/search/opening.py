@@ -35,7 +35,7 @@ def open_searcher(
     if gallery is None:
         from cmpagl_core.search.build import IndexRequest, make_index
 
-        session.progress.say("there is no index yet: making one of all pictures of the run's data set, once")
+        session.progress.say("there is no index yet: making one of all images of the run's data set, once")
         gallery = make_index(session, IndexRequest(run=run, wait=True)).index
     elif run is not None:
         _check_run(session.workspace.find("runs", run), gallery)

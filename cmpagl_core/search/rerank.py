@@ -20,9 +20,9 @@ CANDIDATES = 32
 
 
 def rerank_with_itm(loaded: LoadedModel, text: str, hits: Sequence[Hit], k: int, progress: Progress) -> list[Hit]:
-    """The k best of `hits` by cosine + ITM match probability; a picture that is gone keeps its cosine alone.
+    """The k best of `hits` by cosine + ITM match probability; an image that is gone keeps its cosine alone.
 
-    Raises UsageError when the run has no ITM head, DataError for a picture that is broken by now.
+    Raises UsageError when the run has no ITM head, DataError for an image that is broken by now.
     """
     if loaded.model.itm_head is None:
         raise UsageError("this run has no ITM head", hint="leave --rerank out, or train with losses.itm above 0")

@@ -77,7 +77,7 @@ class Searcher:
         now.
         """
         if not isinstance(query, TextQuery):
-            raise UsageError("--rerank itm compares a text with pictures", hint="leave out --image")
+            raise UsageError("--rerank itm compares a text with images", hint="leave out --image")
         from cmpagl_core.encoders.cmpagl import CmpaglEncoder
         from cmpagl_core.search.rerank import CANDIDATES, rerank_with_itm
 
@@ -152,9 +152,9 @@ class Searcher:
 
 def _image(query: ImageQuery) -> ImageRef:
     if query.path.is_dir():
-        raise DataError(f"{query.path} is a folder", hint="name one picture in it")
+        raise DataError(f"{query.path} is a folder", hint="name one image in it")
     if not query.path.is_file():
-        raise DataError(f"picture {query.path} does not exist")
+        raise DataError(f"image {query.path} does not exist")
     return ImageRef(query.path.name, query.path)
 
 

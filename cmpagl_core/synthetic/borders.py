@@ -39,7 +39,7 @@ def border(sketch: Sketch, name: str, angle: float, offset: float, wall: bool = 
 
 
 def scatter_trees(sketch: Sketch, tries: int, radius: float) -> list[Drawing]:
-    """Trees at random free places of the picture."""
+    """Trees at random free places of the image."""
     drawings = []
     for _ in range(tries):
         x, y = sketch.uniform(-sketch.reach_m, sketch.reach_m), sketch.uniform(-sketch.reach_m, sketch.reach_m)

@@ -1,4 +1,4 @@
-"""A picture being drawn in metres: turned as a whole, supersampled, with shadows from one sun (ours)."""
+"""An image being drawn in metres: turned as a whole, supersampled, with shadows from one sun (ours)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _SHADOW_STRENGTH = 0.58
 
 @dataclass(frozen=True)
 class Frame:
-    """From metres on the ground, before the scene is turned, to pixels of the finished picture."""
+    """From metres on the ground, before the scene is turned, to pixels of the finished image."""
 
     size_px: int
     metres_per_px: float
     heading: float  # radians by which the whole scene is turned
-    sun_heading: float  # radians in the picture, the way shadows fall
+    sun_heading: float  # radians in the image, the way shadows fall
     shadow_per_metre: float  # metres of shadow for a metre of height
 
     @cached_property
@@ -35,7 +35,7 @@ class Frame:
 
     @property
     def half_m(self) -> float:
-        """Half the picture's side in metres: everything this near to the middle is surely in the picture."""
+        """Half the image's side in metres: everything this near to the middle is surely in the image."""
         return self.size_px * self.metres_per_px / 2
 
     @property
@@ -49,7 +49,7 @@ class Frame:
         return spots
 
     def box(self, points: Points) -> Box | None:
-        """The bounding box, cut at the picture's edge; None where nothing is left."""
+        """The bounding box, cut at the image's edge; None where nothing is left."""
         spots = self.pixels(points)
         low, high = np.floor(spots.min(axis=0)), np.ceil(spots.max(axis=0))
         x0, y0 = (int(max(value, 0)) for value in low)
@@ -57,14 +57,14 @@ class Frame:
         return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
 
     def inside_share(self, points: Points) -> float:
-        """Which share of the bounding box lies inside the picture."""
+        """Which share of the bounding box lies inside the image."""
         spots = self.pixels(points)
         low, high = spots.min(axis=0), spots.max(axis=0)
         seen = np.minimum(high, self.size_px) - np.maximum(low, 0)
         return float(np.prod(np.maximum(seen, 0)) / max(float(np.prod(high - low)), 1e-9))
 
     def holds(self, points: Points, margin_px: float = 2.0) -> bool:
-        """Whether the whole outline lies inside the picture."""
+        """Whether the whole outline lies inside the image."""
         spots = self.pixels(points)
         return bool((spots >= margin_px).all() and (spots <= self.size_px - margin_px).all())
 
@@ -75,7 +75,7 @@ class Frame:
 
 
 class Canvas:
-    """The picture, SUPERSAMPLE times as wide as it will be, and the shadows that wait to be cast on it."""
+    """The image, SUPERSAMPLE times as wide as it will be, and the shadows that wait to be cast on it."""
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
@@ -96,13 +96,13 @@ class Canvas:
         self._draw.line(self._spots(points), fill=colour, width=max(1, round(width)), joint="curve")
 
     def mask(self, outline: Points) -> Image.Image:
-        """A grey picture, 255 inside the outline."""
+        """A grey image, 255 inside the outline."""
         mask = Image.new("L", (self.side, self.side), 0)
         ImageDraw.Draw(mask).polygon(self._spots(outline), fill=255)
         return mask
 
     def paint(self, ground: Image.Image, mask: Image.Image | None = None) -> None:
-        """Lay a ground over the whole picture, or where the mask says."""
+        """Lay a ground over the whole image, or where the mask says."""
         self.image.paste(ground, (0, 0), mask)
 
     def shadow(self, outline: Points, height_m: float) -> None:
@@ -147,11 +147,11 @@ class Canvas:
         return x0, y0, x1, y1
 
     def visible_share(self, mask: Image.Image) -> float:
-        """Share of the picture that a mask covers; the mask may be cut."""
+        """Share of the image that a mask covers; the mask may be cut."""
         return float(sum(mask.histogram()[128:]) / self.side**2)
 
     def finished(self) -> Image.Image:
-        """The picture at its own size."""
+        """The image at its own size."""
         size = self.frame.size_px
         return self.image.resize((size, size), Image.Resampling.BOX)
 

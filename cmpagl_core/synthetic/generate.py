@@ -1,4 +1,4 @@
-"""Draw a whole synthetic set: pictures, captions and the truth beside each picture (ours)."""
+"""Draw a whole synthetic set: images, captions and the truth beside each image (ours)."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _LEAST_SIZE_PX, _MOST_SIZE_PX = 64, 1024
 
 @dataclass(frozen=True)
 class Scene:
-    """One drawn scene: its picture [S, S] in RGB and what it truly shows."""
+    """One drawn scene: its image [S, S] in RGB and what it truly shows."""
 
-    picture: Image.Image
+    image: Image.Image
     truth: SceneTruth
 
 
@@ -47,7 +47,7 @@ def generate(folder: Path, count: int, seed: int, image_size_px: int, progress: 
             scene = draw_scene(number, seed, image_size_px)
             truth = scene.truth
             with atomic_path(folder / "images" / truth.file) as partial:
-                scene.picture.save(partial, format="PNG", compress_level=1)
+                scene.image.save(partial, format="PNG", compress_level=1)
             write_json(folder / "truth" / f"{Path(truth.file).stem}.json", truth_as_json(truth))
             split = split_of(number, seed)
             rows.extend((truth.file, caption, split, truth.scene) for caption in truth.captions)

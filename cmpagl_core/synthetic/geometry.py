@@ -45,7 +45,7 @@ def band(line: Points, width: float) -> Points:
 
 
 def beside(line: Points, offset: float) -> Points:
-    """The line moved sideways by so many metres (to its right in a picture whose y runs down)."""
+    """The line moved sideways by so many metres (to its right in an image whose y runs down)."""
     along = np.gradient(line, axis=0)
     across = np.stack([-along[:, 1], along[:, 0]], axis=1)
     across /= np.maximum(np.sqrt((across**2).sum(axis=1, keepdims=True)), 1e-9)

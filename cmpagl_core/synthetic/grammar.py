@@ -110,7 +110,7 @@ class _Speaker:
             inside = f"in {self._phrase(self._lead).text}"
             return self._one((f"there {phrase.be} {phrase.text} {inside}", f"{phrase.text} {inside}"))
         forms = (
-            f"there {phrase.be} {phrase.text} in the picture",
+            f"there {phrase.be} {phrase.text} in the image",
             f"{phrase.text} can be seen from above",
             f"we can see {phrase.text}",
             f"there {phrase.be} {phrase.text}",
@@ -126,7 +126,7 @@ class _Speaker:
         names = [self._lead, *order]
         phrases = [self._phrase(name).text for name in names]
         listed = ", ".join(phrases[:-1]) + f" and {phrases[-1]}"
-        return self._one((f"{listed} can be seen", f"the picture shows {listed}", listed, f"here are {listed}"))
+        return self._one((f"{listed} can be seen", f"the image shows {listed}", listed, f"here are {listed}"))
 
     def framed(self) -> str:
         """The main thing and one other, in a frame that any scene bears."""

@@ -35,7 +35,7 @@ _CROPS: dict[str, tuple[Ramp, ...]] = {
 
 
 def lawn(sketch: Sketch) -> None:
-    """Grass over the whole picture, the ground that everything else is laid on."""
+    """Grass over the whole image, the ground that everything else is laid on."""
     side, rng = sketch.canvas.side, sketch.rng
     level = Image.blend(window(rng, "plains", side), window(rng, "grain", side), 0.35)
     sketch.canvas.paint(coloured(level, sketch.palette.grass))
@@ -108,7 +108,7 @@ def forest(sketch: Sketch, outline: Points) -> None:
 
 
 def farmland(sketch: Sketch, cell_m: float, keep: Points | None = None, heading: float = 0.0) -> None:
-    """Pieces of farmland with furrows on a grid of about `cell_m`, over the whole picture or inside `keep`."""
+    """Pieces of farmland with furrows on a grid of about `cell_m`, over the whole image or inside `keep`."""
     canvas, rng = sketch.canvas, sketch.rng
     inside = None if keep is None else canvas.mask(keep)
     before = canvas.image.copy()

@@ -37,7 +37,7 @@ _WOODS: tuple[Ramp, ...] = (
     ((8, 20, 14), (22, 46, 32), (46, 78, 52), (88, 118, 84)),
 )
 _LEAST_BOX_PX = 3
-_NEAR_SHARE = 0.3  # of the picture's side: what is further apart isn't called near
+_NEAR_SHARE = 0.3  # of the image's side: what is further apart isn't called near
 
 T = TypeVar("T")
 Surface = Literal["asphalt", "concrete"]
@@ -58,7 +58,7 @@ class Sketch:
 
     def __init__(self, rng: np.random.Generator, size_px: int, metres_per_px: float) -> None:
         self.rng = rng
-        # The scale is chosen for 224 px; a smaller picture shows the same ground more coarsely.
+        # The scale is chosen for 224 px; a smaller image shows the same ground more coarsely.
         scale = round(metres_per_px * float(rng.uniform(0.88, 1.14)) * 224 / size_px, 3)
         self.frame = Frame(
             size_px=size_px,
@@ -110,7 +110,7 @@ class Sketch:
         self._occupied.polygon([(x, y) for x, y in self.frame.pixels(outline).tolist()], fill=255)
 
     def free(self, outline: Points) -> bool:
-        """Whether no corner nor the middle of an outline lies on something, nor outside the picture."""
+        """Whether no corner nor the middle of an outline lies on something, nor outside the image."""
         spots = np.concatenate([outline, outline.mean(axis=0, keepdims=True)])
         if not self.frame.holds(spots, margin_px=1.0):
             return False
@@ -125,18 +125,18 @@ class Sketch:
         return self._surfaces[name]
 
     def note(self, name: str, outline: Points, colour: str = "") -> None:
-        """Write one thing into the truth with the box of its outline, if at least half of it is in the picture."""
+        """Write one thing into the truth with the box of its outline, if at least half of it is in the image."""
         if self.frame.inside_share(outline) >= 0.5:
             self.note_box(name, self.frame.box(outline), colour)
 
     def note_stretch(self, name: str, outline: Points) -> None:
-        """Write what runs on beyond the picture (a road, a runway) into the truth with the box of its visible part."""
+        """Write what runs on beyond the image (a road, a runway) into the truth with the box of its visible part."""
         cut = self.canvas.cut(outline)
         if cut is not None:
             self.note_box(name, self.canvas.mask_box(*cut))
 
     def note_mask(self, name: str, mask: Image.Image, colour: str = "") -> None:
-        """Write a ground into the truth with the box of its mask, if it covers at least 1 % of the picture."""
+        """Write a ground into the truth with the box of its mask, if it covers at least 1 % of the image."""
         if self.canvas.visible_share(mask) >= 0.01:
             self.note_box(name, self.canvas.mask_box(mask), colour)
 
@@ -146,7 +146,7 @@ class Sketch:
             self._found.setdefault((name, colour), []).append(box)
 
     def relate(self, subject: str, word: str, target: str) -> None:
-        """Write a relation into the truth; it is kept only if it holds in the finished picture."""
+        """Write a relation into the truth; it is kept only if it holds in the finished image."""
         if (subject, word, target) not in self._relations:
             self._relations.append((subject, word, target))
 
@@ -157,7 +157,7 @@ class Sketch:
         )
 
     def relations(self) -> tuple[Relation, ...]:
-        """The relations whose classes are both in the picture and, for near and beside, really close together."""
+        """The relations whose classes are both in the image and, for near and beside, really close together."""
         return tuple(relation for relation in self._relations if self._holds(*relation))
 
     def _holds(self, subject: str, word: str, target: str) -> bool:

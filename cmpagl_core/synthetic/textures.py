@@ -42,7 +42,7 @@ def tile(name: TileName) -> Image.Image:
 
 
 def window(rng: np.random.Generator, name: TileName, size: int, zoom: float = 1.0) -> Image.Image:
-    """A random square of a tile, flipped or turned at random, as a grey picture of size x size.
+    """A random square of a tile, flipped or turned at random, as a grey image of size x size.
 
     zoom: above 1 makes the grain coarser, at the cost of a resize.
     """
@@ -56,7 +56,7 @@ def window(rng: np.random.Generator, name: TileName, size: int, zoom: float = 1.
 
 
 def coloured(level: Image.Image, ramp: Ramp) -> Image.Image:
-    """A grey picture as colours: 0 is the ramp's first colour, 255 its last, straight lines between."""
+    """A grey image as colours: 0 is the ramp's first colour, 255 its last, straight lines between."""
     return Image.merge("RGB", [level.point(_table(tuple(colour[channel] for colour in ramp))) for channel in range(3)])
 
 

@@ -27,7 +27,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class SceneTruth:
-    """One picture's truth. boxes are [x0, y0, x1, y1] in pixels, x1 and y1 exclusive, inside the picture."""
+    """One image's truth. boxes are [x0, y0, x1, y1] in pixels, x1 and y1 exclusive, inside the image."""
 
     file: str
     scene: str
@@ -45,17 +45,17 @@ class SceneTruth:
         return tuple(box for thing in self.objects if thing.name == name for box in thing.boxes)
 
     def count_of(self, name: str) -> int:
-        """How many things of one class the picture shows."""
+        """How many things of one class the image shows."""
         return sum(thing.count for thing in self.objects if thing.name == name)
 
 
 def shows(truth: SceneTruth, name: str) -> bool:
-    """Whether the picture shows at least one thing of that class (`airport`, `sea`, `storage tank`, ...)."""
+    """Whether the image shows at least one thing of that class (`airport`, `sea`, `storage tank`, ...)."""
     return truth.count_of(name) > 0
 
 
 def truth_as_json(truth: SceneTruth) -> dict[str, Any]:
-    """The truth as it is written beside the picture."""
+    """The truth as it is written beside the image."""
     return {
         "format_version": TRUTH_VERSION,
         "file": truth.file,

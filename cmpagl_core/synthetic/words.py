@@ -70,10 +70,10 @@ LEADS = {
 
 FRAMES = (
     "{} can be seen from above",
-    "an aerial picture of {}",
+    "an aerial image of {}",
     "{these} {}",
     "a view of {} from the air",
-    "the picture shows {}",
+    "the image shows {}",
     "here we can see {}",
 )
 

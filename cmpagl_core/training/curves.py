@@ -1,4 +1,4 @@
-"""Learning curves of a run as a picture, drawn from its log."""
+"""Learning curves of a run as an image, drawn from its log."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def draw_curves(root: Path, progress: Progress) -> None:
             axes.set_xlabel("epoch")
             for label, points in panel.lines.items():
                 axes.plot(*zip(*points, strict=True), label=label, linewidth=1.2)
-            for name, epoch in panel.signs:
+            for name, epoch in panel.warnings:
                 axes.axvline(epoch, color="tab:red", linestyle=":", label=name)
-            if len(panel.lines) > 1 or panel.signs:
+            if len(panel.lines) > 1 or panel.warnings:
                 axes.legend(frameon=False)
         with atomic_path(root / CURVES_FILE) as partial:
             figure.savefig(partial, dpi=130, format="png")
@@ -55,21 +55,21 @@ def draw_curves(root: Path, progress: Progress) -> None:
 
 @dataclass(frozen=True)
 class Panel:
-    """One small plot: points (epoch, value) by label, and where the watch told a sign that these lines show."""
+    """One small plot: points (epoch, value) by label, and the warnings given about these lines and when."""
 
     title: str
     lines: Mapping[str, Sequence[Point]]
-    signs: tuple[tuple[str, float], ...]
+    warnings: tuple[tuple[str, float], ...]
 
 
 def curve_panels(events: Sequence[dict[str, Any]]) -> list[Panel]:
-    """Every figure that the watch looks at, from the events of a log; lines without a point are left out."""
+    """Every figure that the monitor checks, from the events of a log; lines without a point are left out."""
     epochs = [event for event in events if event["event"] == "epoch"]
     validations = [event for event in events if event["event"] == "validation"]
     steps = [event for event in events if event["event"] == "step"]
     per_epoch = _steps_per_epoch(steps)
     over_steps = [(event["step"] / per_epoch, event) for event in steps]
-    signs = _signs(events, per_epoch)
+    warnings = _warnings(events, per_epoch)
     rows: list[tuple[str, str, dict[str, list[Point]]]] = [
         ("loss", "idle matching head", _each(epochs, "terms")),
         (
@@ -95,25 +95,25 @@ def curve_panels(events: Sequence[dict[str, Any]]) -> list[Panel]:
         ("cosine of unmatched pairs", "collapsed features", {"": _line(epochs, "unmatched_cosine")}),
         ("gates of the global window", "dead global window", _each(epochs, "gates")),
         ("share of the gradient", "one loss dominates", _each(epochs, "gradient_shares")),
-        ("share of time waiting for pictures", "starving loader", {"": _line(epochs, "waiting_share")}),
+        ("share of time waiting for images", "starving loader", {"": _line(epochs, "waiting_share")}),
     ]
     return [
         Panel(
             title,
             {label: points for label, points in lines.items() if points},
-            tuple((name, epoch) for name, epoch in signs if name == sign),
+            tuple((name, epoch) for name, epoch in warnings if name == warning),
         )
-        for title, sign, lines in rows
+        for title, warning, lines in rows
     ]
 
 
-def _signs(events: Sequence[dict[str, Any]], per_epoch: float) -> list[tuple[str, float]]:
-    """Each sign's name and when it was told: after the event before it in the log."""
+def _warnings(events: Sequence[dict[str, Any]], per_epoch: float) -> list[tuple[str, float]]:
+    """Each warning's name and when it was told: after the event before it in the log."""
     found, now = [], 0.0
     for event in events:
         if event["event"] == "step":
             now = event["step"] / per_epoch
-        elif event["event"] == "sign":
+        elif event["event"] == "warning":
             found.append((str(event["name"]), now))
     return found
 

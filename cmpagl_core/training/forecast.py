@@ -23,7 +23,7 @@ from cmpagl_core.models.weights import reachable
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.training.learner import Learner, make_learner
-from cmpagl_core.training.measure import MEASURED_STEPS, Cost, decode_seconds, measure_sizes, standing_bytes, use_cache
+from cmpagl_core.training.measure import MEASURED_STEPS, Cost, decode_seconds, measure_sizes, resident_bytes, use_cache
 from cmpagl_core.training.start import TrainRequest, requested_data, requested_recipe
 from cmpagl_core.workspace import Workspace
 
@@ -65,7 +65,7 @@ class TrainingForecast:
             ("the training", duration(self.training_s)),
         ]
         if self.cache_bytes:
-            shown.append(("stem cache", f"{self.cache_bytes / 1e6:,.0f} MB, {duration(self.cache_s)} once"))
+            shown.append(("backbone cache", f"{self.cache_bytes / 1e6:,.0f} MB, {duration(self.cache_s)} once"))
         return [*shown, *(("note", note) for note in self.notes)]
 
 
@@ -82,7 +82,7 @@ class Sizes:
 def forecast(request: TrainRequest, workspace: Workspace, progress: Progress, device: torch.device) -> TrainingForecast:
     """Build the recipe's model with random weights, take a few steps on random pairs, and reckon.
 
-    Needs neither the pictures of a public data set nor weights from a hub. Raises DataError when the size of the
+    Needs neither the images of a public data set nor weights from a hub. Raises DataError when the size of the
     data set cannot be known.
     """
     recipe, name = requested_recipe(request)
@@ -90,8 +90,8 @@ def forecast(request: TrainRequest, workspace: Workspace, progress: Progress, de
     learner, notes = _blank_learner(recipe, sizes, device)
     pairs = min(recipe.train.batch_size, sizes.train_images)
     progress.say(f"measuring {MEASURED_STEPS} steps on {device}")
-    pictures = sizes.train_images + sizes.selection_images
-    cache_bytes, cache_s = use_cache(learner, pictures)
+    images = sizes.train_images + sizes.selection_images
+    cache_bytes, cache_s = use_cache(learner, images)
     captions = sizes.train.captions if sizes.train is not None else (_USUAL_CAPTION,)
     measured = measure_sizes(learner, pairs, captions)
     cost = Cost.at(pairs, measured)
@@ -111,7 +111,7 @@ def forecast(request: TrainRequest, workspace: Workspace, progress: Progress, de
         steps_per_epoch=steps,
         steps=steps * recipe.train.epochs,
         measured_pairs=max(measured),
-        peak_bytes=standing_bytes(learner) + cost.activation_bytes,
+        peak_bytes=resident_bytes(learner) + cost.activation_bytes,
         step_s=cost.elapsed_s * recipe.train.accumulate,
         epoch_s=epoch_s,
         training_s=epoch_s * recipe.train.epochs + cache_s,
@@ -151,9 +151,11 @@ def _blank_learner(recipe: Recipe, sizes: Sizes, device: torch.device) -> tuple[
 def _likely_origin(name: str, recipe: Recipe) -> str:
     """Where a parameter would come from if the recipe's weights were imported, as far as rates differ for it."""
     image, text = recipe.image_encoder, recipe.text_encoder
-    from_stem = (
-        name.startswith("image_encoder.patch_embed.") and image.stem != "patch" and image.stem_weights != "random"
+    from_backbone = (
+        name.startswith("image_encoder.patch_embed.")
+        and image.backbone != "none"
+        and image.backbone_weights != "random"
     )
-    if from_stem or (name.startswith("image_encoder.") and image.weights != "random"):
+    if from_backbone or (name.startswith("image_encoder.") and image.weights != "random"):
         return "imported_image"
     return "imported_text" if name.startswith("text_encoder.") and text.weights != "random" else "new"

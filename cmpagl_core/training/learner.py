@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from cmpagl_core.device import usable_precision
+from cmpagl_core.encoders.backbone_cache import BackboneCache
 from cmpagl_core.encoders.cached import encode_flat_maps
-from cmpagl_core.encoders.stem_cache import StemCache
+from cmpagl_core.models.backbone import Backbone
 from cmpagl_core.models.cmpagl import CmpaglModel, ImageEncoding
-from cmpagl_core.models.stem import FeatureStem
 from cmpagl_core.models.tokenizer import CaptionTokenizer
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.training.optim import RunningAverage, make_optimizer, optimizer_tensors, restore_optimizer
@@ -32,31 +32,31 @@ class Learner:
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     average: RunningAverage | None
-    cache: StemCache | None = None
+    cache: BackboneCache | None = None
     best: Tensors | None = None
 
     @property
-    def stem(self) -> FeatureStem | None:
-        """The timm stem; None where the recipe embeds patches."""
-        stem = self.model.image_encoder.patch_embed
-        return stem if isinstance(stem, FeatureStem) else None
+    def backbone(self) -> Backbone | None:
+        """The timm backbone; None where the recipe embeds patches."""
+        backbone = self.model.image_encoder.patch_embed
+        return backbone if isinstance(backbone, Backbone) else None
 
     @property
     def losses_meet(self) -> bool:
-        """Whether all losses reach the features by way of the image tokens: not where a stem's probe leads past them."""
-        return self.model.stem_skip is None
+        """Whether all losses reach the features through the image tokens: false with `backbone_skip`."""
+        return self.model.backbone_skip is None
 
     def encode(self, images: Tensor) -> ImageEncoding:
-        """images: pixel_values [B, 3, S, S], or a frozen stem's cached maps, flattened: [B, values]."""
+        """images: pixel_values [B, 3, S, S], or a frozen backbone's cached maps, flattened: [B, values]."""
         if images.dim() == 2 and self.cache is not None:
             return encode_flat_maps(self.model, self.cache, images)
         return self.model.encode_images(images)
 
     def thaw(self, epoch: int) -> None:
-        """Freeze a trainable stem before its epoch, free it from then on."""
+        """Freeze a trainable backbone before its epoch, free it from then on."""
         cfg = self.recipe.image_encoder
-        if cfg.stem_trainable and self.recipe.optim.image_lr_scale > 0:
-            self.model.image_encoder.set_stem_trainable(epoch >= cfg.stem_unfreeze_epoch)
+        if cfg.backbone_trainable and self.recipe.optim.image_lr_scale > 0:
+            self.model.image_encoder.set_backbone_trainable(epoch >= cfg.backbone_unfreeze_epoch)
 
     def remember(self) -> None:
         """Keep the present weights, averaged if they are, as the best."""
@@ -118,13 +118,13 @@ def gates_by_stage(model: CmpaglModel) -> dict[str, float]:
 
 
 def caches_until(recipe: Recipe, views: Sequence[int]) -> int:
-    """The epoch before which the stem's maps come from a cache: all, none, or those before it is unfrozen.
+    """The epoch before which the backbone's maps come from a cache: all, none, or those before it is unfrozen.
 
-    A stem that is tuned later is cached only if it stays frozen for more epochs than the cache has views.
+    A backbone that is tuned later is cached only if it stays frozen for more epochs than the cache has views.
     """
     cfg = recipe.image_encoder
-    if cfg.stem == "patch" or recipe.data.crop_scale_min < 1.0:
+    if cfg.backbone == "none" or recipe.data.crop_scale_min < 1.0:
         return 0
-    if not cfg.stem_trainable or recipe.optim.image_lr_scale == 0:
+    if not cfg.backbone_trainable or recipe.optim.image_lr_scale == 0:
         return recipe.train.epochs
-    return cfg.stem_unfreeze_epoch if cfg.stem_unfreeze_epoch > len(views) else 0
+    return cfg.backbone_unfreeze_epoch if cfg.backbone_unfreeze_epoch > len(views) else 0

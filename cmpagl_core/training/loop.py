@@ -33,12 +33,12 @@ from cmpagl_core.runs import (
 from cmpagl_core.training.curves import draw_curves
 from cmpagl_core.training.journal import Journal
 from cmpagl_core.training.learner import Learner, gates_by_stage
+from cmpagl_core.training.monitor import EpochFigures, TrainingMonitor, TrainingWarning
 from cmpagl_core.training.optim import schedule
 from cmpagl_core.training.resume import Identity, Position, Tally, has_state, write_state
-from cmpagl_core.training.setup import Plan, begin, fill_cache, run_info, take_up
+from cmpagl_core.training.setup import Plan, begin, fill_cache, restore_training, run_info
 from cmpagl_core.training.step import StepFigures, accumulate, update
 from cmpagl_core.training.validate import Validation, choose_gammas, validate
-from cmpagl_core.training.watch import EpochFigures, Sign, Watch
 
 STATE_EVERY_S = 20.0
 """A state is not written more often than this: what a kill loses is computed again, to the same weights."""
@@ -54,7 +54,7 @@ class Session:
     identity: Identity
     position: Position
     journal: Journal
-    watch: Watch
+    monitor: TrainingMonitor
     progress: Progress
     interruption: Interruption
     state_written_at: float = 0.0
@@ -77,7 +77,7 @@ def fit(
     """Train a recipe on a prepared data set and leave a run in `root`.
 
     resume: go on from the state in `root`, and end with the very same weights (on a CPU). cache_root: where a frozen
-    stem's maps are kept; in `root` if None. The caller holds `root` (`locks.py`).
+    backbone's maps are kept; in `root` if None. The caller holds `root` (`locks.py`).
     Raises InterruptedByUserError, saying how to go on, when interrupted.
     """
     interruption = Interruption.current()
@@ -106,7 +106,7 @@ def open_session(
 ) -> Session:
     """A new training, its first state on disk, or one as its last state left it."""
     if resume:
-        plan, learner, identity, position = take_up(recipe, prepared, root, device)
+        plan, learner, identity, position = restore_training(recipe, prepared, root, device)
         progress.say(f"{root.name} goes on after {position.step:,} steps, in epoch {position.epoch + 1}")
     else:
         plan, learner, identity = begin(recipe, recipe_name, prepared, root, progress, device)
@@ -115,8 +115,8 @@ def open_session(
     if usable != wanted:
         progress.say(f"{device} has no {wanted} instructions, so this training is computed in {usable}")
     journal = Journal(root / LOG_FILE, position.log_bytes)
-    watch = Watch(**position.watch)
-    session = Session(root, plan, learner, identity, position, journal, watch, progress, interruption)
+    monitor = TrainingMonitor(**position.monitor)
+    session = Session(root, plan, learner, identity, position, journal, monitor, progress, interruption)
     if not resume:
         journal.write("begin", recipe=recipe_name, dataset=prepared.name, epochs=recipe.train.epochs)
         for report in learner.model.import_reports:
@@ -126,7 +126,7 @@ def open_session(
 
 
 def prepare_cache(session: Session, cache_root: Path) -> None:
-    """Fill the cache of a frozen stem, if it is to have one."""
+    """Fill the cache of a frozen backbone, if it is to have one."""
     started_at = time.monotonic()
     fill_cache(session.plan, session.learner, cache_root, session.progress)
     session.position.elapsed_s += time.monotonic() - started_at
@@ -185,7 +185,7 @@ def validate_epoch(session: Session) -> None:
         figures = _epoch_figures(session)
         images_per_s = plan.pairs / max(position.tally.elapsed_s, 1e-9)
         session.journal.write("epoch", images_per_s=images_per_s, **vars(figures))
-        _tell(session, session.watch.epoch(figures))
+        _tell(session, session.monitor.epoch(figures))
         position.losses.append(figures.loss)
         if found is not None:
             _note_validation(session, found)
@@ -218,7 +218,7 @@ def keep_state(session: Session) -> None:
     """Write all that a continuation needs, in one file."""
     with session.interruption.shielded():
         session.position.log_bytes = session.journal.bytes
-        session.position.watch = session.watch.state()
+        session.position.monitor = session.monitor.state()
         session.position.scaler = session.learner.scaler.state_dict()
         write_state(session.root, session.identity, session.position, session.learner.tensors())
         session.state_written_at = time.monotonic()
@@ -237,7 +237,7 @@ def _note_step(session: Session, figures: StepFigures, gradient_norm: float) -> 
         gradient_norm=gradient_norm,
         unmatched_cosine=figures.unmatched_cosine,
     )
-    _tell(session, session.watch.step(step, gradient_norm))
+    _tell(session, session.monitor.step(step, gradient_norm))
 
 
 def _note_validation(session: Session, found: Validation) -> None:
@@ -250,7 +250,7 @@ def _note_validation(session: Session, found: Validation) -> None:
     else:
         position.validations_since_best += 1
     session.journal.write("validation", epoch=number, mr=found.mr, i2t=vars(found.i2t), t2i=vars(found.t2i))
-    _tell(session, session.watch.validation(found.mr, loss))
+    _tell(session, session.monitor.validation(found.mr, loss))
     session.progress.say(
         f"epoch {number}: loss {loss:.3f}, validation mR {found.mr:.2f} "
         f"(best {position.best.mr:.2f} in epoch {position.best.epoch})"
@@ -273,10 +273,10 @@ def _epoch_figures(session: Session) -> EpochFigures:
     )
 
 
-def _tell(session: Session, signs: list[Sign]) -> None:
-    for sign in signs:
-        session.journal.write("sign", name=sign.name, sentence=sign.sentence)
-        session.progress.say(f"watch out: {sign.sentence}")
+def _tell(session: Session, warnings: list[TrainingWarning]) -> None:
+    for warning in warnings:
+        session.journal.write("warning", name=warning.name, sentence=warning.sentence)
+        session.progress.say(f"warning: {warning.sentence}")
 
 
 def _out_of_patience(session: Session) -> bool:

@@ -1,4 +1,4 @@
-"""Time and memory of a few optimiser steps, of decoding a picture, and of caching a stem's maps."""
+"""Time and memory of a few optimiser steps, of decoding an image, and of caching a backbone's maps."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor
 from cmpagl_core.datasets.loading import PairBatch
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.device import autocast
-from cmpagl_core.encoders.stem_cache import StemCache, views_needed
-from cmpagl_core.imagery.pictures import read_pixel_values
+from cmpagl_core.encoders.backbone_cache import BackboneCache, views_needed
+from cmpagl_core.imagery.images import read_pixel_values
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.training.learner import Learner, caches_until
 from cmpagl_core.training.step import accumulate, update
@@ -71,12 +71,12 @@ def measure(learner: Learner, pairs: int, captions: Sequence[str]) -> Cost:
         torch.cuda.reset_peak_memory_stats(learner.device)
     spans = [_step(learner, batch) for _ in range(MEASURED_STEPS)]
     if learner.device.type == "cuda":
-        activations = torch.cuda.max_memory_allocated(learner.device) - standing_bytes(learner)
+        activations = torch.cuda.max_memory_allocated(learner.device) - resident_bytes(learner)
         return Cost(min(spans), max(kept.bytes, activations))
     return Cost(min(spans), int(kept.bytes * _IN_FLIGHT))
 
 
-def standing_bytes(learner: Learner) -> int:
+def resident_bytes(learner: Learner) -> int:
     """What stays in memory all the time: weights, gradients, two moments and the running average."""
     copies = 4 if learner.average is None else 5
     return sum(
@@ -85,32 +85,32 @@ def standing_bytes(learner: Learner) -> int:
     )
 
 
-def use_cache(learner: Learner, pictures: int) -> tuple[int, float]:
-    """Let the learner read maps in place of pictures where its recipe caches them.
+def use_cache(learner: Learner, images: int) -> tuple[int, float]:
+    """Let the learner read maps in place of images where its recipe caches them.
 
     Returns the cache's size in bytes and the seconds that filling it takes; zeros without one.
     """
-    recipe, stem = learner.recipe, learner.stem
+    recipe, backbone = learner.recipe, learner.backbone
     views = views_needed(recipe)
-    if stem is None or caches_until(recipe, views) == 0:
+    if backbone is None or caches_until(recipe, views) == 0:
         return 0, 0.0
     size = recipe.data.image_size_px
     pixel_values = torch.randn(2 * len(views), 3, size, size, device=learner.device)
     with torch.inference_mode(), autocast(learner.device, recipe.train.precision):
-        stem.parts(pixel_values)
+        backbone.parts(pixel_values)
         started_at = time.monotonic()
-        parts = stem.parts(pixel_values)
+        parts = backbone.parts(pixel_values)
         if learner.device.type == "cuda":
             torch.cuda.synchronize(learner.device)
         elapsed_s = (time.monotonic() - started_at) / 2
     values = sum(part[0].numel() for part in parts)
     shapes = tuple((part.shape[1], part.shape[2], part.shape[3]) for part in parts)
-    learner.cache = StemCache(shapes, views, (), {})
-    return 2 * values * len(views) * pictures, elapsed_s * pictures
+    learner.cache = BackboneCache(shapes, views, (), {})
+    return 2 * values * len(views) * images, elapsed_s * images
 
 
 def decode_seconds(split: DataSplit | None, recipe: Recipe) -> float:
-    """Median time to decode one of the split's pictures; 0 where there is none."""
+    """Median time to decode one of the split's images; 0 where there is none."""
     if split is None:
         return 0.0
     return statistics.median(_decode(path, recipe.data.image_size_px) for path in split.paths[:_DECODED])

@@ -22,7 +22,7 @@ from cmpagl_core.runs import INFO_FILE, RESUME_FOLDER, TRAINING_VERSION, BestEpo
 from cmpagl_core.training.step import StepFigures
 
 STATE_FILE = "state.safetensors"
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Position:
     epochs_s: float = 0.0  # the part of it that epochs took
     started_at: str = ""
     tally: Tally = field(default_factory=Tally)
-    watch: dict[str, Any] = field(default_factory=dict)
+    monitor: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)  # of fp16's gradients
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cmpagl_core.datasets.loading import PairLoader, PictureFiles
+from cmpagl_core.datasets.loading import ImageFiles, PairLoader
 from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset
 from cmpagl_core.datasets.splits import selection_splits
 from cmpagl_core.device import usable_precision
-from cmpagl_core.encoders.stem_cache import stem_cache, stem_settings, stems_folder, views_needed
+from cmpagl_core.encoders.backbone_cache import backbone_cache, backbone_cache_folder, backbone_settings, views_needed
 from cmpagl_core.errors import DataError, MismatchError
 from cmpagl_core.files import sha256_text, write_text
 from cmpagl_core.models.bert import BertShape
@@ -44,9 +44,9 @@ class Plan:
     train: DataSplit
     selection: DataSplit
     judged: DataSplit  # the part of selection that validation ranks
-    files: PairLoader  # decodes pictures
+    files: PairLoader  # decodes images
     views: tuple[int, ...]  # that a cache has to keep
-    cached_epochs: int  # before this epoch the stem is frozen and its maps come from a cache
+    cached_epochs: int  # before this epoch the backbone is frozen and its maps come from a cache
     total_steps: int  # of the optimiser
 
     @property
@@ -91,7 +91,7 @@ def begin(
     return plan, learner, identity
 
 
-def take_up(
+def restore_training(
     recipe: Recipe, prepared: PreparedDataset, root: Path, device: torch.device
 ) -> tuple[Plan, Learner, Identity, Position]:
     """A training that was killed, as its last state left it. Raises DataError or MismatchError."""
@@ -117,7 +117,7 @@ def take_up(
 def make_plan(learner: Learner, prepared: PreparedDataset, train: DataSplit, selection: DataSplit) -> Plan:
     """Raises DataError when there are too few captioned images to train on."""
     recipe, views = learner.recipe, views_needed(learner.recipe)
-    source = PictureFiles(train, recipe.data.image_size_px)
+    source = ImageFiles(train, recipe.data.image_size_px)
     files = PairLoader(train, recipe.data, recipe.train.batch_size, learner.tokenizer, source, recipe.train.seed)
     judged = selection if recipe.losses.pre_alignment else _few_pairs(selection)
     steps = math.ceil(len(files) / recipe.train.accumulate) * recipe.train.epochs
@@ -133,12 +133,12 @@ def _few_pairs(selection: DataSplit) -> DataSplit:
 
 
 def fill_cache(plan: Plan, learner: Learner, cache_root: Path, progress: Progress) -> None:
-    """Give the learner the cached maps of all pictures that it will train and be validated on."""
-    if plan.cached_epochs == 0 or learner.stem is None:
+    """Give the learner the cached maps of all images that it will train and be validated on."""
+    if plan.cached_epochs == 0 or learner.backbone is None:
         return
-    folder, settings = stems_folder(cache_root), stem_settings(learner.recipe, learner.device)
+    folder, settings = backbone_cache_folder(cache_root), backbone_settings(learner.recipe, learner.device)
     splits = (plan.train, plan.selection)
-    learner.cache = stem_cache(folder, learner.stem, settings, splits, progress, learner.device)
+    learner.cache = backbone_cache(folder, learner.backbone, settings, splits, progress, learner.device)
 
 
 def run_info(

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cmpagl_core.datasets.augment import VIEWS, Views, view_count
+from cmpagl_core.datasets.augment import VIEWS, Tta, view_count
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.encoders.cached import cached_features
-from cmpagl_core.encoders.encode import encode_captions, encode_pictures
+from cmpagl_core.encoders.encode import encode_captions, encode_images
 from cmpagl_core.evaluation.recall import Matches, Recalls, recall
 from cmpagl_core.evaluation.stages import Available, Base
 from cmpagl_core.evaluation.tune import choose_smr
 from cmpagl_core.progress import Silent
-from cmpagl_core.ranking.chain import ChosenParams, RerankParams
 from cmpagl_core.ranking.itm import ALL_PAIRS, itm_scores
+from cmpagl_core.ranking.rerank import ChosenParams, RerankParams
 from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.runs import LoadedModel
 from cmpagl_core.training.learner import Learner
@@ -36,8 +36,8 @@ class Validation:
 def validate(learner: Learner, plan: Plan, cached: bool) -> Validation:
     """Recalls of the present (averaged, if they are) weights.
 
-    Ranked by cosine; by ITM where nothing aligns the features. cached: whether the stem's maps come from the
-    learner's cache. If they do in every epoch, the views are averaged as in the end; else one view of each picture
+    Ranked by cosine; by ITM where nothing aligns the features. cached: whether the backbone's maps come from the
+    learner's cache. If they do in every epoch, the views are averaged as in the end; else one view of each image
     has to do, in every epoch alike.
     """
     always_cached = plan.is_cached(learner.recipe.train.epochs - 1)
@@ -61,7 +61,7 @@ def choose_gammas(learner: Learner, plan: Plan, cached: bool) -> dict[str, Reran
 
 
 def _views(learner: Learner) -> int:
-    return view_count(learner.recipe.evaluate.views)
+    return view_count(learner.recipe.evaluate.tta)
 
 
 @contextmanager
@@ -91,8 +91,8 @@ def selection_scores(
         blocks = cached_features(loaded, learner.cache.source(selection), views)
         images = np.concatenate([features for _, features in blocks])
     else:
-        kind: Views = "dihedral" if views == VIEWS else "one"
-        images = encode_pictures(loaded, selection.images, Silent(), views=kind)
+        kind: Tta = "d4" if views == VIEWS else "none"
+        images = encode_images(loaded, selection.images, Silent(), tta=kind)
     scores = ScoreMatrix.from_features(images, texts)
     if learner.recipe.losses.pre_alignment:
         return scores

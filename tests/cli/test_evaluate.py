@@ -238,7 +238,7 @@ def test_sensitivity_shows_the_whole_grid_and_keeps_nothing(cmpagl: Cmpagl, work
 
 @pytest.mark.parametrize("split", ["test", "all"])
 @pytest.mark.parametrize("what", ["smr", "sensitivity"])
-def test_choosing_among_test_pictures_is_refused(cmpagl: Cmpagl, workspace: Path, what: str, split: str) -> None:
+def test_choosing_among_test_images_is_refused(cmpagl: Cmpagl, workspace: Path, what: str, split: str) -> None:
     result = cmpagl("tune", what, "--split", split)
     assert result.exit_code == ExitCode.GUARD
     assert "would make its recalls meaningless" in result.output
@@ -297,13 +297,13 @@ def prepare_with_splits(target: Path, new_name: dict[str, str], name: str = "") 
         table = [line.replace(f",{old},", f",{new}!,") for line in table]
     (target / "images.csv").write_text("".join(table).replace("!,", ","))
     manifest = json.loads((target / "manifest.json").read_text())
-    manifest |= {"name": name or target.name, "pictures_sha256": "0" * 64}
+    manifest |= {"name": name or target.name, "images_sha256": "0" * 64}
     manifest["files"]["images.csv"] = sha256_file(target / "images.csv")
     (target / "manifest.json").write_text(json.dumps(manifest))
     return target
 
 
-def test_features_with_a_tested_picture_choose_nothing_whatever_their_data_set(cmpagl: Cmpagl, workspace: Path) -> None:
+def test_features_with_a_tested_image_choose_nothing_whatever_their_data_set(cmpagl: Cmpagl, workspace: Path) -> None:
     prepare_with_splits(workspace / "data/other", {"val": "test", "test": "val"})
     for data, split in (("tiny", "test"), ("tiny", "val"), ("other", "val")):
         export = ("export", "--data", data, "--split", split, "--out", f"{data}-{split}.safetensors")
@@ -315,7 +315,7 @@ def test_features_with_a_tested_picture_choose_nothing_whatever_their_data_set(c
     save_feature_set(Path("m.safetensors"), replace(merged, info=replace(merged.info, split_sha256="0" * 64)))
     refused = cmpagl("evaluate", "--features", "tiny-test.safetensors", "--choose-on", "m.safetensors")
     assert refused.exit_code == ExitCode.GUARD
-    assert "m.safetensors holds 4 of the 4 pictures that are evaluated" in " ".join(refused.output.split())
+    assert "m.safetensors holds 4 of the 4 images that are evaluated" in " ".join(refused.output.split())
     scores = save_scores(workspace / "S.npy", workspace / "data/tiny")
     assert cmpagl("evaluate", "--scores", scores, "--choose-on", "m.safetensors").exit_code == ExitCode.GUARD
     call = ("evaluate", "--features", "tiny-test.safetensors", "--choose-on", "tiny-val.safetensors")
@@ -347,7 +347,7 @@ def test_exported_scores_say_what_they_are_of(cmpagl: Cmpagl, workspace: Path) -
 def test_a_data_set_prepared_anew_is_never_taken_for_the_one_that_was_trained_on(
     cmpagl: Cmpagl, workspace: Path
 ) -> None:
-    """As after `prepare folder --seed 7` over the data set of a run: other pictures in each split."""
+    """As after `prepare folder --seed 7` over the data set of a run: other images in each split."""
     rewrite_info(workspace / "runs/tiny", dataset_root="data/tiny")
     prepare_with_splits(workspace / "data/anew", {"train": "test", "test": "train"}, name="tiny")
     shutil.rmtree(workspace / "data/tiny")
@@ -362,8 +362,8 @@ def test_a_data_set_prepared_anew_is_never_taken_for_the_one_that_was_trained_on
         assert "data/tiny was prepared anew with other content since" in words
         assert "--data" in words
     found = document(cmpagl, "evaluate", "--data", "tiny", "--rerank", "all", *QUICK)
-    assert found["stamp"]["overlap"]["pictures"] == 6
-    said = "trained on tiny, which shares 6 of 6 pictures with what is tested"
+    assert found["stamp"]["overlap"]["images"] == 6
+    said = "trained on tiny, which shares 6 of 6 images with what is tested"
     assert said in found["notes"]
     assert [row["stage"] for row in found["rows"]] == ["cosine", "itm", "galr", "csls"]  # nothing was chosen
     assert not (workspace / "runs/tiny/rerank.json").exists()
@@ -381,20 +381,20 @@ def test_the_default_run_stays_the_newest_though_an_older_one_is_tuned(cmpagl: C
 
 @pytest.fixture
 def other_data(workspace: Path) -> Path:
-    """Another data set, whose test pictures are the ones that the tiny run was trained on."""
+    """Another data set, whose test images are the ones that the tiny run was trained on."""
     return prepare_with_splits(workspace / "data/other", {"train": "test", "test": "train"})
 
 
-def test_shared_pictures_and_captions_are_said_wherever_the_number_stands(
+def test_shared_images_and_captions_are_said_wherever_the_number_stands(
     cmpagl: Cmpagl, workspace: Path, other_data: Path
 ) -> None:
-    said = "trained on tiny, which shares 6 of 6 pictures and 12 of 12 captions with what is tested"
+    said = "trained on tiny, which shares 6 of 6 images and 12 of 12 captions with what is tested"
     call = ("evaluate", "--data", "other", "--itm-k", "0", *QUICK)
     assert said in cmpagl(*call).stdout
     assert said in cmpagl(*call, "--format", "markdown").stdout.splitlines()
     assert f"% {said}" in cmpagl(*call, "--format", "latex").stdout.splitlines()
     found = document(cmpagl, *call)
-    assert found["stamp"]["overlap"]["pictures"] == 6
+    assert found["stamp"]["overlap"]["images"] == 6
     assert said in found["notes"]
     exported = cmpagl("export", "--data", "other", "--out", "F.safetensors")
     assert said in exported.stderr
@@ -408,7 +408,7 @@ def test_shared_pictures_and_captions_are_said_wherever_the_number_stands(
     own = document(cmpagl, "evaluate", "--itm-k", "0", *QUICK)
     assert own["stamp"]["overlap"] is None
     on_train = document(cmpagl, "evaluate", "--split", "train", "--itm-k", "0", *QUICK)
-    assert on_train["stamp"]["overlap"]["pictures"] == 6
+    assert on_train["stamp"]["overlap"]["images"] == 6
 
 
 def test_a_feature_file_that_says_nonsense_of_what_was_shared_is_refused(cmpagl: Cmpagl, workspace: Path) -> None:

@@ -25,25 +25,25 @@ def spec(tiny_clip: Path) -> str:
 
 
 def test_a_folder_is_indexed_and_asked_with_an_open_clip_model(
-    cmpagl: Ask, spec: str, tiny_pictures: Path, tmp_path: Path
+    cmpagl: Ask, spec: str, tiny_images: Path, tmp_path: Path
 ) -> None:
-    made = answer(cmpagl("index", tiny_pictures, "--name", "archive", "--model", spec, "--format", "json"))[0]
-    assert (made["pictures"], made["encoded"], made["model"]) == (12, 12, "open_clip:tiny-clip:plain.pt")
+    made = answer(cmpagl("index", tiny_images, "--name", "archive", "--model", spec, "--format", "json"))[0]
+    assert (made["images"], made["encoded"], made["model"]) == (12, 12, "open_clip:tiny-clip:plain.pt")
     assert not (tmp_path / "runs").exists()
     hits = answer(cmpagl("retrieve", "a bright square", "--format", "json"))
     assert len(hits) == 10
-    again = answer(cmpagl("index", tiny_pictures, "--name", "archive", "--format", "json"))[0]  # as it was made
+    again = answer(cmpagl("index", tiny_images, "--name", "archive", "--format", "json"))[0]  # as it was made
     assert again["encoded"] == 0
     assert answer(cmpagl("retrieve", "a bright square", "--format", "json")) == hits
-    picture = tiny_pictures / "north" / "scene_05.jpg"
-    best = answer(cmpagl("retrieve", "--image", picture, "-k", "1", "--format", "json"))[0]
+    image = tiny_images / "north" / "scene_05.jpg"
+    best = answer(cmpagl("retrieve", "--image", image, "-k", "1", "--format", "json"))[0]
     assert best["image_id"] == "north/scene_05.jpg"
     assert best["score"] == pytest.approx(1.0, abs=1e-6)
 
 
 def test_a_data_set_is_indexed_with_an_open_clip_model(cmpagl: Ask, spec: str, tiny_prepared: Path) -> None:
     made = answer(cmpagl("index", "--data", tiny_prepared, "--model", spec, "--format", "json"))[0]
-    assert (made["name"], made["pictures"], made["captions"]) == ("tiny-clip-tiny", 12, 24)
+    assert (made["name"], made["images"], made["captions"]) == ("tiny-clip-tiny", 12, 24)
     more = ("--data", tiny_prepared, "--name", "tiny-clip-tiny", "--format", "json")
     assert answer(cmpagl("index", *more))[0]["encoded"] == 0  # with the model that made it
     captions = answer(cmpagl("retrieve", "--image", next(tiny_prepared.parent.parent.parent.rglob("scene_05.jpg")),
@@ -52,11 +52,11 @@ def test_a_data_set_is_indexed_with_an_open_clip_model(cmpagl: Ask, spec: str, t
 
 
 def test_an_open_clip_index_is_asked_with_no_other_model(
-    cmpagl: Ask, spec: str, tiny_clip: Path, tiny_run: Path, tiny_pictures: Path, tmp_path: Path
+    cmpagl: Ask, spec: str, tiny_clip: Path, tiny_run: Path, tiny_images: Path, tmp_path: Path
 ) -> None:
     mine = Path(shutil.copytree(tiny_clip, tmp_path / "clip"))
     spec = f"open_clip:{mine / 'tiny-clip.json'}:{mine / 'plain.pt'}"
-    assert cmpagl("index", tiny_pictures, "--name", "archive", "--model", spec).exit_code == 0
+    assert cmpagl("index", tiny_images, "--name", "archive", "--model", spec).exit_code == 0
     refused = cmpagl("retrieve", "square", "--run", tiny_run)
     assert refused.exit_code == 5
     assert "holds features of another model" in refused.stderr
@@ -70,7 +70,7 @@ def test_an_open_clip_index_is_asked_with_no_other_model(
     ("more", "said"),
     [
         (["--run", "tiny"], "--model and --run both name a model"),
-        (["--views", "one"], "--views is for runs"),
+        (["--tta", "one"], "--tta is for runs"),
     ],
 )
 def test_what_contradicts_itself_is_refused(cmpagl: Ask, spec: str, more: list[str], said: str) -> None:

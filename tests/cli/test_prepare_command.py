@@ -23,10 +23,10 @@ print(result.exit_code, "up to date" in result.output, heavy)
 
 
 @pytest.fixture
-def classes(tiny_pictures: Path, tmp_path: Path) -> Path:
-    """The tiny pictures, one folder per class, writable."""
+def classes(tiny_images: Path, tmp_path: Path) -> Path:
+    """The tiny images, one folder per class, writable."""
     target = tmp_path / "mine"
-    for path in tiny_pictures.rglob("*.jpg"):
+    for path in tiny_images.rglob("*.jpg"):
         (target / path.parent.name).mkdir(parents=True, exist_ok=True)
         os.link(path, target / path.parent.name / path.name)
     return target
@@ -38,7 +38,7 @@ def test_a_folder_is_prepared_and_then_up_to_date(cmpagl: Cmpagl, classes: Path)
     assert (first.exit_code, second.exit_code) == (0, 0)
     assert "mine: prepared in" in first.stdout
     assert "mine: up to date in" in second.stdout
-    assert "80% train / 10% val / 10% test, dealt by picture with seed 0 (ours)" in first.stderr
+    assert "80% train / 10% val / 10% test, dealt by image with seed 0 (ours)" in first.stderr
 
 
 def test_json_tells_what_was_made(cmpagl: Cmpagl, classes: Path) -> None:
@@ -60,7 +60,7 @@ def test_what_is_wrong_is_exit_3_and_one_sentence(cmpagl: Cmpagl, classes: Path)
     broken.write_bytes(b"\xff\xd8\xff")
     result = cmpagl("prepare", "folder", classes)
     assert result.exit_code == 3
-    assert "folder has problems (unreadable picture: 1)" in result.stderr
+    assert "folder has problems (unreadable image: 1)" in result.stderr
     assert "north/broken.jpg: " in result.stderr
     assert "Traceback" not in result.stderr
     lenient = cmpagl("prepare", "folder", classes, "--skip-missing")
@@ -72,7 +72,7 @@ def test_what_is_wrong_is_exit_3_and_one_sentence(cmpagl: Cmpagl, classes: Path)
 def test_without_a_source_it_says_what_to_put_where(cmpagl: Cmpagl, name: str) -> None:
     result = cmpagl("prepare", name)
     assert result.exit_code == 3
-    assert f"put into data/raw/{name} the pictures" in result.stderr
+    assert f"put into data/raw/{name} the images" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -68,4 +68,6 @@ def test_a_summary_adds_up(cmpagl: Cmpagl) -> None:
     assert total["part"] == "total"
     for key in ("parameters", "trained", "flops"):
         assert sum(part[key] for part in parts) == total[key]
-    assert 27e6 < sum(part["parameters"] for part in parts if "Gswin" in part["part"] or "stem" in part["part"]) < 45e6
+    assert (
+        27e6 < sum(part["parameters"] for part in parts if "Gswin" in part["part"] or "backbone" in part["part"]) < 45e6
+    )

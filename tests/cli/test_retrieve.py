@@ -20,7 +20,7 @@ import torch
 from typer.testing import Result
 
 from cmpagl_core.encoders.feature_set import load_feature_set
-from cmpagl_core.imagery.pictures import open_picture, to_pixel_values
+from cmpagl_core.imagery.images import open_image, to_pixel_values
 from cmpagl_core.locks import hold
 from cmpagl_core.runs import open_run, save_run
 
@@ -73,14 +73,14 @@ def answer(result: Result) -> Any:
 
 
 def test_readers_need_no_lock_and_writers_are_told_who_has_it(
-    cmpagl: Ask, find: Ask, indexed_workspace: Path, tiny_pictures: Path
+    cmpagl: Ask, find: Ask, indexed_workspace: Path, tiny_images: Path
 ) -> None:
     with ExitStack() as stack:
         for root in sorted(indexed_workspace.glob("*/*/")):
             stack.enter_context(hold(root))
         assert len(answer(find("a square of kind 2", "-k", "3", "--format", "json"))) == 3
-        picture = next(tiny_pictures.rglob("*.jpg"))
-        assert len(answer(find("--image", picture, "-k", "3", "--format", "json"))) == 3
+        image = next(tiny_images.rglob("*.jpg"))
+        assert len(answer(find("--image", image, "-k", "3", "--format", "json"))) == 3
         shown = cmpagl("--workspace", indexed_workspace, "evaluate", "--rerank", "none")
         assert shown.exit_code == 0, shown.stderr
         refused = cmpagl("--workspace", indexed_workspace, "index")
@@ -139,8 +139,8 @@ def test_a_long_or_unknown_query_is_said(find: Ask) -> None:
         (["--queries", "x.txt"], 3, "x.txt does not exist"),
         (["--queries", "/dev/null", "--rerank", "itm"], 3, "holds no query"),
         (["square", "--to", "captions"], 2, "--to captions answers --image in words"),
-        (["--image", "x.jpg", "--rerank", "itm"], 2, "--rerank itm compares a text with pictures"),
-        (["--image", "none.jpg"], 3, "picture none.jpg does not exist"),
+        (["--image", "x.jpg", "--rerank", "itm"], 2, "--rerank itm compares a text with images"),
+        (["--image", "none.jpg"], 3, "image none.jpg does not exist"),
         (["square", "--index", "none"], 3, "no index.json under none"),
         (["square", "--features", "none.safetensors"], 3, "none.safetensors does not exist"),
         (["square", "--index", "tiny", "--features", "x"], 2, "both name a gallery"),
@@ -161,17 +161,17 @@ def test_without_a_run_the_way_out_is_said(cmpagl: Ask) -> None:
     assert "make one with `cmpagl train`" in result.stderr
 
 
-def test_a_picture_finds_itself_first_and_captions_of_its_kind(find: Ask, tiny_pictures: Path) -> None:
-    picture = tiny_pictures / "north" / "scene_05.jpg"
-    hits = answer(find("--image", picture, "--format", "json"))
+def test_a_image_finds_itself_first_and_captions_of_its_kind(find: Ask, tiny_images: Path) -> None:
+    image = tiny_images / "north" / "scene_05.jpg"
+    hits = answer(find("--image", image, "--format", "json"))
     assert hits[0]["image_id"] == "scene_05"
     assert hits[0]["score"] == pytest.approx(1.0, abs=1e-4)
-    captions = answer(find("--image", picture, "--to", "captions", "-k", "4", "--format", "json"))
+    captions = answer(find("--image", image, "--to", "captions", "-k", "4", "--format", "json"))
     assert list(captions[0]) == ["rank", "score", "caption", "image_ids"]
     assert len({caption["caption"] for caption in captions}) == 4
     scores = [caption["score"] for caption in captions]
     assert scores == sorted(scores, reverse=True)
-    table = find("--image", picture, "--to", "captions").stdout
+    table = find("--image", image, "--to", "captions").stdout
     assert captions[0]["caption"] in table
 
 
@@ -182,7 +182,7 @@ def test_the_fusion_half_looks_again_at_the_best(find: Ask, indexed_workspace: P
     expected = {}
     with torch.inference_mode():
         for image_id, hit in plain.items():
-            values = to_pixel_values(open_picture(Path(hit["path"])), loaded.recipe.data.image_size_px)[None]
+            values = to_pixel_values(open_image(Path(hit["path"])), loaded.recipe.data.image_size_px)[None]
             image = loaded.model.encode_images(values).tokens
             fused = loaded.model.fuse((tokens.input_ids, tokens.attention_mask), image)
             expected[image_id] = hit["score"] + float(loaded.model.itm_logits(fused).softmax(dim=1)[0, 1])
@@ -214,8 +214,8 @@ def test_many_queries_get_the_answers_of_each(find: Ask, tmp_path: Path) -> None
     assert (many.exit_code, many.stderr) == (0, "")
 
 
-def test_a_broken_query_picture_is_refused(find: Ask, tmp_path: Path) -> None:
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+def test_a_broken_query_image_is_refused(find: Ask, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
     result = find("--image", "broken.jpg")
     assert result.exit_code == 3
     assert "broken.jpg" in result.stderr
@@ -236,31 +236,29 @@ def test_a_gallery_page_is_written_and_opened(
     assert opened[1] == (indexed_workspace / "gallery.html").as_uri()
 
 
-def test_a_folder_is_indexed_and_becomes_the_newest_gallery(ask: Ask, tiny_pictures: Path) -> None:
-    made = answer(ask("index", tiny_pictures, "--name", "archive", "--format", "json"))[0]
-    assert (made["name"], made["pictures"], made["encoded"], made["left_out"]) == ("archive", 12, 12, 0)
-    for more, encoded in (((), 0), (("--views", "dihedral"), 12), ((), 0)):
-        again = answer(ask("index", tiny_pictures, "--name", "archive", *more, "--format", "json"))[0]
+def test_a_folder_is_indexed_and_becomes_the_newest_gallery(ask: Ask, tiny_images: Path) -> None:
+    made = answer(ask("index", tiny_images, "--name", "archive", "--format", "json"))[0]
+    assert (made["name"], made["images"], made["encoded"], made["left_out"]) == ("archive", 12, 12, 0)
+    for more, encoded in (((), 0), (("--tta", "d4"), 12), ((), 0)):
+        again = answer(ask("index", tiny_images, "--name", "archive", *more, "--format", "json"))[0]
         assert again["encoded"] == encoded, more
     hits = answer(ask("retrieve", "square", "--format", "json"))
-    assert {hit["image_id"] for hit in hits} <= {
-        f"{path.parent.name}/{path.name}" for path in tiny_pictures.glob("*/*")
-    }
+    assert {hit["image_id"] for hit in hits} <= {f"{path.parent.name}/{path.name}" for path in tiny_images.glob("*/*")}
     assert all(hit["captions"] == [] for hit in hits)
     table = ask("retrieve", "square").stdout
     assert hits[0]["image_id"] in table
 
 
-def test_a_query_picture_is_seen_as_the_index_saw_its_own(ask: Ask, tiny_pictures: Path) -> None:
-    assert ask("index", tiny_pictures, "--name", "turned", "--views", "dihedral").exit_code == 0
-    best = answer(ask("retrieve", "--image", tiny_pictures / "north" / "scene_05.jpg", "--format", "json"))[0]
+def test_a_query_image_is_seen_as_the_index_saw_its_own(ask: Ask, tiny_images: Path) -> None:
+    assert ask("index", tiny_images, "--name", "turned", "--tta", "d4").exit_code == 0
+    best = answer(ask("retrieve", "--image", tiny_images / "north" / "scene_05.jpg", "--format", "json"))[0]
     assert best["image_id"] == "north/scene_05.jpg"
     assert best["score"] == pytest.approx(1.0, abs=1e-6)
 
 
-def test_an_index_takes_its_name_from_the_folder(ask: Ask, tiny_pictures: Path, tmp_path: Path) -> None:
+def test_an_index_takes_its_name_from_the_folder(ask: Ask, tiny_images: Path, tmp_path: Path) -> None:
     odd = tmp_path / "Aerial photos (2024)"
-    shutil.copytree(tiny_pictures / "north", odd)
+    shutil.copytree(tiny_images / "north", odd)
     assert answer(ask("index", odd, "--format", "json"))[0]["name"] == "Aerial-photos-2024"
 
 
@@ -268,9 +266,9 @@ def test_an_index_takes_its_name_from_the_folder(ask: Ask, tiny_pictures: Path, 
     ("arguments", "code", "said"),
     [
         (["none"], 3, "is not a folder"),
-        (["empty"], 3, "there is no picture in"),
-        (["broken"], 3, "none of the 1 pictures"),
-        (["empty", "--data", "tiny"], 2, "DIR and --data both name pictures"),
+        (["empty"], 3, "there is no image in"),
+        (["broken"], 3, "none of the 1 images"),
+        (["empty", "--data", "tiny"], 2, "DIR and --data both name images"),
         (["--name", "../x"], 2, "cannot be a name"),
         (["--data", "none"], 3, "no manifest.json under none"),
     ],
@@ -280,7 +278,7 @@ def test_what_cannot_be_indexed_is_refused(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "a.jpg").write_bytes(b"no picture")
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"no image")
     result = ask("index", *arguments)
     assert result.exit_code == code
     assert said in result.stderr
@@ -288,7 +286,7 @@ def test_what_cannot_be_indexed_is_refused(
 
 def test_an_export_is_a_feature_set_that_can_be_asked(ask: Ask, tmp_path: Path) -> None:
     made = answer(ask("export", "--split", "all", "--out", "all.safetensors", "--format", "json"))[0]
-    assert (made["pictures"], made["captions"], made["dim"], made["split"]) == (12, 24, 32, "all")
+    assert (made["images"], made["captions"], made["dim"], made["split"]) == (12, 24, 32, "all")
     assert load_feature_set(tmp_path / "all.safetensors").info.dataset == "tiny"
     found = answer(ask("retrieve", "a square of kind 2", "--features", "all.safetensors", "--format", "json"))
     indexed = answer(ask("retrieve", "a square of kind 2", "--format", "json"))
@@ -330,11 +328,11 @@ def other_run(workspace: Path) -> None:
     )
 
 
-def test_a_gallery_is_never_asked_with_another_model(ask: Ask, workspace: Path, tiny_pictures: Path) -> None:
+def test_a_gallery_is_never_asked_with_another_model(ask: Ask, workspace: Path, tiny_images: Path) -> None:
     assert ask("index").exit_code == 0
     assert ask("export", "--out", "f.safetensors").exit_code == 0
     other_run(workspace)
-    for arguments in (["square"], ["--image", tiny_pictures / "north" / "scene_05.jpg"]):
+    for arguments in (["square"], ["--image", tiny_images / "north" / "scene_05.jpg"]):
         refused = ask("retrieve", *arguments, "--run", "other", "--index", "tiny")
         assert refused.exit_code == 5
         assert "holds features of another model" in refused.stderr
@@ -349,9 +347,9 @@ def test_a_gallery_is_never_asked_with_another_model(ask: Ask, workspace: Path, 
     assert ask("retrieve", "square", "--index", "tiny").exit_code == 0  # the index has the text half itself
 
 
-def test_a_picture_that_was_deleted_is_still_found_and_marked(ask: Ask, tiny_pictures: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "pictures"
-    shutil.copytree(tiny_pictures, folder)
+def test_a_image_that_was_deleted_is_still_found_and_marked(ask: Ask, tiny_images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(tiny_images, folder)
     assert ask("index", folder).exit_code == 0
     (folder / "north" / "scene_05.jpg").unlink()
     result = ask("retrieve", "square", "-k", "12", "--gallery", "g.html", "--format", "json")

@@ -17,7 +17,7 @@ from cmpagl_core.datasets.staging import stage_folder
 from cmpagl_core.errors import CmpaglError, DataError
 from cmpagl_core.progress import Silent
 
-FILES = {"set/images/a.jpg": b"picture", "set/dataset.json": b"{}"}
+FILES = {"set/images/a.jpg": b"image", "set/dataset.json": b"{}"}
 TARS = {".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz", ".tar.bz2": "w:bz2", ".tar.xz": "w:xz"}
 
 

@@ -1,4 +1,4 @@
-"""Pairs are drawn by seed, epoch and row alone; duplicates are positives; turned pictures keep true captions."""
+"""Pairs are drawn by seed, epoch and row alone; duplicates are positives; turned images keep true captions."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cmpagl_core.datasets.augment import dihedral
-from cmpagl_core.datasets.loading import WHOLE, Draw, PairBatch, PairLoader, PictureFiles
+from cmpagl_core.datasets.augment import d4_transform
+from cmpagl_core.datasets.loading import WHOLE, Draw, ImageFiles, PairBatch, PairLoader
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.datasets.same_caption import caption_key
 from cmpagl_core.errors import DataError
@@ -50,7 +50,7 @@ def split_of(
         name="train",
         image_ids=tuple(names),
         paths=tuple(folder / f"{name}.png" for name in names),
-        picture_sha256=tuple(hashes or names),
+        image_sha256=tuple(hashes or names),
         scenes=("",) * images,
         captions=tuple(text for _, text in captions),
         caption_ids=tuple(str(row) for row in range(len(captions))),
@@ -112,7 +112,7 @@ def test_all_captions_and_views_come_up_over_the_epochs() -> None:
     assert {draw.view for draw in draws} == set(range(8))
 
 
-def test_the_same_words_or_the_same_picture_are_positives() -> None:
+def test_the_same_words_or_the_same_image_are_positives() -> None:
     captions = [(0, "A plane ."), (1, "a plane."), (2, "a boat"), (3, "a road"), (4, "a tree")]  # 2 and 4 are copies
     split = split_of(5, captions, hashes=["a", "b", "c", "d", "c"])
     (batch,) = loader(split, batch_size=5).epoch(0)
@@ -163,12 +163,12 @@ def test_crops_keep_at_least_the_smallest_area_and_stay_inside() -> None:
     assert loader(split_of(2, five_each(2))).draw(0, 0).box == WHOLE
 
 
-def test_pictures_are_turned_and_cropped_as_drawn(tmp_path: Path) -> None:
+def test_images_are_turned_and_cropped_as_drawn(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, size=(32, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "0.png")
-    files = PictureFiles(split_of(1, [(0, "x")], folder=tmp_path), image_size_px=32)
+    files = ImageFiles(split_of(1, [(0, "x")], folder=tmp_path), image_size_px=32)
     plain, turned, cropped = files.gather([Draw(0, 0, 0, WHOLE), Draw(0, 0, 5, WHOLE), Draw(0, 0, 0, (0, 0, 0.5, 1))])
-    assert torch.equal(turned, dihedral(plain, 5))
+    assert torch.equal(turned, d4_transform(plain, 5))
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     back = (plain.permute(1, 2, 0) * std + mean) * 255
     torch.testing.assert_close(back, torch.from_numpy(pixels).float(), atol=0.01, rtol=0)
@@ -180,10 +180,10 @@ def test_pictures_are_turned_and_cropped_as_drawn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_picture_that_is_gone_is_named(tmp_path: Path, workers: int) -> None:
+def test_a_image_that_is_gone_is_named(tmp_path: Path, workers: int) -> None:
     split = split_of(4, five_each(4), folder=tmp_path)
-    made = PairLoader(split, DataPart(workers=workers), 4, tokenize, PictureFiles(split, 32), seed=0)
-    with pytest.raises(DataError, match=r"picture .*\.png does not exist"):
+    made = PairLoader(split, DataPart(workers=workers), 4, tokenize, ImageFiles(split, 32), seed=0)
+    with pytest.raises(DataError, match=r"image .*\.png does not exist"):
         list(made.epoch(0))
 
 

@@ -1,4 +1,4 @@
-"""Annotated names find their pictures whatever the extension, the case and the folder; doubt is never guessed away."""
+"""Annotated names find their images whatever the extension, the case and the folder; doubt is never guessed away."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cmpagl_core.datasets.annotations import AnnotatedImage
-from cmpagl_core.datasets.matching import PictureIndex, image_ids
+from cmpagl_core.datasets.matching import ImageIndex, image_ids
 from cmpagl_core.datasets.published import ucm_number
 
 ROOT = Path("/data/images")
@@ -20,7 +20,7 @@ def image(name: str) -> AnnotatedImage:
 
 
 def found(names: list[str], files: list[str], asked: str) -> list[str]:
-    index = PictureIndex.of(ROOT, [ROOT / file for file in files], [image(name) for name in names])
+    index = ImageIndex.of(ROOT, [ROOT / file for file in files], [image(name) for name in names])
     return [path.relative_to(ROOT).as_posix() for path in index.find(image(asked))]
 
 
@@ -36,7 +36,7 @@ def found(names: list[str], files: list[str], asked: str) -> list[str]:
         ("v1.2.tif", "v1.2.jpg"),
     ],
 )
-def test_the_stem_finds_the_picture(name: str, file: str) -> None:
+def test_the_stem_finds_the_image(name: str, file: str) -> None:
     assert found([name], [file, "other.jpg"], name) == [file]
 
 
@@ -51,7 +51,7 @@ def test_the_stem_finds_the_picture(name: str, file: str) -> None:
         ("2.tif", ["1.jpg"], []),
     ],
 )
-def test_of_several_pictures_the_nearest_is_meant_and_doubt_stays(
+def test_of_several_images_the_nearest_is_meant_and_doubt_stays(
     name: str, files: list[str], expected: list[str]
 ) -> None:
     assert found([name], files, name) == expected
@@ -65,7 +65,7 @@ def test_where_names_share_a_stem_the_folders_must_agree() -> None:
 
 
 def test_first_names_of_ucm_are_found_by_their_numbers() -> None:
-    index = PictureIndex.of(ROOT, [ROOT / "airplane/airplane00.tif"], [image("101.tif")], ucm_number)
+    index = ImageIndex.of(ROOT, [ROOT / "airplane/airplane00.tif"], [image("101.tif")], ucm_number)
     assert index.find(image("101.tif")) == [ROOT / "airplane/airplane00.tif"]
 
 

@@ -27,7 +27,7 @@ from cmpagl_core.workspace import Workspace
 
 
 def draw(path: Path, number: int, size: int = 6) -> Path:
-    """A small picture that no other number has."""
+    """A small image that no other number has."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(number).integers(0, 256, (size, size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -53,30 +53,30 @@ class Place:
 
     def prepare(self, source: Any = "folder", **options: Any) -> PrepareResult:
         if source == "folder":
-            options.setdefault("folder", self.pictures)
+            options.setdefault("folder", self.folder)
         return prepare(PrepareRequest(source, **options), Workspace(self.root), Silent())
 
     def opened(self, source: Any = "folder", **options: Any) -> PreparedDataset:
         return open_prepared(self.prepare(source, **options).root)
 
     @property
-    def pictures(self) -> Path:
+    def folder(self) -> Path:
         return self.root / "mine"
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    """Ten pictures with two captions each."""
+    """Ten images with two captions each."""
     there = Place(tmp_path)
     for number in range(10):
-        draw(there.pictures / f"p{number}.png", number)
-    write_captions(there.pictures, [(f"p{n}.png", f"{word} {n}") for n in range(10) for word in ("plane", "bridge")])
+        draw(there.folder / f"p{number}.png", number)
+    write_captions(there.folder, [(f"p{n}.png", f"{word} {n}") for n in range(10) for word in ("plane", "bridge")])
     return there
 
 
 @pytest.fixture(scope="session")
 def sydney_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A source with the counts of Sydney-Captions: 613 pictures as .png, annotations that say .tif."""
+    """A source with the counts of Sydney-Captions: 613 images as .png, annotations that say .tif."""
     folder = tmp_path_factory.mktemp("sydney")
     images = []
     for number in range(1, 614):
@@ -93,7 +93,7 @@ def sydney(place: Place, source: Path, **options: Any) -> PrepareResult:
 
 
 def changed(source: Path, to: Path, change: Callable[[list[dict[str, Any]]], Any]) -> Path:
-    """A copy of the annotations with `change` made to the list of images; pictures stay where they are."""
+    """A copy of the annotations with `change` made to the list of images; images stay where they are."""
     content = json.loads((source / "dataset.json").read_text())
     change(content["images"])
     return write_json(to / "dataset.json", content)
@@ -115,13 +115,13 @@ def test_a_public_set_keeps_its_splits_stems_and_sizes(place: Place, sydney_sour
 
 def test_captions_stay_as_they_were_written(place: Place) -> None:
     captions = ['a "quoted", plane', "two\nlines", "🛩 émoji ", "x" * 70_000, " ".join(["word"] * 10_000)]
-    write_captions(place.pictures, [("p0.png", caption) for caption in captions])
+    write_captions(place.folder, [("p0.png", caption) for caption in captions])
     assert list(place.opened(fractions=(1.0, 0.0, 0.0)).split("train").captions) == captions
 
 
-def test_a_folder_is_dealt_by_seed_and_picture(place: Place) -> None:
-    shutil.copy(place.pictures / "p0.png", place.pictures / "copy.png")
-    with (place.pictures / "captions.csv").open("a") as stream:
+def test_a_folder_is_dealt_by_seed_and_image(place: Place) -> None:
+    shutil.copy(place.folder / "p0.png", place.folder / "copy.png")
+    with (place.folder / "captions.csv").open("a") as stream:
         stream.write("copy.png,the same plane\n")
     first = place.opened()
     assert Counter(first.images["split"]) == {"train": 9, "val": 1, "test": 1}
@@ -134,7 +134,7 @@ def test_a_folder_is_dealt_by_seed_and_picture(place: Place) -> None:
 def test_one_folder_per_class_makes_captions_and_scenes(tmp_path: Path) -> None:
     there = Place(tmp_path)
     for number in range(6):
-        draw(there.pictures / ("StorageTanks" if number % 2 else "port") / f"{number // 2}.png", number)
+        draw(there.folder / ("StorageTanks" if number % 2 else "port") / f"{number // 2}.png", number)
     split = there.opened().split("all")
     assert set(split.image_ids) == {f"{name}/{number}" for name in ("StorageTanks", "port") for number in range(3)}
     assert set(split.captions) == {"an aerial image of storage tanks", "an aerial image of port"}
@@ -143,18 +143,18 @@ def test_one_folder_per_class_makes_captions_and_scenes(tmp_path: Path) -> None:
 
 def test_given_splits_are_kept_and_val_is_cut_where_there_is_none(place: Place) -> None:
     rows = [(f"p{n}.png", f"plane {n}", "test" if n >= 8 else "train") for n in range(10)]
-    write_captions(place.pictures, rows, ("file", "caption", "split"))
+    write_captions(place.folder, rows, ("file", "caption", "split"))
     prepared = place.opened(seed=3)
     assert set(prepared.split("test").image_ids) == {"p8", "p9"}
     assert len(prepared.split("val")) == 1
     assert prepared.manifest.protocol.endswith("cut by image with seed 3 (ours)")
 
 
-def test_missing_pictures_do_not_move_the_others_between_train_and_val(place: Place) -> None:
+def test_missing_images_do_not_move_the_others_between_train_and_val(place: Place) -> None:
     rows = [(f"p{n}.png", f"plane {n}", "test" if n >= 8 else "train") for n in range(10)]
-    write_captions(place.pictures, rows, ("file", "caption", "split"))
+    write_captions(place.folder, rows, ("file", "caption", "split"))
     whole = place.opened()
-    (place.pictures / "p1.png").unlink()
+    (place.folder / "p1.png").unlink()
     partial = place.opened(skip_missing=True, name="partial")
     before = dict(zip(whole.images["image_id"], whole.images["split"], strict=True))
     after = dict(zip(partial.images["image_id"], partial.images["split"], strict=True))
@@ -164,10 +164,10 @@ def test_missing_pictures_do_not_move_the_others_between_train_and_val(place: Pl
 @pytest.mark.parametrize(
     ("mode", "size"), [("I;16", (6, 6)), ("L", (6, 6)), ("RGBA", (6, 6)), ("CMYK", (6, 6)), ("RGB", (1, 1))]
 )
-def test_unusual_pictures_are_accepted(place: Place, mode: str, size: tuple[int, int]) -> None:
-    picture = Image.new("I;16", size, 4000) if mode == "I;16" else Image.new("RGB", size, (9, 8, 7)).convert(mode)
-    (place.pictures / "p0.png").unlink()
-    picture.save(place.pictures / "p0.tif")
+def test_unusual_images_are_accepted(place: Place, mode: str, size: tuple[int, int]) -> None:
+    image = Image.new("I;16", size, 4000) if mode == "I;16" else Image.new("RGB", size, (9, 8, 7)).convert(mode)
+    (place.folder / "p0.png").unlink()
+    image.save(place.folder / "p0.tif")
     images = place.opened().images.set_index("image_id")
     assert (images.loc["p0", "width"], images.loc["p0", "height"]) == size
 
@@ -206,30 +206,28 @@ def test_a_public_set_is_found_under_raw(place: Place, sydney_source: Path, kind
 
 
 def test_an_archive_may_be_named(place: Place, sydney_source: Path) -> None:
-    with zipfile.ZipFile(place.root / "pictures.zip", "w") as archive:
+    with zipfile.ZipFile(place.root / "images.zip", "w") as archive:
         for path in (sydney_source / "images").iterdir():
             archive.write(path, f"imgs/{path.name}")
-    result = place.prepare("sydney", images=place.root / "pictures.zip", annotations=sydney_source / "dataset.json")
+    result = place.prepare("sydney", images=place.root / "images.zip", annotations=sydney_source / "dataset.json")
     assert (result.root / "source/imgs/1.png").is_file()
     assert open_prepared(result.root).split("train").paths[0].is_file()
 
 
 def test_nothing_under_raw_says_what_to_put_there_and_where_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"the pictures of RSICD are not here; put into .*raw/rsicd the pictures"
-    ) as told:
+    with pytest.raises(DataError, match=r"the images of RSICD are not here; put into .*raw/rsicd the images") as told:
         Place(tmp_path).prepare("rsicd")
     assert "dataset_rsicd.json from https://github.com/201528014227051/RSICD_optimal" in str(told.value)
 
 
-def test_pictures_without_captions_say_what_is_missing(place: Place, sydney_source: Path) -> None:
+def test_images_without_captions_say_what_is_missing(place: Place, sydney_source: Path) -> None:
     with pytest.raises(DataError, match="the captions of Sydney-Captions are not here; put into"):
         place.prepare("sydney", images=sydney_source / "images")
 
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("nowhere", "nowhere does not exist"), ("empty", "there is no picture in"), ("notes.txt", "is neither a folder")],
+    [("nowhere", "nowhere does not exist"), ("empty", "there is no image in"), ("notes.txt", "is neither a folder")],
 )
 def test_a_folder_that_is_none_is_refused(tmp_path: Path, name: str, sentence: str) -> None:
     (tmp_path / "empty").mkdir()
@@ -247,9 +245,9 @@ def test_paths_in_the_workspace_move_with_it(tmp_path: Path, sydney_source: Path
     assert all(path.is_file() for path in split.paths)
 
 
-def test_copied_pictures_outlive_their_source(place: Place) -> None:
+def test_copied_images_outlive_their_source(place: Place) -> None:
     prepared = place.opened(copy=True)
-    shutil.rmtree(place.pictures)
+    shutil.rmtree(place.folder)
     assert all(path.is_file() for path in prepared.split("all").paths)
 
 
@@ -266,13 +264,13 @@ def test_a_second_run_is_up_to_date_and_changes_nothing(place: Place) -> None:
     assert {path.name: path.read_bytes() for path in first.root.iterdir()} == before
 
 
-def _new_picture(place: Place) -> None:
-    draw(place.pictures / "p0.png", 99)
-    os.utime(place.pictures / "p0.png", ns=(1, 1))
+def _new_image(place: Place) -> None:
+    draw(place.folder / "p0.png", 99)
+    os.utime(place.folder / "p0.png", ns=(1, 1))
 
 
 def _new_caption(place: Place) -> None:
-    path = place.pictures / "captions.csv"
+    path = place.folder / "captions.csv"
     path.write_text(path.read_text().replace("plane 0", "plain 0"))
 
 
@@ -289,7 +287,7 @@ def _broken_manifest(place: Place) -> None:
     (place.root / "data/folder/manifest.json").write_text("{")
 
 
-@pytest.mark.parametrize("change", [_new_picture, _new_caption, _edited_table, _lost_table, _broken_manifest])
+@pytest.mark.parametrize("change", [_new_image, _new_caption, _edited_table, _lost_table, _broken_manifest])
 def test_any_change_is_noticed_and_mended(place: Place, change: Callable[[Place], None]) -> None:
     place.prepare()
     change(place)
@@ -299,20 +297,20 @@ def test_any_change_is_noticed_and_mended(place: Place, change: Callable[[Place]
 
 def test_a_swapped_copy_is_refused_and_mended(place: Place) -> None:
     result = place.prepare(copy=True)
-    draw(result.root / "pictures" / "p0.png", 99)
-    with pytest.raises(MismatchError, match=r"p0\.png is not the picture that folder was prepared with"):
+    draw(result.root / "images" / "p0.png", 99)
+    with pytest.raises(MismatchError, match=r"p0\.png is not the image that folder was prepared with"):
         open_prepared(result.root).split("all")
     assert not place.prepare(copy=True).up_to_date
     assert len(open_prepared(result.root).split("all")) == 10
 
 
 def pack(place: Place, first_number: int) -> Path:
-    """The ten pictures of a place as an archive; other numbers are other pictures of the same names."""
-    archive = place.root / "pictures.zip"
+    """The ten images of a place as an archive; other numbers are other images of the same names."""
+    archive = place.root / "images.zip"
     for number in range(10):
-        draw(place.pictures / f"p{number}.png", first_number + number)
+        draw(place.folder / f"p{number}.png", first_number + number)
     with zipfile.ZipFile(archive, "w") as packed:
-        for path in sorted(place.pictures.iterdir()):
+        for path in sorted(place.folder.iterdir()):
             packed.write(path, path.name)
     return archive
 
@@ -320,11 +318,11 @@ def pack(place: Place, first_number: int) -> Path:
 @pytest.mark.parametrize(
     ("killed_at", "kind", "said"),
     [
-        ("cmpagl_core.datasets.building.write_prepared", MismatchError, "is not the picture that folder was prepared"),
+        ("cmpagl_core.datasets.building.write_prepared", MismatchError, "is not the image that folder was prepared"),
         ("cmpagl_core.datasets.writing.write_json", DataError, r"images\.csv was changed after it was made"),
     ],
 )
-def test_a_changed_archive_whose_preparing_was_killed_never_opens_with_other_pictures(
+def test_a_changed_archive_whose_preparing_was_killed_never_opens_with_other_images(
     place: Place, killed_at: str, kind: type[CmpaglError], said: str
 ) -> None:
     def killed(*arguments: object) -> None:
@@ -358,58 +356,58 @@ def test_other_options_prepare_again(place: Place) -> None:
 
 def test_lost_copies_are_noticed(place: Place) -> None:
     root = place.prepare(copy=True).root
-    (root / "pictures/p3.png").unlink()
+    (root / "images/p3.png").unlink()
     assert not place.prepare(copy=True).up_to_date
-    assert (root / "pictures/p3.png").is_file()
+    assert (root / "images/p3.png").is_file()
 
 
 # What is wrong
 
 
 def _missing(there: Place) -> None:
-    (there.pictures / "p0.png").unlink()
+    (there.folder / "p0.png").unlink()
 
 
 def _truncated(there: Place) -> None:
-    path = there.pictures / "p0.png"
+    path = there.folder / "p0.png"
     path.write_bytes(path.read_bytes()[:60])
 
 
 def _empty_file(there: Place) -> None:
-    (there.pictures / "p0.png").write_bytes(b"")
+    (there.folder / "p0.png").write_bytes(b"")
 
 
 def _blank(there: Place) -> None:
-    with (there.pictures / "captions.csv").open("a") as stream:
+    with (there.folder / "captions.csv").open("a") as stream:
         stream.write("p0.png,  \n")
 
 
 def _ambiguous(there: Place) -> None:
-    write_captions(there.pictures, [("p0.tif", "plane"), ("p1.png", "bridge")])
-    draw(there.pictures / "p0.bmp", 50)
+    write_captions(there.folder, [("p0.tif", "plane"), ("p1.png", "bridge")])
+    draw(there.folder / "p0.bmp", 50)
 
 
 def _two_splits(there: Place) -> None:
     rows = [("p0.png", "a", "train"), ("p0.png", "b", "test"), ("p1.png", "c", "val")]
-    write_captions(there.pictures, rows, ("file", "caption", "split"))
+    write_captions(there.folder, rows, ("file", "caption", "split"))
 
 
 def _no_name(there: Place) -> None:
-    with (there.pictures / "captions.csv").open("a") as stream:
+    with (there.folder / "captions.csv").open("a") as stream:
         stream.write("..,a plane\n")
 
 
 def _nul(there: Place) -> None:
-    with (there.pictures / "captions.csv").open("a") as stream:
+    with (there.folder / "captions.csv").open("a") as stream:
         stream.write("p0.png,a\0plane\n")
 
 
 @pytest.mark.parametrize(
     ("spoil", "kind", "line"),
     [
-        (_missing, "missing", r"p0\.png: there is no such picture"),
-        (_truncated, "unreadable picture", r"p0\.png: .*p0\.png is a broken picture"),
-        (_empty_file, "unreadable picture", r"p0\.png is not a picture of a known format"),
+        (_missing, "missing", r"p0\.png: there is no such image"),
+        (_truncated, "unreadable image", r"p0\.png: .*p0\.png is a broken image"),
+        (_empty_file, "unreadable image", r"p0\.png is not an image of a known format"),
         (_blank, "bad caption", r"p0\.png: has a blank caption"),
         (_ambiguous, "ambiguous", r"p0\.tif: could be .*p0\.bmp or .*p0\.png"),
         (_two_splits, "duplicate", r"p0\.png: is in test and in train"),
@@ -440,16 +438,16 @@ def test_the_first_twenty_are_shown_and_all_are_listed(place: Place, sydney_sour
         place.prepare("sydney", images=tmp_path / "few", annotations=sydney_source / "dataset.json")
     lines = str(told.value).splitlines()
     assert len(lines) == 22
-    assert lines[1] == "  10.tif: there is no such picture"
+    assert lines[1] == "  10.tif: there is no such image"
     assert lines[-1] == "  and 584 more"
     assert len((place.root / "data/sydney/problems.csv").read_text().splitlines()) == 605
 
 
-def test_a_picture_in_two_splits_is_kept_where_it_cannot_leak(place: Place) -> None:
+def test_a_image_in_two_splits_is_kept_where_it_cannot_leak(place: Place) -> None:
     _two_splits(place)
     prepared = place.opened(skip_missing=True)
     assert list(prepared.split("test").captions) == ["b"]
-    with pytest.raises(DataError, match="the train split of folder holds no picture"):
+    with pytest.raises(DataError, match="the train split of folder holds no image"):
         prepared.split("train")
 
 
@@ -463,16 +461,16 @@ def test_a_failed_run_leaves_the_last_good_data_set(place: Place) -> None:
 
 def test_counts_other_than_the_published_stop_a_strict_run(place: Place, sydney_source: Path, tmp_path: Path) -> None:
     fewer = changed(sydney_source, tmp_path, lambda images: images.pop())
-    with pytest.raises(DataError, match=r"published with 497 train / 58 val / 58 test pictures, here are .*57 test"):
+    with pytest.raises(DataError, match=r"published with 497 train / 58 val / 58 test images, here are .*57 test"):
         place.prepare("sydney", images=sydney_source / "images", annotations=fewer)
     lenient = place.prepare("sydney", images=sydney_source / "images", annotations=fewer, skip_missing=True)
-    assert lenient.manifest.dropped[0].what == "pictures"
+    assert lenient.manifest.dropped[0].what == "images"
     assert not lenient.manifest.complete
 
 
 def test_a_lost_caption_stops_a_strict_run(place: Place, sydney_source: Path, tmp_path: Path) -> None:
     fewer = changed(sydney_source, tmp_path, lambda images: images[0]["sentences"].pop())
-    with pytest.raises(DataError, match="captions: Sydney-Captions was published with 5 a picture, here are 3,064"):
+    with pytest.raises(DataError, match="captions: Sydney-Captions was published with 5 an image, here are 3,064"):
         place.prepare("sydney", images=sydney_source / "images", annotations=fewer)
 
 
@@ -484,22 +482,20 @@ def test_annotations_of_another_public_set_are_recognised(place: Place, sydney_s
 
 
 @pytest.mark.parametrize("skip_missing", [False, True])
-def test_pictures_of_another_set_are_told_in_one_sentence(
-    place: Place, sydney_source: Path, skip_missing: bool
-) -> None:
+def test_images_of_another_set_are_told_in_one_sentence(place: Place, sydney_source: Path, skip_missing: bool) -> None:
     with pytest.raises(
-        DataError, match=r"none of the 613 pictures .* names \(1\.tif, .*\) is in .*mine \(p0\.png"
+        DataError, match=r"none of the 613 images .* names \(1\.tif, .*\) is in .*mine \(p0\.png"
     ) as told:
         place.prepare(
-            "sydney", images=place.pictures, annotations=sydney_source / "dataset.json", skip_missing=skip_missing
+            "sydney", images=place.folder, annotations=sydney_source / "dataset.json", skip_missing=skip_missing
         )
     assert "\n" not in str(told.value)
 
 
 def test_names_that_lead_outside_never_reach_a_file(place: Place) -> None:
     outside = draw(place.root / "secret.png", 77)
-    write_captions(place.pictures, [("p0.png", "a plane"), ("../secret.png", "stolen"), (str(outside), "stolen too")])
-    with pytest.raises(DataError, match=r"secret\.png: there is no such picture"):
+    write_captions(place.folder, [("p0.png", "a plane"), ("../secret.png", "stolen"), (str(outside), "stolen too")])
+    with pytest.raises(DataError, match=r"secret\.png: there is no such image"):
         place.prepare()
 
 
@@ -514,7 +510,7 @@ def test_surrogates_and_control_characters_reach_no_file(place: Place, tmp_path:
     assert {dropped.what for dropped in result.manifest.dropped} == {"p0.png", "p1\\ud800.png", "p2\0.png"}
 
 
-def test_some_pictures_without_a_split_are_refused(place: Place, tmp_path: Path) -> None:
+def test_some_images_without_a_split_are_refused(place: Place, tmp_path: Path) -> None:
     entries = [{"image": "p0.png", "caption": "x", "split": "train"}, {"image": "p1.png", "caption": "y"}]
     with pytest.raises(DataError, match=r"\[1\]: 'p1\.png' is in no split, others are; name its split"):
         place.prepare(annotations=write_json(tmp_path / "a.json", entries))
@@ -531,10 +527,10 @@ def test_known_blank_captions_are_dropped_with_a_word(place: Place, tmp_path: Pa
         }
         for row, name in enumerate(names)
     ]
-    picture = draw(tmp_path / "one.png", 0)
+    image = draw(tmp_path / "one.png", 0)
     (tmp_path / "all").mkdir()
     for name in names:
-        os.link(picture, tmp_path / "all" / f"{name}.png")
+        os.link(image, tmp_path / "all" / f"{name}.png")
     annotations = write_json(tmp_path / "a.json", {"images": entries})
     manifest = place.prepare("rsitmd", images=tmp_path / "all", annotations=annotations).manifest
     assert manifest.complete
@@ -587,7 +583,7 @@ def test_a_name_cannot_leave_the_workspace(place: Place, name: str) -> None:
 
 
 def test_shares_for_captions_that_name_their_splits_are_refused(place: Place) -> None:
-    write_captions(place.pictures, [("p0.png", "x", "train")], ("file", "caption", "split"))
+    write_captions(place.folder, [("p0.png", "x", "train")], ("file", "caption", "split"))
     with pytest.raises(UsageError, match="the captions name their splits already; leave --split out"):
         place.prepare(fractions=(0.8, 0.1, 0.1))
 

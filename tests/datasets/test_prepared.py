@@ -121,8 +121,8 @@ def test_equal_content_in_other_folders_has_the_same_identity(tmp_path: Path) ->
     assert other.manifest.sha256 != first.manifest.sha256
 
 
-def test_an_empty_split_says_where_there_are_pictures(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"val split of toy holds no picture; there are pictures in train, test"):
+def test_an_empty_split_says_where_there_are_images(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"val split of toy holds no image; there are images in train, test"):
         toy(tmp_path).split("val")
 
 
@@ -196,12 +196,10 @@ def test_a_data_split_cannot_be_changed(tmp_path: Path) -> None:
         split.name = "test"  # type: ignore[misc]
 
 
-def test_a_picture_that_was_swapped_after_it_was_prepared_is_refused(tmp_path: Path) -> None:
+def test_a_image_that_was_swapped_after_it_was_prepared_is_refused(tmp_path: Path) -> None:
     prepared = toy(tmp_path)
     (tmp_path / "b.jpg").write_text("B")  # as many bytes, other content
-    with pytest.raises(
-        MismatchError, match=r"b\.jpg is not the picture that toy was prepared with; put it back, or run"
-    ):
+    with pytest.raises(MismatchError, match=r"b\.jpg is not the image that toy was prepared with; put it back, or run"):
         open_prepared(tmp_path).split("train")
     with pytest.raises(MismatchError, match="put it back"):
         prepared.split("all")

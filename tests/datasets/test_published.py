@@ -56,7 +56,7 @@ def test_scenes_come_from_the_name(name: str, stem: str, scene: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "number"),
+    ("image", "number"),
     [
         ("agricultural01.tif", "1"),
         ("agricultural00.tif", "100"),
@@ -67,8 +67,8 @@ def test_scenes_come_from_the_name(name: str, stem: str, scene: str) -> None:
         ("cat00.tif", None),
     ],
 )
-def test_first_names_of_ucm_have_their_numbers(picture: str, number: str | None) -> None:
-    assert ucm_number(picture) == number
+def test_first_names_of_ucm_have_their_numbers(image: str, number: str | None) -> None:
+    assert ucm_number(image) == number
 
 
 def test_ucm_numbers_are_a_permutation() -> None:

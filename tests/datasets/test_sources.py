@@ -1,4 +1,4 @@
-"""Every annotation layout comes down to the same pictures, captions and splits; broken files name their place."""
+"""Every annotation layout comes down to the same images, captions and splits; broken files name their place."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ LINE = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters
 SETS = st.dictionaries(
     NAMES, st.tuples(st.sampled_from(["train", "val", "test"]), st.lists(LINE, min_size=2, max_size=2)), min_size=1
 )
-Pictures = dict[str, tuple[str, list[str]]]  # stem: split and captions
+Images = dict[str, tuple[str, list[str]]]  # stem: split and captions
 
 
-def karpathy(pictures: Pictures) -> dict[str, Any]:
+def karpathy(images: Images) -> dict[str, Any]:
     return {
         "dataset": "toy",
         "images": [
             {"filename": f"{stem}.tif", "split": split, "sentences": [{"raw": text} for text in texts]}
-            for stem, (split, texts) in pictures.items()
+            for stem, (split, texts) in images.items()
         ],
     }
 
 
-def write_karpathy(folder: Path, pictures: Pictures) -> Path:
+def write_karpathy(folder: Path, images: Images) -> Path:
     path = folder / "dataset_toy.json"
-    path.write_text(json.dumps(karpathy(pictures)), encoding="utf-8")
+    path.write_text(json.dumps(karpathy(images)), encoding="utf-8")
     return path
 
 
-def write_precomp(folder: Path, pictures: Pictures, names_each: int = 1) -> Path:
+def write_precomp(folder: Path, images: Images, names_each: int = 1) -> Path:
     root = folder / "toy_precomp"
     root.mkdir(parents=True, exist_ok=True)
     for old in root.iterdir():
         old.unlink()
-    for part in {split for split, _ in pictures.values()}:
-        chosen = {stem: texts for stem, (split, texts) in pictures.items() if split == part}
+    for part in {split for split, _ in images.values()}:
+        chosen = {stem: texts for stem, (split, texts) in images.items() if split == part}
         captions = "".join(f"{text}\n" for texts in chosen.values() for text in texts)
         names = "".join(f"{stem}.jpg\n" * names_each for stem in chosen)
         (root / f"{part}_caps.txt").write_text(captions, encoding="utf-8")
@@ -57,13 +57,13 @@ def write_precomp(folder: Path, pictures: Pictures, names_each: int = 1) -> Path
     return root
 
 
-def write_lists(folder: Path, pictures: Pictures, one_by_one: bool) -> Path:
+def write_lists(folder: Path, images: Images, one_by_one: bool) -> Path:
     root = folder / "finetune"
     root.mkdir(parents=True, exist_ok=True)
     for old in root.iterdir():
         old.unlink()
-    for part in {split for split, _ in pictures.values()}:
-        chosen = {stem: texts for stem, (split, texts) in pictures.items() if split == part}
+    for part in {split for split, _ in images.values()}:
+        chosen = {stem: texts for stem, (split, texts) in images.items() if split == part}
         items: list[dict[str, Any]] = [{"image": f"toy/{stem}.jpg", "caption": texts} for stem, texts in chosen.items()]
         if one_by_one:
             items = [{"image": item["image"], "caption": text} for item in items for text in item["caption"]]
@@ -71,11 +71,11 @@ def write_lists(folder: Path, pictures: Pictures, one_by_one: bool) -> Path:
     return root
 
 
-def write_table(folder: Path, pictures: Pictures, suffix: str) -> Path:
+def write_table(folder: Path, images: Images, suffix: str) -> Path:
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, delimiter="\t" if suffix == ".tsv" else ",")
     writer.writerow(("file", "caption", "split"))
-    writer.writerows((f"{s}.png", text, split) for s, (split, texts) in pictures.items() for text in texts)
+    writer.writerows((f"{s}.png", text, split) for s, (split, texts) in images.items() for text in texts)
     path = folder / f"captions{suffix}"
     path.write_text(stream.getvalue(), encoding="utf-8", newline="")
     return path
@@ -85,31 +85,31 @@ def meaning(annotations: Annotations) -> dict[str, tuple[str, list[str]]]:
     return {image.stem: (image.split, list(image.captions)) for image in annotations.images}
 
 
-@given(pictures=SETS)
+@given(images=SETS)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_all_layouts_of_one_set_mean_the_same(tmp_path: Path, pictures: Pictures) -> None:
+def test_all_layouts_of_one_set_mean_the_same(tmp_path: Path, images: Images) -> None:
     paths = [
-        write_karpathy(tmp_path, pictures),
-        write_precomp(tmp_path / "once", pictures),
-        write_precomp(tmp_path / "each", pictures, names_each=2),
-        write_lists(tmp_path / "lists", pictures, one_by_one=False),
-        write_lists(tmp_path / "ones", pictures, one_by_one=True),
-        write_table(tmp_path, pictures, ".csv"),
-        write_table(tmp_path, pictures, ".tsv"),
+        write_karpathy(tmp_path, images),
+        write_precomp(tmp_path / "once", images),
+        write_precomp(tmp_path / "each", images, names_each=2),
+        write_lists(tmp_path / "lists", images, one_by_one=False),
+        write_lists(tmp_path / "ones", images, one_by_one=True),
+        write_table(tmp_path, images, ".csv"),
+        write_table(tmp_path, images, ".tsv"),
     ]
     read = [meaning(load_annotations(path)) for path in paths]
-    assert all(one == pictures for one in read)
+    assert all(one == images for one in read)
 
 
 def test_two_layouts_of_one_set_have_the_same_test_hash(tmp_path: Path) -> None:
-    pictures: Pictures = {"a": ("test", ["one  plane ", "two planes"]), "b": ("test", ["a bridge", "it"])}
+    images: Images = {"a": ("test", ["one  plane ", "two planes"]), "b": ("test", ["a bridge", "it"])}
 
     def digest(annotations: Annotations) -> str:
         pairs = [(image.stem, text) for image in annotations.images for text in image.captions]
         return captions_sha256([stem for stem, _ in pairs], [text for _, text in pairs])
 
-    assert digest(load_annotations(write_karpathy(tmp_path, pictures))) == digest(
-        load_annotations(write_precomp(tmp_path, pictures))
+    assert digest(load_annotations(write_karpathy(tmp_path, images))) == digest(
+        load_annotations(write_precomp(tmp_path, images))
     )
 
 
@@ -324,6 +324,6 @@ def test_class_folders_may_stand_below_splits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["1.jpg", "train/1.jpg"])
-def test_pictures_without_class_or_caption_are_refused(tmp_path: Path, place: str) -> None:
+def test_images_without_class_or_caption_are_refused(tmp_path: Path, place: str) -> None:
     with pytest.raises(DataError, match=r"1\.jpg has neither a caption nor a class; add .*captions\.csv"):
         read_class_folders(tmp_path, [tmp_path / place])

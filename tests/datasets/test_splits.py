@@ -20,11 +20,11 @@ THIRDS = {"train": 0.8, "val": 0.1, "test": 0.1}
 KEYS = st.lists(st.text(max_size=6), unique=True, max_size=60)
 
 
-def prepared(root: Path, splits: list[str], pictures: list[str] | None = None) -> PreparedDataset:
-    """One image and one caption for each entry; `pictures` are the bytes of each."""
+def prepared(root: Path, splits: list[str], contents: list[str] | None = None) -> PreparedDataset:
+    """One image and one caption for each entry; `contents` are the bytes of each."""
     names = [f"i{row:03d}" for row in range(len(splits))]
     images = []
-    for name, split, content in zip(names, splits, pictures or names, strict=True):
+    for name, split, content in zip(names, splits, contents or names, strict=True):
         write_text(root / f"{name}.png", content)
         mark = FileStamp.of(root / f"{name}.png")
         images.append((name, f"{name}.png", split, 4, 4, mark.size, mark.mtime_ns, mark.sha256, ""))
@@ -84,20 +84,20 @@ def test_selection_on_val_takes_the_two_splits(tmp_path: Path) -> None:
 
 
 def test_selection_without_val_says_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no validation pictures.*set data\.selection\.split to train"):
+    with pytest.raises(DataError, match=r"no validation contents.*set data\.selection\.split to train"):
         selection_splits(prepared(tmp_path, ["train", "test"]), SelectionPart())
 
 
-def test_selection_from_train_shares_no_picture_with_it(tmp_path: Path) -> None:
-    pictures = [f"picture {row // 2}" for row in range(40)]  # each picture twice
-    data = prepared(tmp_path, ["train"] * 40 + ["test"], [*pictures, "other"])
+def test_selection_from_train_shares_no_image_with_it(tmp_path: Path) -> None:
+    contents = [f"image {row // 2}" for row in range(40)]  # each image twice
+    data = prepared(tmp_path, ["train"] * 40 + ["test"], [*contents, "other"])
     train, selection = selection_splits(data, SelectionPart(split="train", fraction=0.2))
     assert len(train) == 32
     assert len(selection) == 8
-    assert not set(train.picture_sha256) & set(selection.picture_sha256)
+    assert not set(train.image_sha256) & set(selection.image_sha256)
     assert not {"i040"} & {*train.image_ids, *selection.image_ids}
 
 
-def test_selection_from_a_single_picture_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="too few pictures"):
+def test_selection_from_a_single_image_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="too few contents"):
         selection_splits(prepared(tmp_path, ["train"]), SelectionPart(split="train"))

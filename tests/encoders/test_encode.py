@@ -1,4 +1,4 @@
-"""Encoding gives every picture and caption its own features, whatever the batches, in bounded memory."""
+"""Encoding gives every image and caption its own features, whatever the batches, in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from cmpagl_core.datasets.augment import dihedral
+from cmpagl_core.datasets.augment import d4_transform
 from cmpagl_core.encoders.decode import Decoded, decoded_batches
 from cmpagl_core.encoders.encode import (
     decoder,
     encode_captions,
     encode_image_tokens,
-    encode_pictures,
+    encode_images,
     encoded_batches,
 )
 from cmpagl_core.encoders.feature_set import unique_texts
@@ -26,7 +26,7 @@ from cmpagl_core.encoders.length_groups import length_groups
 from cmpagl_core.errors import DataError
 from cmpagl_core.files import FileStamp
 from cmpagl_core.imagery.image_ref import ImageRef
-from cmpagl_core.imagery.pictures import open_picture, to_pixel_values
+from cmpagl_core.imagery.images import open_image, to_pixel_values
 from cmpagl_core.progress import Silent
 from cmpagl_core.runs import LoadedModel, open_run
 
@@ -37,8 +37,8 @@ def loaded(tiny_run: Path) -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def pictures(tiny_pictures: Path) -> list[Path]:
-    return sorted(tiny_pictures.rglob("*.jpg"))
+def images(tiny_images: Path) -> list[Path]:
+    return sorted(tiny_images.rglob("*.jpg"))
 
 
 def refs(paths: list[Path]) -> list[ImageRef]:
@@ -48,53 +48,51 @@ def refs(paths: list[Path]) -> list[ImageRef]:
 def one_by_one(loaded: LoadedModel, paths: list[Path]) -> np.ndarray:
     size = loaded.recipe.data.image_size_px
     with torch.inference_mode():
-        rows = [loaded.model.encode_images(to_pixel_values(open_picture(path), size)[None]).features for path in paths]
+        rows = [loaded.model.encode_images(to_pixel_values(open_image(path), size)[None]).features for path in paths]
     return torch.cat(rows).numpy()
 
 
-def test_pictures_encoded_in_batches_equal_those_encoded_alone(loaded: LoadedModel, pictures: list[Path]) -> None:
-    expected = one_by_one(loaded, pictures)
+def test_images_encoded_in_batches_equal_those_encoded_alone(loaded: LoadedModel, images: list[Path]) -> None:
+    expected = one_by_one(loaded, images)
     for batch_size in (1, 5, 64):
-        found = encode_pictures(loaded, refs(pictures), Silent(), batch_size=batch_size)
+        found = encode_images(loaded, refs(images), Silent(), batch_size=batch_size)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-def test_the_average_over_views_is_that_of_the_eight_encoded_apart(loaded: LoadedModel, pictures: list[Path]) -> None:
-    values = to_pixel_values(open_picture(pictures[0]), loaded.recipe.data.image_size_px)[None]
+def test_the_average_over_views_is_that_of_the_eight_encoded_apart(loaded: LoadedModel, images: list[Path]) -> None:
+    values = to_pixel_values(open_image(images[0]), loaded.recipe.data.image_size_px)[None]
     with torch.inference_mode():
-        apart = [loaded.model.encode_images(dihedral(values, view)).features[0] for view in range(8)]
+        apart = [loaded.model.encode_images(d4_transform(values, view)).features[0] for view in range(8)]
     mean = torch.stack(apart).mean(dim=0)
-    found = encode_pictures(loaded, refs(pictures[:1]), Silent(), views="dihedral")[0]
+    found = encode_images(loaded, refs(images[:1]), Silent(), views="d4")[0]
     np.testing.assert_allclose(found, (mean / mean.norm()).numpy(), atol=2e-6)
 
 
-def test_the_recipe_chooses_the_views(loaded: LoadedModel, pictures: list[Path]) -> None:
-    cfg = loaded.recipe.evaluate.model_copy(update={"views": "dihedral"})
+def test_the_recipe_chooses_the_views(loaded: LoadedModel, images: list[Path]) -> None:
+    cfg = loaded.recipe.evaluate.model_copy(update={"views": "d4"})
     recipe = loaded.recipe.model_copy(update={"evaluate": cfg})
-    found = encode_pictures(replace(loaded, recipe=recipe), refs(pictures[:2]), Silent())
-    np.testing.assert_array_equal(found, encode_pictures(loaded, refs(pictures[:2]), Silent(), views="dihedral"))
+    found = encode_images(replace(loaded, recipe=recipe), refs(images[:2]), Silent())
+    np.testing.assert_array_equal(found, encode_images(loaded, refs(images[:2]), Silent(), views="d4"))
 
 
-def test_a_broken_picture_is_named_and_stops_an_export(
-    loaded: LoadedModel, pictures: list[Path], tmp_path: Path
-) -> None:
+def test_a_broken_image_is_named_and_stops_an_export(loaded: LoadedModel, images: list[Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(pictures[0].read_bytes()[:300])
+    broken.write_bytes(images[0].read_bytes()[:300])
     with pytest.raises(DataError, match=r"broken\.jpg.*mend or remove"):
-        encode_pictures(loaded, refs([*pictures[:3], broken]), Silent())
+        encode_images(loaded, refs([*images[:3], broken]), Silent())
 
 
-def test_broken_pictures_can_be_left_out_and_the_others_keep_their_rows(
-    loaded: LoadedModel, pictures: list[Path], tmp_path: Path
+def test_broken_images_can_be_left_out_and_the_others_keep_their_rows(
+    loaded: LoadedModel, images: list[Path], tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
-    batches = list(encoded_batches(loaded, refs([broken, *pictures[:2], broken, pictures[2]]), batch_size=2))
+    broken.write_bytes(b"no image")
+    batches = list(encoded_batches(loaded, refs([broken, *images[:2], broken, images[2]]), batch_size=2))
     assert [row for batch in batches for row in batch.rows] == [1, 2, 4]
     assert [item.image.path for batch in batches for item in batch.broken] == [broken, broken]
     found = np.concatenate([batch.features for batch in batches if batch.rows])
-    np.testing.assert_allclose(found, one_by_one(loaded, pictures[:3]), atol=2e-6)
+    np.testing.assert_allclose(found, one_by_one(loaded, images[:3]), atol=2e-6)
 
 
 def test_decoding_stays_a_few_batches_ahead_and_no_more() -> None:
@@ -116,7 +114,7 @@ def test_decoding_stays_a_few_batches_ahead_and_no_more() -> None:
     assert count[0] <= 40
 
 
-def test_an_error_that_is_not_the_pictures_fault_is_raised() -> None:
+def test_an_error_that_is_not_the_images_fault_is_raised() -> None:
     def decode(image: ImageRef) -> Decoded:
         raise RuntimeError("out of order")
 
@@ -171,11 +169,11 @@ def test_unique_texts_lead_back_to_every_text() -> None:
 
 
 def test_image_tokens_are_kept_on_disk_in_half_precision(
-    loaded: LoadedModel, pictures: list[Path], tmp_path: Path
+    loaded: LoadedModel, images: list[Path], tmp_path: Path
 ) -> None:
-    found = encode_image_tokens(loaded, refs(pictures), tmp_path / "tokens.npy", Silent())
+    found = encode_image_tokens(loaded, refs(images), tmp_path / "tokens.npy", Silent())
     size = loaded.recipe.data.image_size_px
-    values = torch.stack([to_pixel_values(open_picture(path), size) for path in pictures])
+    values = torch.stack([to_pixel_values(open_image(path), size) for path in images])
     with torch.inference_mode():
         expected = loaded.model.encode_images(values).tokens
     assert isinstance(found, np.memmap)
@@ -191,8 +189,8 @@ def test_a_large_photo_is_decoded_at_a_reduced_size_without_changing_what_is_see
     small.resize((1200, 1200), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg", quality=92)
     decoded = decoder(loaded.recipe)(ImageRef("large", tmp_path / "large.jpg"))
     assert isinstance(decoded, Decoded)
-    whole = to_pixel_values(open_picture(tmp_path / "large.jpg"), loaded.recipe.data.image_size_px)
+    whole = to_pixel_values(open_image(tmp_path / "large.jpg"), loaded.recipe.data.image_size_px)
     assert 0 < float((decoded.pixel_values - whole).abs().max()) < 0.2  # one grey level of 256 is about 0.017
-    found = encode_pictures(loaded, refs([tmp_path / "large.jpg"]), Silent())
+    found = encode_images(loaded, refs([tmp_path / "large.jpg"]), Silent())
     cosine = float((found * one_by_one(loaded, [tmp_path / "large.jpg"])).sum())
     assert cosine > 0.999

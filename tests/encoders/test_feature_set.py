@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from cmpagl_core import device
 from cmpagl_core.datasets.prepared import open_prepared
 from cmpagl_core.encoders.cmpagl import CmpaglEncoder
-from cmpagl_core.encoders.encode import encode_captions, encode_pictures
+from cmpagl_core.encoders.encode import encode_captions, encode_images
 from cmpagl_core.encoders.export import export_features
 from cmpagl_core.encoders.feature_set import (
     FeatureInfo,
@@ -85,10 +85,10 @@ def test_a_split_without_captions_is_a_feature_set_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"image_ids": ("a", "b")}, "3 pictures have 2 ids"),
-        ({"image_sha256": ("a" * 64,)}, "3 pictures have 3 ids, 3 paths and 1 hashes"),
+        ({"image_ids": ("a", "b")}, "3 images have 2 ids"),
+        ({"image_sha256": ("a" * 64,)}, "3 images have 3 ids, 3 paths and 1 hashes"),
         ({"image_sha256": ("a" * 64, "b" * 64, "c")}, "image_sha256 holds something that is no hash"),
-        ({"image_ids": ("a", "b", "a")}, "two pictures have one image_id"),
+        ({"image_ids": ("a", "b", "a")}, "two images have one image_id"),
         ({"captions": ("one",)}, "4 text features have 1 captions"),
         ({"text_image": np.array([0, 0, 2, 3])}, "row 3 or 0 of 3"),
         ({"text_image": np.array([0, 0, 2, -1])}, "row 2 or -1 of 3"),
@@ -157,7 +157,7 @@ def test_an_export_is_what_the_model_says_and_byte_identical_when_repeated(
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
 
     read, loaded = load_feature_set(tmp_path / "1"), run.load()
-    np.testing.assert_allclose(read.image_features, encode_pictures(loaded, split.images, Silent()), atol=2e-6)
+    np.testing.assert_allclose(read.image_features, encode_images(loaded, split.images, Silent()), atol=2e-6)
     np.testing.assert_allclose(read.text_features, encode_captions(loaded, split.captions, Silent()), atol=2e-6)
     np.testing.assert_array_equal(read.text_image, split.caption_image)
     assert read.info == made.info

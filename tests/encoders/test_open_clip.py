@@ -13,7 +13,7 @@ import torch
 from cmpagl_core.datasets.prepared import DataSplit, open_prepared
 from cmpagl_core.encoders.open_clip import encoder_features, open_clip_encoder
 from cmpagl_core.errors import CmpaglError, DataError, MismatchError, UsageError
-from cmpagl_core.imagery.pictures import open_picture
+from cmpagl_core.imagery.images import open_image
 from cmpagl_core.progress import Silent
 
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ def test_the_features_are_those_of_open_clip_itself(
     found = encoder_features(loaded, split, Silent(), "m" * 64)
     prepare = open_clip.image_transform(32, is_train=False)
     with torch.inference_mode():
-        images = published.encode_image(torch.stack([prepare(open_picture(path)) for path in split.paths]), True)
+        images = published.encode_image(torch.stack([prepare(open_image(path)) for path in split.paths]), True)
         texts = published.encode_text(open_clip.get_tokenizer("tiny-clip")(list(split.captions)), True)
     np.testing.assert_allclose(found.image_features, images.numpy(), atol=1e-5)
     np.testing.assert_allclose(found.text_features, texts.numpy(), atol=1e-5)

@@ -72,9 +72,13 @@ def test_the_tower_agrees_with_the_model(
 
 
 def test_a_tower_gives_each_extractors_share_of_the_features_one_length(loaded: LoadedModel, tmp_path: Path) -> None:
-    overrides = ["image_encoder.stem=resnet10t", "image_encoder.depths=[0,0,0,2]", "image_encoder.stem_strides=[32]"]
-    overrides += ["image_encoder.stem_skip=true", "image_encoder.stem_also=[test_efficientnet]"]
-    recipe = override_recipe(loaded.recipe, [*overrides, "image_encoder.stem_also_weights=[random]"])
+    overrides = [
+        "image_encoder.backbone=resnet10t",
+        "image_encoder.depths=[0,0,0,2]",
+        "image_encoder.backbone_strides=[32]",
+    ]
+    overrides += ["image_encoder.backbone_skip=true", "image_encoder.extra_backbones=[test_efficientnet]"]
+    recipe = override_recipe(loaded.recipe, [*overrides, "image_encoder.extra_backbone_weights=[random]"])
     other = replace(loaded, model=build_model(recipe, loaded.tokenizer.vocab_size).eval(), recipe=recipe)
     found = tower(other, tmp_path).encode(TEXTS)
     np.testing.assert_allclose(found, torch_features(other, TEXTS), atol=1e-5)

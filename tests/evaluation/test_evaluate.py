@@ -26,7 +26,7 @@ from cmpagl_core.evaluation.score_files import open_scores
 from cmpagl_core.evaluation.stages import Available, Stage, plan_stages
 from cmpagl_core.files import sha256_file
 from cmpagl_core.progress import Silent
-from cmpagl_core.ranking.chain import ChosenParams, Gammas, RerankParams, Step
+from cmpagl_core.ranking.rerank import ChosenParams, Gammas, RerankParams, Step
 from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.run_data import EvalSplit, open_tested
 from cmpagl_core.runs import Run, open_run
@@ -168,10 +168,10 @@ def test_a_split_that_the_run_was_chosen_on_is_said_to_flatter(run: Run, split: 
     report = of_run(run, selection, QUICK)
     assert "tiny was chosen on this very split, so these recalls flatter it" in report.notes
     assert report.stamp.overlap is not None
-    assert (report.stamp.overlap.pictures, report.stamp.overlap.chosen_on) == (0, 2)
+    assert (report.stamp.overlap.images, report.stamp.overlap.chosen_on) == (0, 2)
     notes = of_run(run, split, QUICK).notes  # all splits
-    assert "tiny was chosen on 2 of these 12 pictures, so these recalls flatter it" in notes
-    assert "trained on tiny, which shares 6 of 12 pictures with what is tested" in notes
+    assert "tiny was chosen on 2 of these 12 images, so these recalls flatter it" in notes
+    assert "trained on tiny, which shares 6 of 12 images with what is tested" in notes
 
 
 def test_without_pre_alignment_the_ranking_comes_from_itm(run: Run, tiny_prepared: Path) -> None:
@@ -329,9 +329,7 @@ def test_nothing_is_chosen_on_what_the_run_was_trained_on_nor_kept_where_it_is_o
     run: Run, tmp_path: Path
 ) -> None:
     workspace = Workspace(tmp_path)
-    with pytest.raises(
-        GuardError, match="tiny was trained on 6 of its 6 pictures; choose on the run's selection split"
-    ):
+    with pytest.raises(GuardError, match="tiny was trained on 6 of its 6 images; choose on the run's selection split"):
         tune_run(workspace, run, "train", Silent(), CPU)
     rewrite_info(run.root, selection_sha256="0" * 64)
     with pytest.raises(MismatchError, match="prepared anew"):
@@ -360,7 +358,7 @@ def test_training_images_in_another_data_set_are_found_though_the_runs_own_is_go
     train = open_prepared(Path(run.info.dataset_root)).split("train")
     report = of_run(gone, train.subset([0, 1, 2]), replace(QUICK, rerank="none", itm_k=0))
     assert report.stamp.overlap is not None
-    assert (report.stamp.overlap.pictures, report.stamp.overlap.captions) == (3, 6)
+    assert (report.stamp.overlap.images, report.stamp.overlap.captions) == (3, 6)
 
 
 def test_recalls_of_groups_make_up_the_whole(split: DataSplit) -> None:
@@ -377,7 +375,7 @@ def test_recalls_of_groups_make_up_the_whole(split: DataSplit) -> None:
     assert np.average(
         [group.t2i.r1 for group in lengths if group.t2i], weights=[group.captions for group in lengths]
     ) == pytest.approx(report.first.t2i.r1)
-    with pytest.raises(DataError, match="no picture of this split has a scene class"):
+    with pytest.raises(DataError, match="no image of this split has a scene class"):
         by_scene(report.queries, "cosine", [""] * len(split))
 
 

@@ -19,7 +19,7 @@ def random_results(images: int, seed: int, rate: float = 0.3, captions: int = 5)
     owner = np.repeat(np.arange(images), captions)
     i2t = (rng.uniform(size=(images, 3)) < rate).astype(float)
     t2i = (rng.uniform(size=(len(owner), 3)) < rate).astype(float)
-    return PerImage.of([f"picture {row}" for row in range(images)], i2t, t2i, owner)
+    return PerImage.of([f"image {row}" for row in range(images)], i2t, t2i, owner)
 
 
 def test_metrics_are_means_over_queries() -> None:

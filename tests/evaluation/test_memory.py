@@ -13,7 +13,7 @@ import pytest
 
 from cmpagl_core.evaluation.metrics import rank_metrics
 from cmpagl_core.evaluation.recall import Matches, rank_queries
-from cmpagl_core.ranking.chain import Directions, Gammas, Reranking, RerankParams, rerank
+from cmpagl_core.ranking.rerank import Directions, Gammas, Reranking, RerankParams, rerank
 from cmpagl_core.ranking.scores import ScoreMatrix
 
 BENCHMARK = Path(__file__).parent.parent.parent / "benchmarks" / "bench_memory.py"

@@ -35,14 +35,14 @@ STAMP = Stamp(
 )
 
 
-def a_split(name: str, pictures: list[str], captions: list[str]) -> DataSplit:
-    count = len(pictures)
+def a_split(name: str, images: list[str], captions: list[str]) -> DataSplit:
+    count = len(images)
     return DataSplit(
         dataset=name,
         name="train",
         image_ids=tuple(f"{name}{row}" for row in range(count)),
         paths=tuple(Path(f"{row}.jpg") for row in range(count)),
-        picture_sha256=tuple(pictures),
+        image_sha256=tuple(images),
         scenes=("",) * count,
         captions=tuple(captions),
         caption_ids=tuple(str(row) for row in range(len(captions))),
@@ -78,21 +78,21 @@ def test_nothing_is_chosen_on_the_test_split() -> None:
         require_not_test("test", "gammas")
 
 
-def test_shared_pictures_and_captions_are_counted_and_said() -> None:
+def test_shared_images_and_captions_are_counted_and_said() -> None:
     train = a_split("rsicd", ["p1", "p2", "p3"], ["An airport, near the sea.", "a farm", "a river"])
     seen = seen_of(train, a_split("rsicd", ["p4"], ["a bay"]))
     tested = a_split("rsitmd", ["p3", "p9"], ["an  airport near the sea", "A FARM!", "a bridge"])
     found = find_overlap(seen, "rsicd", tested)
     assert found == Overlap("rsicd", 1, 2, 2, 3)
     assert found.sentences("mine") == (
-        "trained on rsicd, which shares 1 of 2 pictures and 2 of 3 captions with what is tested",
+        "trained on rsicd, which shares 1 of 2 images and 2 of 3 captions with what is tested",
     )
     chosen = find_overlap(seen, "rsicd", a_split("rsitmd", ["p4", "p9"], ["a bridge"]))
     assert chosen == Overlap("rsicd", 0, 0, 2, 1, chosen_on=1)
-    assert chosen.sentences("mine") == ("mine was chosen on 1 of these 2 pictures, so these recalls flatter it",)
+    assert chosen.sentences("mine") == ("mine was chosen on 1 of these 2 images, so these recalls flatter it",)
 
 
-def test_captions_that_one_set_shares_with_itself_are_no_news_but_pictures_are() -> None:
+def test_captions_that_one_set_shares_with_itself_are_no_news_but_images_are() -> None:
     seen = seen_of(a_split("ucm", ["p1", "p2"], ["a farm", "a river"]), a_split("ucm", ["p3"], ["a bay"]))
     assert find_overlap(seen, "ucm", a_split("ucm", ["p8", "p9"], ["a farm", "a river"])) is None
     twice = find_overlap(seen, "ucm", a_split("ucm", ["p2", "p9"], ["a farm", "a river"]))

@@ -14,14 +14,14 @@ from cmpagl_core.evaluation.intervals import PerImage, compare
 from cmpagl_core.evaluation.recall import Matches, rank_queries, recall
 from cmpagl_core.evaluation.sensitivity import FORMS, Sensitivity, smr_sensitivity
 from cmpagl_core.evaluation.tune import choose_smr
-from cmpagl_core.ranking.chain import TEMPERED
 from cmpagl_core.ranking.galr import galr
 from cmpagl_core.ranking.offsets import TEMPERATURES, csls
+from cmpagl_core.ranking.rerank import TEMPERED
 from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.ranking.smr import smr
 
 OWNER = np.repeat(np.arange(40), 5)
-IDS = [f"picture {row:02d}" for row in range(40)]
+IDS = [f"image {row:02d}" for row in range(40)]
 GRID = (0.0, 1.0, 4.0)
 
 
@@ -119,9 +119,9 @@ def test_empty_grids_and_no_samples_are_refused() -> None:
         smr_sensitivity(noisy_scores(), OWNER, IDS, samples=0)
 
 
-def test_the_figure_is_a_picture_and_the_same_twice(found: Sensitivity, tmp_path: Path) -> None:
+def test_the_figure_is_a_image_and_the_same_twice(found: Sensitivity, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         save_sensitivity(found, "synthetic", tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    with Image.open(tmp_path / "a.png") as picture:
-        assert picture.size == (2250, 780)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (2250, 780)

@@ -13,7 +13,8 @@ from cmpagl_core.evaluation.heatmap import save_heatmap
 from cmpagl_core.evaluation.recall import Matches, recall
 from cmpagl_core.evaluation.stages import Available, Base, Stage
 from cmpagl_core.evaluation.tune import choose_params, choose_smr, choose_temperature
-from cmpagl_core.ranking.chain import (
+from cmpagl_core.ranking.offsets import csls
+from cmpagl_core.ranking.rerank import (
     TEMPERED,
     ChosenParams,
     Directions,
@@ -22,7 +23,6 @@ from cmpagl_core.ranking.chain import (
     Tempered,
     rerank,
 )
-from cmpagl_core.ranking.offsets import csls
 from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.ranking.smr import SmrForm, smr
 
@@ -123,13 +123,13 @@ def test_empty_grids_and_wrong_gammas_are_refused() -> None:
         choose_smr(noisy_scores(), OWNER, (-1.0,))
 
 
-def test_the_heat_map_is_a_picture_and_the_same_twice(tmp_path: Path) -> None:
+def test_the_heat_map_is_a_image_and_the_same_twice(tmp_path: Path) -> None:
     choice = choose_smr(noisy_scores(), OWNER, (0.0, 1.0))
     for name in ("a.png", "b.png"):
         save_heatmap(choice, "synthetic", tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    with Image.open(tmp_path / "a.png") as picture:
-        assert picture.size == (960, 780)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (960, 780)
 
 
 def test_without_matplotlib_the_heat_map_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

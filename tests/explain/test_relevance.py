@@ -20,7 +20,7 @@ from cmpagl_core.explain.page import page
 from cmpagl_core.explain.relevance import (
     Explanation,
     StageShare,
-    WordHeat,
+    WordRelevance,
     explain,
     fuse_with_weights,
     stage_shares,
@@ -43,8 +43,8 @@ def loaded(tiny_run: Path) -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def picture(tiny_pictures: Path) -> Path:
-    return sorted(tiny_pictures.rglob("*.jpg"))[0]
+def image(tiny_images: Path) -> Path:
+    return sorted(tiny_images.rglob("*.jpg"))[0]
 
 
 def encoded(loaded: LoadedModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -122,8 +122,8 @@ def _logit_with(
     return float(logits[1] - logits[0])
 
 
-def test_an_explanation_has_a_heat_for_each_word_and_sums_to_the_whole(loaded: LoadedModel, picture: Path) -> None:
-    found = explain(loaded, picture, TEXT)
+def test_an_explanation_has_a_heat_for_each_word_and_sums_to_the_whole(loaded: LoadedModel, image: Path) -> None:
+    found = explain(loaded, image, TEXT)
     assert [word.word for word in found.words] == ["Field", "3", "a", "bright", "square"]
     assert sum(word.share for word in found.words) == pytest.approx(1.0)
     assert all((word.heat >= 0).all() and word.heat.shape == found.heat.shape for word in found.words)
@@ -140,7 +140,7 @@ def test_stage_shares_are_the_lengths_of_what_each_attention_adds(loaded: Loaded
     with torch.no_grad():
         with stage_shares(encoder) as shares:
             encoder(pixels)
-        stage, x = encoder.layers["0"], encoder.stem(pixels).permute(0, 2, 3, 1)
+        stage, x = encoder.layers["0"], encoder.backbone(pixels).permute(0, 2, 3, 1)
         block = stage.blocks[0]
         local = block.attn(block.norm1(x)) * block.scale1
         whole = block.global_branch(x + local, stage.generator(x))
@@ -149,13 +149,13 @@ def test_stage_shares_are_the_lengths_of_what_each_attention_adds(loaded: Loaded
     assert StageShare(1, 0.0, 0.0).share == 0.0
 
 
-def test_a_text_without_a_word_and_a_run_without_itm_are_refused(loaded: LoadedModel, picture: Path) -> None:
+def test_a_text_without_a_word_and_a_run_without_itm_are_refused(loaded: LoadedModel, image: Path) -> None:
     with pytest.raises(UsageError, match="no word in"):
-        explain(loaded, picture, "...")
+        explain(loaded, image, "...")
     head, loaded.model.itm_head = loaded.model.itm_head, None
     try:
         with pytest.raises(UsageError, match="has no ITM head"):
-            explain(loaded, picture, TEXT)
+            explain(loaded, image, TEXT)
     finally:
         loaded.model.itm_head = head
 
@@ -173,16 +173,16 @@ def test_heat_colours_its_own_corner_and_leaves_the_rest() -> None:
 
 def an_explanation() -> Explanation:
     heat = np.arange(4, dtype=np.float32).reshape(2, 2)
-    words = (WordHeat("<b>tanks</b>", heat, 0.75), WordHeat("seaside" * 20, heat / 3, 0.25))
+    words = (WordRelevance("<b>tanks</b>", heat, 0.75), WordRelevance("seaside" * 20, heat / 3, 0.25))
     return Explanation("<script>tanks</script> seaside", 0.5, 0.9, heat, words, (StageShare(1, 1.0, 0.25),))
 
 
 def test_the_sheet_has_a_panel_for_each_word_and_the_same_bytes_each_time() -> None:
-    picture = Image.new("RGB", (300, 200), (10, 120, 60))
-    image = sheet(picture, an_explanation())
+    opened = Image.new("RGB", (300, 200), (10, 120, 60))
+    image = sheet(opened, an_explanation())
     assert image.width > 4 * 256
     assert image.height > 256
-    assert png_bytes(image) == png_bytes(sheet(picture, an_explanation()))
+    assert png_bytes(image) == png_bytes(sheet(opened, an_explanation()))
     assert an_explanation().words[0].peak == (0.75, 0.75)
 
 
@@ -195,9 +195,9 @@ def test_the_page_is_self_contained_and_escapes_what_users_wrote() -> None:
 
 
 def test_the_command_writes_a_sheet_and_a_page(
-    cmpagl: Cmpagl, tiny_run: Path, tiny_pictures: Path, tmp_path: Path, picture: Path
+    cmpagl: Cmpagl, tiny_run: Path, tiny_images: Path, tmp_path: Path, image: Path
 ) -> None:
-    result = cmpagl("explain", picture, TEXT, "--run", tiny_run, "--html", "e.html", "--format", "json")
+    result = cmpagl("explain", image, TEXT, "--run", tiny_run, "--html", "e.html", "--format", "json")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert [word["word"] for word in document["words"]] == ["Field", "3", "a", "bright", "square"]
@@ -205,24 +205,24 @@ def test_the_command_writes_a_sheet_and_a_page(
     with Image.open(tmp_path / "explain.png") as written:
         assert written.format == "PNG"
     assert (tmp_path / "e.html").read_text(encoding="utf-8").startswith("<!doctype html>")
-    table = cmpagl("explain", picture, TEXT, "--run", tiny_run)
+    table = cmpagl("explain", image, TEXT, "--run", tiny_run)
     assert "bright" in table.stdout
     assert "global_percent" in table.stdout
 
 
 def test_the_command_says_when_the_matching_head_only_guessed(
-    cmpagl: Cmpagl, tiny_run: Path, tmp_path: Path, picture: Path
+    cmpagl: Cmpagl, tiny_run: Path, tmp_path: Path, image: Path
 ) -> None:
     run = shutil.copytree(tiny_run, tmp_path / "copied")
     for loss, said in ((0.636, True), (0.3, False)):
         event = {"event": "epoch", "epoch": 1, "terms": {"itm": loss}}
         (run / "log.jsonl").write_text(json.dumps(event) + "\n", encoding="utf-8")
-        result = cmpagl("explain", picture, TEXT, "--run", run)
+        result = cmpagl("explain", image, TEXT, "--run", run)
         assert result.exit_code == 0, result.output
         assert ("no better than guessing" in result.stderr) is said
 
 
-def test_the_command_refuses_a_picture_that_is_not_there(cmpagl: Cmpagl, tiny_run: Path) -> None:
+def test_the_command_refuses_a_image_that_is_not_there(cmpagl: Cmpagl, tiny_run: Path) -> None:
     result = cmpagl("explain", "none.jpg", TEXT, "--run", tiny_run)
     assert result.exit_code == ExitCode.DATA
     assert "none.jpg" in result.stderr

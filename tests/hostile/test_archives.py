@@ -21,7 +21,7 @@ HOLE = 3 << 30
 PREPARE = ("prepare", "ucm", "--annotations", "captions.csv", "--skip-missing", "--images")
 
 
-def picture(seed: int) -> bytes:
+def image(seed: int) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
@@ -29,12 +29,12 @@ def picture(seed: int) -> bytes:
 
 
 def whole_tar(folder: Path) -> bytes:
-    """Eight pictures; their captions lie beside the archive."""
-    rows = ["file,caption", *(f"{number}.png,a picture of kind {number}" for number in range(8))]
+    """Eight images; their captions lie beside the archive."""
+    rows = ["file,caption", *(f"{number}.png,an image of kind {number}" for number in range(8))]
     (folder / "captions.csv").write_text("\n".join(rows), encoding="utf-8")
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
-        for name, content in {f"{number}.png": picture(number) for number in range(8)}.items():
+        for name, content in {f"{number}.png": image(number) for number in range(8)}.items():
             member = tarfile.TarInfo(f"set/{name}")
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
@@ -54,7 +54,7 @@ def cut_in_a_header(content: bytes) -> bytes:
     return content[: headers(content)[5] + 100]
 
 
-def cut_in_a_picture(content: bytes) -> bytes:
+def cut_in_a_image(content: bytes) -> bytes:
     return content[: headers(content)[5] + 600]
 
 
@@ -99,7 +99,7 @@ def pax_sparse(content: bytes) -> bytes:
 TARS = {
     "cut at a header": (cut_at_a_header, "is cut off, or one of its headers is broken"),
     "cut in a header": (cut_in_a_header, "is cut off, or one of its headers is broken"),
-    "cut in a picture": (cut_in_a_picture, "is a broken archive"),
+    "cut in an image": (cut_in_a_image, "is a broken archive"),
     "a bit of a header flipped": (flipped, "is cut off, or one of its headers is broken"),
     "without its end": (without_end, ""),
     "a sparse file of GNU's old kind": (gnu_sparse, "holds a sparse file, 'set/hole.png'"),
@@ -124,5 +124,5 @@ def test_the_tar_that_they_are_made_of_is_taken(told: Told, tmp_path: Path) -> N
 def test_deeply_nested_folders_in_a_zip_are_refused(depth: int, told: Told, tmp_path: Path) -> None:
     whole_tar(tmp_path)
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
-        archive.writestr("a/" * depth + "a.png", picture(0))
+        archive.writestr("a/" * depth + "a.png", image(0))
     assert "nests more than 50 folders" in told(*PREPARE, "set.zip", code=ExitCode.DATA)

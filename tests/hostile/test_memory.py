@@ -1,4 +1,4 @@
-"""Large pictures take little more than themselves, and together no more than was meant, however many threads decode."""
+"""Large images take little more than themselves, and together no more than was meant, however many threads decode."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from cmpagl_core.errors import ExitCode
-from cmpagl_core.imagery.pictures import open_picture
+from cmpagl_core.imagery.images import open_image
 from cmpagl_core.imagery.room import DecodingRoom
 
 Told = Callable[..., str]
@@ -24,16 +24,16 @@ Told = Callable[..., str]
 MEASURED = """
 import resource, sys
 from pathlib import Path
-from cmpagl_core.imagery.pictures import open_picture
+from cmpagl_core.imagery.images import open_image
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-size = open_picture(Path(sys.argv[1])).size
+size = open_image(Path(sys.argv[1])).size
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (size[0] * size[1]))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="getrusage counts otherwise elsewhere")
 @pytest.mark.parametrize("mode", ["I;16", "RGBA", "F", "RGB"])
-def test_a_large_picture_takes_few_bytes_a_pixel(mode: str, tmp_path: Path) -> None:
+def test_a_large_image_takes_few_bytes_a_pixel(mode: str, tmp_path: Path) -> None:
     side = 3_000
     path = tmp_path / ("a.png" if mode.startswith("RGB") else "a.tif")
     Image.new(mode, (side, side)).save(path)
@@ -48,13 +48,13 @@ def test_conversion_in_bands_is_that_of_the_whole(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 60_000, (1_500, 1_100), dtype=np.uint16)
     Image.fromarray(pixels).save(tmp_path / "deep.tif")
     expected = np.clip(pixels.astype(np.float64) * (255 / pixels.max()), 0, 255).round().astype(np.uint8)
-    found = np.asarray(open_picture(tmp_path / "deep.tif"))
+    found = np.asarray(open_image(tmp_path / "deep.tif"))
     assert np.array_equal(found, np.repeat(expected[:, :, None], 3, axis=2))
     seen = Image.fromarray(np.random.default_rng(1).integers(0, 256, (1_500, 1_100, 4), dtype=np.uint8))
     seen.save(tmp_path / "clear.png")
     black = Image.new("RGBA", seen.size, (0, 0, 0, 255))
     whole = np.asarray(Image.alpha_composite(black, seen).convert("RGB"))
-    assert np.array_equal(np.asarray(open_picture(tmp_path / "clear.png")), whole)
+    assert np.array_equal(np.asarray(open_image(tmp_path / "clear.png")), whole)
 
 
 def test_threads_share_the_room_and_a_giant_is_alone() -> None:
@@ -77,7 +77,7 @@ def test_threads_share_the_room_and_a_giant_is_alone() -> None:
     assert 0 < most <= 100
 
 
-def test_a_second_picture_in_one_block_takes_the_place_of_the_first() -> None:
+def test_a_second_image_in_one_block_takes_the_place_of_the_first() -> None:
     room = DecodingRoom(100)
     with room.held():
         room.take(80)

@@ -17,9 +17,9 @@ Cmpagl = Callable[..., Result]
 CASES = (
     ("prepare", "synthetic", "--count", "4", "--size", "1"),
     ("prepare", "synthetic", "--count", "4", "--size", "99999999"),
-    ("prepare", "folder", "PICTURES", "--split", "nan,1,1"),
-    ("prepare", "folder", "PICTURES", "--split", "inf,1,1"),
-    ("prepare", "folder", "PICTURES", "--split", "-1,1,1"),
+    ("prepare", "folder", "IMAGES", "--split", "nan,1,1"),
+    ("prepare", "folder", "IMAGES", "--split", "inf,1,1"),
+    ("prepare", "folder", "IMAGES", "--split", "-1,1,1"),
     ("prepare", "folder", "\0"),
     ("tune", "smr", "--split", "val", "--gammas", "nan"),
     ("tune", "smr", "--split", "val", "--gammas", "inf,1"),
@@ -44,10 +44,10 @@ CASES = (
 
 @pytest.mark.parametrize("words", CASES, ids=[" ".join(words)[:50].replace("\0", "NUL") for words in CASES])
 def test_an_absurd_option_is_refused(
-    words: tuple[str, ...], cmpagl: Cmpagl, tiny_run: Path, tiny_pictures: Path, tmp_path: Path
+    words: tuple[str, ...], cmpagl: Cmpagl, tiny_run: Path, tiny_images: Path, tmp_path: Path
 ) -> None:
     for kind in ("data", "runs"):
         shutil.copytree(tiny_run.parent.parent / kind / "tiny", tmp_path / kind / "tiny")
-    result = cmpagl(*(str(tiny_pictures) if word == "PICTURES" else word for word in words))
+    result = cmpagl(*(str(tiny_images) if word == "IMAGES" else word for word in words))
     check_output(result.output)
     assert result.exit_code in (ExitCode.USAGE, ExitCode.DATA), result.output

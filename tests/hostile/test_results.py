@@ -141,7 +141,7 @@ LOGS = {
     "thousands of digits": f'{{"event": "epoch", "epoch": {"9" * 4000}, "loss": {"9" * 4000}}}',
     "other kinds": '{"event": "epoch", "epoch": [], "loss": {}}\n{"event": "validation", "epoch": "x", "mr": null}',
     "no event": "[]",
-    "steps of nothing": '{"event": "step"}\n{"event": "sign"}\n{"event": "validation"}',
+    "steps of nothing": '{"event": "step"}\n{"event": "warning"}\n{"event": "validation"}',
     "no text": "\xff\xfe",
     "an empty line": "\n\n",
 }

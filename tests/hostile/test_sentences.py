@@ -16,17 +16,17 @@ from PIL import Image
 
 from cmpagl_core.errors import DataError, ExitCode
 from cmpagl_core.evaluation.protocol import Overlap
-from cmpagl_core.imagery.listing import list_pictures
+from cmpagl_core.imagery.listing import list_images
 from cmpagl_core.training.journal import read_journal
 
 Told = Callable[..., str]
 
 
 @pytest.fixture
-def set_of_mine(tmp_path: Path, tiny_pictures: Path) -> Path:
-    """A folder of pictures with one caption each, in the current folder."""
+def set_of_mine(tmp_path: Path, tiny_images: Path) -> Path:
+    """A folder of images with one caption each, in the current folder."""
     folder = tmp_path / "mine"
-    shutil.copytree(tiny_pictures, folder)
+    shutil.copytree(tiny_images, folder)
     rows = [f"{path.relative_to(folder)},a caption of {path.stem}" for path in sorted(folder.rglob("*.jpg"))]
     (folder / "captions.csv").write_text("\n".join(["file,caption", *rows]), encoding="utf-8")
     return folder
@@ -40,12 +40,12 @@ def test_a_full_disk_names_where_it_was_writing(
 
     monkeypatch.setattr("shutil.copy2", full)
     answer = told("prepare", "folder", set_of_mine, "--name", "x", "--copy", code=ExitCode.FAILURE)
-    assert f"to {Path('data', 'x', 'pictures')}" in answer
+    assert f"to {Path('data', 'x', 'images')}" in answer
     assert "No space left on device" in answer
-    assert not (tmp_path / "data" / "x" / "pictures").exists()
+    assert not (tmp_path / "data" / "x" / "images").exists()
 
 
-def test_a_picture_that_may_not_be_read_is_not_called_broken(
+def test_a_image_that_may_not_be_read_is_not_called_broken(
     told: Told, set_of_mine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Path.open
@@ -61,10 +61,10 @@ def test_a_picture_that_may_not_be_read_is_not_called_broken(
     assert "broken" not in answer
 
 
-def test_a_folder_in_place_of_an_image_is_called_one(told: Told, tiny_run: Path, tiny_pictures: Path) -> None:
+def test_a_folder_in_place_of_an_image_is_called_one(told: Told, tiny_run: Path, tiny_images: Path) -> None:
     workspace = ("--workspace", tiny_run.parent.parent)
-    assert "is a folder" in told(*workspace, "retrieve", "--image", tiny_pictures, code=ExitCode.DATA)
-    assert "Is a directory" in told(*workspace, "explain", tiny_pictures, "a square", code=ExitCode.DATA)
+    assert "is a folder" in told(*workspace, "retrieve", "--image", tiny_images, code=ExitCode.DATA)
+    assert "Is a directory" in told(*workspace, "explain", tiny_images, "a square", code=ExitCode.DATA)
 
 
 def test_a_log_that_is_not_there_is_not_called_binary(tmp_path: Path) -> None:
@@ -79,10 +79,10 @@ SPOILT = """
 import sys
 from pathlib import Path
 from cmpagl_core.errors import DataError
-from cmpagl_core.imagery.pictures import open_picture
+from cmpagl_core.imagery.images import open_image
 for path in sorted(Path().glob("*.tif")):
     try:
-        open_picture(path)
+        open_image(path)
     except DataError:
         print("refused")
 """
@@ -106,7 +106,7 @@ def test_decoders_write_nothing_of_their_own(tmp_path: Path) -> None:
 
 def test_captions_that_are_not_counted_are_not_said_to_be_none() -> None:
     uncounted = Overlap("ucm", 3, None, 10, 300).sentences("model")[0]
-    assert uncounted == "trained on ucm, which shares 3 of 10 pictures with what is tested"
+    assert uncounted == "trained on ucm, which shares 3 of 10 images with what is tested"
     assert "2 of 300 captions" in Overlap("rsicd", 0, 2, 10, 300).sentences("model")[0]
 
 
@@ -144,8 +144,8 @@ def test_what_cannot_be_listed_is_left_out_of_an_index_and_named(
             shutil.copy(next(set_of_mine.rglob("*.jpg")), place)
         else:
             os.mkdir(place)  # noqa: PTH102
-    listing = list_pictures(set_of_mine)
-    assert len(listing.pictures) == 12
+    listing = list_images(set_of_mine)
+    assert len(listing.images) == 12
     assert len(listing.left_out) == 3
     shutil.copytree(tiny_run, tmp_path / "runs" / "tiny")
     for _ in range(2):  # the second time nothing is new
@@ -153,4 +153,4 @@ def test_what_cannot_be_listed_is_left_out_of_an_index_and_named(
         assert "secret cannot be listed (Permission denied)" in answer
         assert "caf\\xe9.jpg is not valid UTF-8" in answer
         assert "d\\xe9p\\xf4t is not valid UTF-8" in answer
-    assert "so that no picture is missed" in told("prepare", "folder", set_of_mine, "--name", "x", code=ExitCode.DATA)
+    assert "so that no image is missed" in told("prepare", "folder", set_of_mine, "--name", "x", code=ExitCode.DATA)

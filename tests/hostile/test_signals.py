@@ -28,7 +28,7 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 class Signalling:
-    """A progress that sends this process a signal at the first picture, and only once."""
+    """A progress that sends this process a signal at the first image, and only once."""
 
     def __init__(self, number: int) -> None:
         self.number: int | None = number

@@ -32,16 +32,16 @@ SMALL: dict[str, Any] = {
     "losses": {"embed_dim": 32},
 }
 BASE = Recipe.model_validate(SMALL)
-STEM = (
-    "image_encoder.stem=resnet10t",
+BACKBONE = (
+    "image_encoder.backbone=resnet10t",
     "image_encoder.depths=[0,0,0,2]",
-    "image_encoder.stem_strides=[32]",
+    "image_encoder.backbone_strides=[32]",
 )
 TWO_EXTRACTORS = (
-    *STEM,
-    "image_encoder.stem_skip=true",
-    "image_encoder.stem_also=[test_efficientnet]",
-    "image_encoder.stem_also_weights=[random]",
+    *BACKBONE,
+    "image_encoder.backbone_skip=true",
+    "image_encoder.extra_backbones=[test_efficientnet]",
+    "image_encoder.extra_backbone_weights=[random]",
 )
 NO_FUSION = ("fusion_encoder.enabled=false", "losses.itm=0", "losses.mlm=0")
 IMAGE_SWITCHES: dict[str, tuple[str, ...]] = {
@@ -55,10 +55,10 @@ IMAGE_SWITCHES: dict[str, tuple[str, ...]] = {
 SWITCHES: dict[str, tuple[str, ...]] = {
     "as it is": (),
     **IMAGE_SWITCHES,
-    "frozen stem": STEM,
+    "frozen backbone": BACKBONE,
     "two extractors": TWO_EXTRACTORS,
-    "two free extractors": (*TWO_EXTRACTORS, "image_encoder.stem_trainable=true"),
-    "free stem": (*STEM, "image_encoder.stem_trainable=true"),
+    "two free extractors": (*TWO_EXTRACTORS, "image_encoder.backbone_trainable=true"),
+    "free backbone": (*BACKBONE, "image_encoder.backbone_trainable=true"),
     "mean pooling": ("text_encoder.pooling=mean",),
     "split 1 + 3": ("text_encoder.layers=1",),
     "no fusion": NO_FUSION,
@@ -136,7 +136,7 @@ def test_every_parameter_gets_a_gradient_in_its_recipe(name: str) -> None:
     assert not without
     frozen = {key for key, parameter in model.named_parameters() if not parameter.requires_grad}
     expected = set()
-    if name in ("frozen stem", "two extractors"):
+    if name in ("frozen backbone", "two extractors"):
         expected = {key for key in frozen if "patch_embed" in key}
     if name == "no pre-alignment":
         expected = {"logit_scale"} | {key for key in frozen if key.startswith(("image_projection", "text_projection"))}
@@ -304,7 +304,7 @@ def test_bf16_features_are_fp32_features_up_to_rounding() -> None:
     assert bool(((exact * rounded).sum(dim=1) > 0.999).all())
 
 
-def test_drop_path_drops_whole_pictures_and_keeps_the_mean() -> None:
+def test_drop_path_drops_whole_images_and_keeps_the_mean() -> None:
     model = build_model(recipe("image_encoder.drop_path=0.5"), VOCABULARY).train()
     block = model.image_encoder.layers["3"].blocks[-1].drop_path
     torch.manual_seed(0)

@@ -33,7 +33,7 @@ def exact_products() -> Iterator[None]:
 
 
 def scores(model: CmpaglModel, device: str) -> list[Tensor]:
-    """image_features, text_features and ITM logits of two pictures and captions, one of them padded."""
+    """image_features, text_features and ITM logits of two images and captions, one of them padded."""
     generator = torch.Generator().manual_seed(0)
     pixel_values = torch.randn(2, 3, 64, 64, generator=generator).to(device)
     input_ids = torch.randint(5, 100, (2, 9), generator=generator).to(device)

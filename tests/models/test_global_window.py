@@ -45,16 +45,16 @@ def test_glca_equals_a_loop_over_windows_and_heads() -> None:
     global_window = torch.randn(2, window * window, width, dtype=torch.float64)
     query, pair = attention.query(x), attention.key_value(global_window)
     expected, depth = torch.zeros_like(x), width // heads
-    for picture in range(2):
+    for image in range(2):
         for top in range(0, side, window):
             for left in range(0, side, window):
-                block = (picture, slice(top, top + window), slice(left, left + window))
+                block = (image, slice(top, top + window), slice(left, left + window))
                 local = query[block].reshape(-1, width)
                 joined = [
                     one_head(
                         local[:, head * depth : (head + 1) * depth],
-                        pair[picture, :, head * depth : (head + 1) * depth],
-                        pair[picture, :, width + head * depth : width + (head + 1) * depth],
+                        pair[image, :, head * depth : (head + 1) * depth],
+                        pair[image, :, width + head * depth : width + (head + 1) * depth],
                     )
                     for head in range(heads)
                 ]

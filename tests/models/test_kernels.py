@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import cmpagl_core
+from cmpagl_core.models.backbone import Backbone
 from cmpagl_core.models.bert import BertShape, FusionEncoder, TextEncoder
 from cmpagl_core.models.gswin import GlobalBranch, GswinEncoder
 from cmpagl_core.models.kernels import global_window, gswin
@@ -18,12 +19,11 @@ from cmpagl_core.models.kernels.attention import attend, attend_packed, attend_s
 from cmpagl_core.models.kernels.bert import WRITTEN_OUT
 from cmpagl_core.models.kernels.linear import linear, norm_linear
 from cmpagl_core.models.kernels.use import KERNELS, use_kernels
-from cmpagl_core.models.stem import FeatureStem
 from cmpagl_core.models.windows import WindowGeometry
 from cmpagl_core.recipe import FusionEncoderPart, ImageEncoderPart, TextEncoderPart
 
 CPU = torch.device("cpu")
-OF_GSWIN = [layer for layer in KERNELS["cpu"] if layer is not FeatureStem]
+OF_GSWIN = [layer for layer in KERNELS["cpu"] if layer is not Backbone]
 
 
 def plain(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
@@ -213,12 +213,17 @@ def test_images_in_groups_are_the_images_at_once(monkeypatch: pytest.MonkeyPatch
 
 def test_an_extractors_maps_of_many_images_are_those_of_each() -> None:
     cfg = ImageEncoderPart(
-        size="custom", width=8, depths=(0, 0, 0, 1), num_heads=(1, 1, 1, 1), stem="resnet10t", stem_strides=(32,)
+        size="custom",
+        width=8,
+        depths=(0, 0, 0, 1),
+        num_heads=(1, 1, 1, 1),
+        backbone="resnet10t",
+        backbone_strides=(32,),
     )
-    stem, pixel_values = FeatureStem(cfg).double(), torch.randn(19, 3, 32, 32, dtype=torch.float64)
-    (expected,) = stem.parts(pixel_values)
-    (found,) = use_kernels(stem, CPU).parts(pixel_values)
-    assert type(stem) is KERNELS["cpu"][FeatureStem]
+    backbone, pixel_values = Backbone(cfg).double(), torch.randn(19, 3, 32, 32, dtype=torch.float64)
+    (expected,) = backbone.parts(pixel_values)
+    (found,) = use_kernels(backbone, CPU).parts(pixel_values)
+    assert type(backbone) is KERNELS["cpu"][Backbone]
     assert torch.allclose(found, expected, atol=1e-12)
 
 

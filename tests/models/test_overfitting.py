@@ -70,7 +70,7 @@ def test_thirty_two_random_pairs_are_learnt_by_heart() -> None:
 
 @pytest.mark.real
 def test_thirty_two_real_pairs_are_learnt_by_heart(real_data: Path) -> None:
-    from cmpagl_core.imagery.pictures import open_picture, to_pixel_values
+    from cmpagl_core.imagery.images import open_image, to_pixel_values
 
     entries = json.loads((real_data / "annotations" / "dataset_ucm.json").read_text())["images"]
     captions: dict[str, Path] = {}
@@ -79,5 +79,5 @@ def test_thirty_two_real_pairs_are_learnt_by_heart(real_data: Path) -> None:
         captions.setdefault(caption, real_data / "ucm" / "images" / f"{Path(entry['filename']).stem}.jpg")
     pairs = list(captions.items())[:PAIRS]
     assert len(pairs) == PAIRS
-    pixel_values = torch.stack([to_pixel_values(open_picture(path), 64) for _, path in pairs])
+    pixel_values = torch.stack([to_pixel_values(open_image(path), 64) for _, path in pairs])
     assert steps_until_known_by_heart(pixel_values, [caption for caption, _ in pairs]) < STEPS

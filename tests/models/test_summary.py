@@ -22,8 +22,12 @@ def test_parameters_are_those_of_the_built_model() -> None:
             "text_encoder": {"size": "tiny"},
         }
     )
-    stem = ("image_encoder.stem=resnet10t", "image_encoder.stem_strides=[32]", "image_encoder.depths=[0,0,0,1]")
-    for recipe in (small, override_recipe(small, stem)):
+    backbone = (
+        "image_encoder.backbone=resnet10t",
+        "image_encoder.backbone_strides=[32]",
+        "image_encoder.depths=[0,0,0,1]",
+    )
+    for recipe in (small, override_recipe(small, backbone)):
         model = build_model(recipe, 50)
         *rows, total = summarise(recipe, 50)
         assert total.parameters == sum(one.numel() for one in model.parameters())
@@ -33,7 +37,7 @@ def test_parameters_are_those_of_the_built_model() -> None:
 
 def test_swin_tiny_costs_what_its_paper_says() -> None:
     rows = {row.part: row for row in summarise(PLAIN, 30522)}
-    swin = [row for name, row in rows.items() if name == "stem" or name.startswith("Gswin")]
+    swin = [row for name, row in rows.items() if name == "backbone" or name.startswith("Gswin")]
     assert sum(row.flops for row in swin) / 2 == pytest.approx(4.5e9, rel=0.01)  # the paper counts multiply-adds
     assert sum(row.parameters for row in swin) == pytest.approx(28.3e6 - 0.77e6, rel=0.005)  # without its classifier
 
@@ -60,19 +64,23 @@ SMALL = {
     },
     "text_encoder": {"size": "tiny"},
 }
-STEM = ("image_encoder.stem=resnet10t", "image_encoder.stem_strides=[16, 32]", "image_encoder.depths=[0, 0, 2, 2]")
+BACKBONE = (
+    "image_encoder.backbone=resnet10t",
+    "image_encoder.backbone_strides=[16, 32]",
+    "image_encoder.depths=[0, 0, 2, 2]",
+)
 
 
 @pytest.mark.parametrize(
     "overrides",
     [
         (),
-        STEM,
+        BACKBONE,
         ("image_encoder.global_query=global",),
         ("image_encoder.branches=parallel", "image_encoder.global_window_source=avgpool"),
         ("losses.mlm=0",),
     ],
-    ids=["as it is", "stem", "global query", "parallel", "no mlm"],
+    ids=["as it is", "backbone", "global query", "parallel", "no mlm"],
 )
 def test_the_counts_are_those_of_a_real_pass_of_the_whole_model(overrides: tuple[str, ...]) -> None:
     """torch's counter over real tensors, the model called as training calls it, against the rows' own passes."""
@@ -88,4 +96,4 @@ def test_the_counts_are_those_of_a_real_pass_of_the_whole_model(overrides: tuple
             model.mlm_logits(fused)
     *rows, total = summarise(recipe, 50, caption_tokens=9)
     assert counter.get_total_flops() == total.flops
-    assert only_images == sum(row.flops for row in rows if row.part.startswith(("stem", "Gswin", "image")))
+    assert only_images == sum(row.flops for row in rows if row.part.startswith(("backbone", "Gswin", "image")))

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from cmpagl_core.datasets.prepared import DataSplit, open_prepared
-from cmpagl_core.encoders.encode import encode_captions, encode_image_tokens, encode_pictures
+from cmpagl_core.encoders.encode import encode_captions, encode_image_tokens, encode_images
 from cmpagl_core.encoders.feature_set import unique_texts
 from cmpagl_core.errors import UsageError
-from cmpagl_core.imagery.pictures import read_pixel_values
+from cmpagl_core.imagery.images import read_pixel_values
 from cmpagl_core.progress import Advance, Silent
 from cmpagl_core.ranking import itm
 from cmpagl_core.ranking.itm import ALL_PAIRS, choose_candidates, itm_scores, match_probabilities, pack_texts
@@ -49,7 +49,7 @@ def split(tiny_prepared: Path) -> DataSplit:
 
 @pytest.fixture(scope="module")
 def cosines(loaded: LoadedModel, split: DataSplit) -> ScoreMatrix:
-    images = encode_pictures(loaded, split.images, Silent())
+    images = encode_images(loaded, split.images, Silent())
     return ScoreMatrix.from_features(images, encode_captions(loaded, split.captions, Silent()))
 
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cmpagl_core.errors import UsageError
-from cmpagl_core.ranking.chain import Directions, Gammas, RerankParams, parse_chain, rerank
 from cmpagl_core.ranking.galr import galr, shared_positions
 from cmpagl_core.ranking.offsets import SINKHORN_TOLERANCE, TEMPERATURES, csls, dual_softmax, sinkhorn
+from cmpagl_core.ranking.rank_stats import RankStats, rank_rows
+from cmpagl_core.ranking.rerank import Directions, Gammas, RerankParams, parse_rerankings, rerank
 from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.ranking.smr import SmrForm, smr
-from cmpagl_core.ranking.standing import Standing, rank_rows
 
 Matrix = NDArray[np.float64]
 ONE_ROW = 1
@@ -170,12 +170,12 @@ def test_equal_scores_share_the_best_rank(rows: list[list[float]]) -> None:
 @pytest.mark.parametrize("budget", [ONE_ROW, 10**9])
 def test_ranks_kept_in_a_file_are_those_kept_in_memory(budget: int) -> None:
     scores = random_scores(queries=12, gallery=7)
-    standing = Standing.of(ScoreMatrix.from_array(scores, budget))
+    rank_stats = RankStats.of(ScoreMatrix.from_array(scores, budget))
     everything = (slice(0, 12), slice(0, 7))
-    assert (standing.forward(*everything) == rank_rows(scores)).all()
-    assert (standing.backward(*everything) == rank_rows(scores.T).T).all()
-    assert (standing.transposed().forward(*everything[::-1]) == rank_rows(scores.T)).all()
-    assert standing.forward_at(np.array([3]), np.array([2])) == rank_rows(scores)[3, 2]
+    assert (rank_stats.forward(*everything) == rank_rows(scores)).all()
+    assert (rank_stats.backward(*everything) == rank_rows(scores.T).T).all()
+    assert (rank_stats.transposed().forward(*everything[::-1]) == rank_rows(scores.T)).all()
+    assert rank_stats.forward_at(np.array([3]), np.array([2])) == rank_rows(scores)[3, 2]
 
 
 @pytest.mark.parametrize("form", ["multiply", "add"])
@@ -226,7 +226,7 @@ def test_both_directions_of_a_chain_are_the_rerankings_of_both_directions() -> N
     twice = rerank(once, "smr", tuned)
     assert (whole(twice.i2t) == whole(smr(csls(scores), 1.0, 2.0))).all()
     assert (whole(twice.t2i) == whole(smr(csls(scores.transposed()), 1.0, 2.0))).all()
-    for name in parse_chain("galr+csls+dual-softmax+sinkhorn"):
+    for name in parse_rerankings("galr+csls+dual-softmax+sinkhorn"):
         both = rerank(Directions(scores), name, tuned)
         assert (whole(rerank(Directions(scores.transposed()), name, tuned).i2t) == whole(both.t2i)).all()
 
@@ -248,6 +248,6 @@ def test_wrong_parameters_are_refused_in_a_sentence() -> None:
     with pytest.raises(UsageError, match=r"tolerance = 0.0 must be above 0"):
         sinkhorn(scores, 10.0, tolerance=0.0)
     with pytest.raises(UsageError, match="'smrt' is no re-ranking; there is smr, galr, csls, dual_softmax, sinkhorn"):
-        parse_chain("smrt")
+        parse_rerankings("smrt")
     with pytest.raises(UsageError, match="the parameters of smr were never chosen"):
         rerank(Directions(scores), "smr", RerankParams())

@@ -1,4 +1,4 @@
-"""`prepare` on the real pictures and captions of the four public sets."""
+"""`prepare` on the real images and captions of the four public sets."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ pytestmark = pytest.mark.real
 
 
 def prepare_real(
-    source: SourceName, data: Path, workspace: Path, pictures: str = "", skip_missing: bool = False
+    source: SourceName, data: Path, workspace: Path, images: str = "", skip_missing: bool = False
 ) -> PrepareResult:
     request = PrepareRequest(
         source,
-        images=data / (pictures or source) / "images",
+        images=data / (images or source) / "images",
         annotations=data / "annotations" / f"dataset_{source}.json",
         skip_missing=skip_missing,
     )
@@ -83,21 +83,21 @@ def test_ucm_is_prepared_whole_with_its_scenes(real_data: Path, tmp_path: Path) 
     sizes = open_prepared(result.root).images.set_index("image_id")
     assert all((int(row["width"]), int(row["height"])) == (sizes.loc[stem, "width"], sizes.loc[stem, "height"])
                for stem, row in rows.items())  # fmt: skip
-    hashes = dict(zip(everything.image_ids, everything.picture_sha256, strict=True))
+    hashes = dict(zip(everything.image_ids, everything.image_sha256, strict=True))
     assert hashes["102"] == hashes["103"]
     assert prepare_real("ucm", real_data, tmp_path).up_to_date
 
 
-def test_nine_sydney_pictures_fail_with_a_list(real_data: Path, tmp_path: Path) -> None:
+def test_nine_sydney_images_fail_with_a_list(real_data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"sydney has problems \(missing: 604\)"):
         prepare_real("sydney", real_data, tmp_path)
     with (tmp_path / "data/sydney/problems.csv").open() as stream:
         assert len(list(csv.DictReader(stream))) == 604
 
 
-def test_ucm_annotations_do_not_pass_for_other_pictures(real_data: Path, tmp_path: Path) -> None:
+def test_ucm_annotations_do_not_pass_for_other_images(real_data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the two seem to belong to different data sets"):
-        prepare_real("ucm", real_data, tmp_path, pictures="rsicd", skip_missing=True)
+        prepare_real("ucm", real_data, tmp_path, images="rsicd", skip_missing=True)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.real
 
 
 def annotated(real_data: Path, name: str, split: str) -> DataSplit:
-    """A split without pictures, of which the hashes are then not known."""
+    """A split without images, of which the hashes are then not known."""
     content = json.loads((real_data / "annotations" / f"dataset_{name}.json").read_text())
     images = [image for image in content["images"] if image["split"] == split]
     texts = [sentence["raw"] for image in images for sentence in image["sentences"]]
@@ -24,7 +24,7 @@ def annotated(real_data: Path, name: str, split: str) -> DataSplit:
         name=split,
         image_ids=tuple(image["filename"] for image in images),
         paths=tuple(Path(image["filename"]) for image in images),
-        picture_sha256=("",) * len(images),
+        image_sha256=("",) * len(images),
         scenes=("",) * len(images),
         captions=tuple(texts),
         caption_ids=tuple(map(str, range(len(texts)))),
@@ -43,6 +43,6 @@ def test_captions_that_both_sets_hold_are_counted(real_data: Path, trained: str,
     by_hand = sum(words(text) in known for text in test.captions)
     found = find_overlap(seen_of(train, annotated(real_data, trained, "val")), trained, test)
     assert found is not None
-    assert (found.pictures, found.captions, found.tested_captions) == (0, by_hand, len(test.captions))
+    assert (found.images, found.captions, found.tested_captions) == (0, by_hand, len(test.captions))
     assert by_hand > least
     assert f"trained on {trained}, which shares 0 of" in found.sentences("mine")[0]

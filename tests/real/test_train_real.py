@@ -1,4 +1,4 @@
-"""`ucm-cpu` trains on real pictures with the packages' weights, and leaves the frozen stem as it was published."""
+"""`ucm-cpu` trains on real images with the packages' weights, and leaves the frozen backbone as it was published."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = (
     "data.dataset=''",
     "data.image_size_px=128",
     "data.augment=none",
-    "evaluate.views=one",
+    "evaluate.tta=none",
     "train.epochs=3",
     "train.batch_size=12",
     "train.ema_decay=0",
@@ -38,8 +38,8 @@ SMALL = (
 
 
 @pytest.fixture
-def few_pictures(real_data: Path, tmp_path: Path) -> PreparedDataset:
-    """Some pictures of UCM-Captions, spread over its classes, with all their captions."""
+def few_images(real_data: Path, tmp_path: Path) -> PreparedDataset:
+    """Some images of UCM-Captions, spread over its classes, with all their captions."""
     listed = json.loads((real_data / "annotations" / "dataset_ucm.json").read_text())["images"]
     images, captions = [], []
     for split, count in PER_SPLIT.items():
@@ -57,14 +57,14 @@ def few_pictures(real_data: Path, tmp_path: Path) -> PreparedDataset:
     )
 
 
-def test_the_cpu_recipe_learns_real_pairs_over_its_frozen_stem(few_pictures: PreparedDataset, tmp_path: Path) -> None:
+def test_the_cpu_recipe_learns_real_pairs_over_its_frozen_backbone(few_images: PreparedDataset, tmp_path: Path) -> None:
     recipe = load_recipe("ucm-cpu", SMALL)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "draw_curves", lambda root, progress: None)
-        run = loop.fit(recipe, few_pictures, tmp_path / "run", Silent(), torch.device("cpu"))
+        run = loop.fit(recipe, few_images, tmp_path / "run", Silent(), torch.device("cpu"))
     losses = [event["loss"] for event in read_journal(run.log_path) if event["event"] == "epoch"]
     assert losses[-1] < losses[0]
-    assert run.info.best.mr > 100 * (1 + 5 + 8) / 3 / 8  # better than chance among eight pictures
+    assert run.info.best.mr > 100 * (1 + 5 + 8) / 3 / 8  # better than chance among eight images
     tensors = read_tensors(run.weights_path)
     published = build_model(recipe, run.info.vocab_size).state_dict()
     frozen = [name for name in published if name.startswith(FROZEN)]
@@ -72,7 +72,12 @@ def test_the_cpu_recipe_learns_real_pairs_over_its_frozen_stem(few_pictures: Pre
     assert all(torch.equal(tensors[name], published[name]) for name in frozen)
     as_imported = [name for name in published if name.startswith("text_encoder.")]
     assert all(torch.equal(tensors[name], published[name]) for name in as_imported)
-    learned = ("text_projection.weight", "stem_skip.projections.0.linear.weight", "stem_skip.gate", "itm_head.weight")
+    learned = (
+        "text_projection.weight",
+        "backbone_skip.projections.0.linear.weight",
+        "backbone_skip.gate",
+        "itm_head.weight",
+    )
     assert all(not torch.equal(tensors[name], published[name]) for name in learned)
 
 

@@ -40,10 +40,10 @@ class Page(HTMLParser):
 
 
 @pytest.fixture
-def hits(tiny_pictures: Path, tmp_path: Path) -> list[Hit]:
-    paths = sorted(tiny_pictures.rglob("*.jpg"))[:3]
+def hits(tiny_images: Path, tmp_path: Path) -> list[Hit]:
+    paths = sorted(tiny_images.rglob("*.jpg"))[:3]
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     return [
         Hit(1, ImageRef("first", paths[0]), 0.91234, ("a square", "a square", "bright")),
         Hit(2, ImageRef(HOSTILE, paths[1]), 0.5, (HOSTILE,)),
@@ -52,8 +52,8 @@ def hits(tiny_pictures: Path, tmp_path: Path) -> list[Hit]:
     ]
 
 
-def page_of(hits: list[Hit], text: str = "square", picture: Path | None = None) -> Page:
-    return Page(render_gallery(GalleryQuery(text, picture, "tiny", 1200, "run"), hits, Silent()))
+def page_of(hits: list[Hit], text: str = "square", image: Path | None = None) -> Page:
+    return Page(render_gallery(GalleryQuery(text, image, "tiny", 1200, "run"), hits, Silent()))
 
 
 def test_every_hit_is_shown_with_rank_score_and_captions(hits: list[Hit]) -> None:
@@ -63,7 +63,7 @@ def test_every_hit_is_shown_with_rank_score_and_captions(hits: list[Hit]) -> Non
     for shown in ("first", "0.912", "gone", "-0.100", "bright", "\N{AIRPLANE}", "1,200"):
         assert shown in words
     assert words.count("bright") == 1
-    assert page.text.count("a square") == 1  # said five times of many pictures, shown once
+    assert page.text.count("a square") == 1  # said five times of many images, shown once
 
 
 def test_thumbnails_are_inside_the_page_and_small(hits: list[Hit]) -> None:
@@ -72,11 +72,11 @@ def test_thumbnails_are_inside_the_page_and_small(hits: list[Hit]) -> None:
     for image in images:
         source = image["src"] or ""
         assert source.startswith("data:image/jpeg;base64,")
-        with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as picture:
-            assert max(picture.size) <= 320
+        with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as thumbnail:
+            assert max(thumbnail.size) <= 320
 
 
-def test_pictures_that_are_gone_or_broken_are_marked(hits: list[Hit]) -> None:
+def test_images_that_are_gone_or_broken_are_marked(hits: list[Hit]) -> None:
     page = page_of(hits)
     assert "missing" in page.text.split()
     assert page.text.split().count("broken") == 2  # its id and its mark
@@ -95,8 +95,8 @@ def test_the_page_names_no_address_outside_itself(hits: list[Hit], tmp_path: Pat
     assert re.search(r"https?:|//[a-z]|url\(|@import|<link|<script", text) is None
 
 
-def test_a_query_picture_heads_the_page(hits: list[Hit], tiny_pictures: Path) -> None:
-    page = page_of(hits, text="", picture=tiny_pictures / "south" / "scene_00.jpg")
+def test_a_query_image_heads_the_page(hits: list[Hit], tiny_images: Path) -> None:
+    page = page_of(hits, text="", image=tiny_images / "south" / "scene_00.jpg")
     assert len(page.all("img")) == 3
     assert "scene_00.jpg" in page.text
 

@@ -41,8 +41,8 @@ def encoder(fake_encoder: Any) -> Any:
 
 
 @pytest.fixture
-def pictures(tiny_pictures: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_pictures, tmp_path / "pictures"))
+def image_folder(tiny_images: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_images, tmp_path / "images"))
 
 
 def files_of(root: Path) -> dict[str, bytes]:
@@ -58,28 +58,30 @@ def features_of(encoder: Encoder, *paths: Path) -> Features:
     return collect(encoder.encode_images([ImageRef(path.name, path) for path in paths]), len(paths), Silent())
 
 
-def test_a_second_run_encodes_nothing_and_writes_the_same_bytes(encoder: Any, pictures: Path, tmp_path: Path) -> None:
-    make(encoder, pictures, tmp_path / "index")
+def test_a_second_run_encodes_nothing_and_writes_the_same_bytes(
+    encoder: Any, image_folder: Path, tmp_path: Path
+) -> None:
+    make(encoder, image_folder, tmp_path / "index")
     before = files_of(tmp_path / "index")
     told = Told()
-    again = build_index(encoder, folder_source(pictures), tmp_path / "index", told)
+    again = build_index(encoder, folder_source(image_folder), tmp_path / "index", told)
     assert again.encoded == 0
-    assert told.lines == ["12 of 12 pictures are unchanged and keep their features"]
+    assert told.lines == ["12 of 12 images are unchanged and keep their features"]
     assert files_of(tmp_path / "index") == before
 
 
-def test_only_new_and_changed_pictures_are_encoded_again(encoder: Any, pictures: Path, tmp_path: Path) -> None:
-    make(encoder, pictures, tmp_path / "index")
-    files = sorted(pictures.rglob("*.jpg"))
+def test_only_new_and_changed_images_are_encoded_again(encoder: Any, image_folder: Path, tmp_path: Path) -> None:
+    make(encoder, image_folder, tmp_path / "index")
+    files = sorted(image_folder.rglob("*.jpg"))
     files[0].unlink()  # gone
     os.utime(files[1], ns=(1, 1))  # touched, not changed
-    files[2].rename(pictures / "moved.jpg")  # the same picture elsewhere
-    shutil.copyfile(files[3], files[4])  # another picture's content, which is known
+    files[2].rename(image_folder / "moved.jpg")  # the same image elsewhere
+    shutil.copyfile(files[3], files[4])  # another image's content, which is known
     files[5].write_bytes(files[6].read_bytes() + b"tail")  # changed
-    (pictures / "new.jpg").write_bytes(files[7].read_bytes() + b"other tail")  # new
-    built = make(encoder, pictures, tmp_path / "index")
+    (image_folder / "new.jpg").write_bytes(files[7].read_bytes() + b"other tail")  # new
+    built = make(encoder, image_folder, tmp_path / "index")
     assert built.encoded == 2
-    anew = make(encoder, pictures, tmp_path / "anew")
+    anew = make(encoder, image_folder, tmp_path / "anew")
     assert anew.encoded == 12
     found, expected = open_index(tmp_path / "index"), open_index(tmp_path / "anew")
     assert list(found.image_ids) == list(expected.image_ids)
@@ -89,38 +91,38 @@ def test_only_new_and_changed_pictures_are_encoded_again(encoder: Any, pictures:
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_broken_pictures_are_named_counted_and_left_out(encoder: Any, pictures: Path, tmp_path: Path) -> None:
+def test_broken_images_are_named_counted_and_left_out(encoder: Any, image_folder: Path, tmp_path: Path) -> None:
     for number in range(25):
-        (pictures / f"broken_{number:02d}.jpg").write_bytes(b"no picture")
+        (image_folder / f"broken_{number:02d}.jpg").write_bytes(b"no image")
     told = Told()
-    built = build_index(encoder, folder_source(pictures), tmp_path / "index", told)
+    built = build_index(encoder, folder_source(image_folder), tmp_path / "index", told)
     assert (len(built.index), len(built.left_out)) == (12, 25)
     assert "broken_00.jpg" in told.lines[0]
     assert told.lines[-1] == f"left out: 5 more, listed in {tmp_path / 'index' / 'index.json'}"
     stored = json.loads((tmp_path / "index" / "index.json").read_text())
     assert len(stored["left_out"]) == 25
-    assert stored["pictures"] == 12
+    assert stored["images"] == 12
 
 
-def test_a_folder_without_a_readable_picture_makes_no_index(encoder: Any, tmp_path: Path) -> None:
+def test_a_folder_without_a_readable_image_makes_no_index(encoder: Any, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    with pytest.raises(DataError, match="no picture in"):
+    with pytest.raises(DataError, match="no image in"):
         folder_source(folder)
-    (folder / "a.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="none of the 1 pictures"):
+    (folder / "a.jpg").write_bytes(b"no image")
+    with pytest.raises(DataError, match="none of the 1 images"):
         make(encoder, folder, tmp_path / "index")
     assert not (tmp_path / "index" / "index.json").exists()
 
 
-def test_an_index_name_is_not_taken_over_by_another_folder(encoder: Any, pictures: Path, tmp_path: Path) -> None:
-    make(encoder, pictures, tmp_path / "index")
-    with pytest.raises(UsageError, match=r"holds the index of .*pictures, not of .*north; give another name"):
-        make(encoder, pictures / "north", tmp_path / "index")
+def test_an_index_name_is_not_taken_over_by_another_folder(encoder: Any, image_folder: Path, tmp_path: Path) -> None:
+    make(encoder, image_folder, tmp_path / "index")
+    with pytest.raises(UsageError, match=r"holds the index of .*image_folder, not of .*north; give another name"):
+        make(encoder, image_folder / "north", tmp_path / "index")
 
 
 def test_an_interrupted_indexing_keeps_what_it_has(
-    encoder: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoder: Any, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = encoder.encode_images
 
@@ -133,20 +135,20 @@ def test_an_interrupted_indexing_keeps_what_it_has(
     monkeypatch.setattr(known, "_IMAGES_PER_PART", 4)
     with monkeypatch.context() as patched:
         patched.setattr(encoder, "encode_images", broken_off)
-        with pytest.raises(InterruptedByUserError, match=r"12 pictures were being .*the 10 that are done are kept"):
-            make(encoder, pictures, tmp_path / "index")
+        with pytest.raises(InterruptedByUserError, match=r"12 images were being .*the 10 that are done are kept"):
+            make(encoder, image_folder, tmp_path / "index")
     with pytest.raises(DataError):
         open_index(tmp_path / "index")
-    built = make(encoder, pictures, tmp_path / "index")
+    built = make(encoder, image_folder, tmp_path / "index")
     assert built.encoded == 2
     assert not (tmp_path / "index" / "parts").exists()
-    anew = make(encoder, pictures, tmp_path / "anew")
+    anew = make(encoder, image_folder, tmp_path / "anew")
     np.testing.assert_array_equal(built.index.image_features, anew.index.image_features)
 
 
-def test_a_broken_part_or_index_is_made_anew(encoder: Any, pictures: Path, tmp_path: Path) -> None:
+def test_a_broken_part_or_index_is_made_anew(encoder: Any, image_folder: Path, tmp_path: Path) -> None:
     root = tmp_path / "index"
-    make(encoder, pictures, root)
+    make(encoder, image_folder, root)
     (root / "parts").mkdir()
     (root / "parts" / "000000000.safetensors").write_bytes(b"cut off")
     features = next(root.glob("features-*.safetensors"))
@@ -156,13 +158,13 @@ def test_a_broken_part_or_index_is_made_anew(encoder: Any, pictures: Path, tmp_p
     features.unlink()
     with pytest.raises(DataError, match=r"features-\w+\.safetensors does not exist"):
         open_index(root)
-    assert make(encoder, pictures, root).encoded == 12
+    assert make(encoder, image_folder, root).encoded == 12
     assert len(open_index(root)) == 12
 
 
-def test_index_files_that_do_not_belong_together_are_refused(encoder: Any, pictures: Path, tmp_path: Path) -> None:
+def test_index_files_that_do_not_belong_together_are_refused(encoder: Any, image_folder: Path, tmp_path: Path) -> None:
     root = tmp_path / "index"
-    make(encoder, pictures, root)
+    make(encoder, image_folder, root)
     stored = json.loads((root / "index.json").read_text())
     for wrong, error, said in (
         ({"model_sha256": "0" * 64}, MismatchError, "do not belong together"),
@@ -178,15 +180,15 @@ def test_index_files_that_do_not_belong_together_are_refused(encoder: Any, pictu
         open_index(root)
 
 
-def test_captions_of_pictures_that_are_not_there_are_refused(encoder: Any, pictures: Path, tmp_path: Path) -> None:
-    built = make(encoder, pictures, tmp_path / "index").index
+def test_captions_of_images_that_are_not_there_are_refused(encoder: Any, image_folder: Path, tmp_path: Path) -> None:
+    built = make(encoder, image_folder, tmp_path / "index").index
     wrong = replace(built, caption_image=np.array([12]), caption_text=np.array([0]), text_features=built.image_features)
-    with pytest.raises(DataError, match="pictures that are not there"):
+    with pytest.raises(DataError, match="images that are not there"):
         save_index(replace(wrong, captions=built.paths), "a test", [], None)
 
 
-def test_a_copied_index_is_opened_by_its_hashes(encoder: Any, pictures: Path, tmp_path: Path) -> None:
-    made = make(encoder, pictures, tmp_path / "index").index
+def test_a_copied_index_is_opened_by_its_hashes(encoder: Any, image_folder: Path, tmp_path: Path) -> None:
+    made = make(encoder, image_folder, tmp_path / "index").index
     copied = Path(shutil.copytree(tmp_path / "index", tmp_path / "copy", copy_function=shutil.copyfile))
     np.testing.assert_array_equal(open_index(copied).image_features, made.image_features)
     features = next(copied.glob("features-*"))
@@ -198,10 +200,10 @@ def test_a_copied_index_is_opened_by_its_hashes(encoder: Any, pictures: Path, tm
 
 
 def test_an_index_made_anew_is_old_or_new_when_it_is_killed(
-    encoder: Any, fake_encoder: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoder: Any, fake_encoder: Any, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "index"
-    before = make(encoder, pictures, root).index
+    before = make(encoder, image_folder, root).index
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -209,30 +211,30 @@ def test_an_index_made_anew_is_old_or_new_when_it_is_killed(
     with monkeypatch.context() as patched:
         patched.setattr(marker, "write_json", killed)
         with pytest.raises(KeyboardInterrupt):
-            make(fake_encoder("another"), pictures, root)
+            make(fake_encoder("another"), image_folder, root)
     found = open_index(root)
     assert found.info == before.info
     np.testing.assert_array_equal(found.image_features, before.image_features)
-    assert make(fake_encoder("another"), pictures, root).index.info != before.info
+    assert make(fake_encoder("another"), image_folder, root).index.info != before.info
     assert len(list(root.iterdir())) == 2
 
 
 def test_a_reader_that_comes_while_an_index_is_made_anew_gets_one_of_both(
-    encoder: Any, fake_encoder: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoder: Any, fake_encoder: Any, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "index"
-    make(encoder, pictures, root)
+    make(encoder, image_folder, root)
     first = marker.read_marker(root)
-    after = make(fake_encoder("another"), pictures, root).index
+    after = make(fake_encoder("another"), image_folder, root).index
     looks = iter([first])
     monkeypatch.setattr(index, "read_marker", lambda root: next(looks, None) or marker.read_marker(root))
     assert open_index(root).info == after.info
 
 
 def test_features_are_those_of_the_content_that_the_index_remembers(
-    encoder: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoder: Any, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changed, gone, other = sorted(pictures.rglob("*.jpg"))[:3]
+    changed, gone, other = sorted(image_folder.rglob("*.jpg"))[:3]
     whole = encoder.encode_images
 
     def late(images: list[ImageRef]) -> Iterator[Any]:
@@ -242,48 +244,48 @@ def test_features_are_those_of_the_content_that_the_index_remembers(
 
     with monkeypatch.context() as patched:
         patched.setattr(encoder, "encode_images", late)
-        built = make(encoder, pictures, tmp_path / "index")
+        built = make(encoder, image_folder, tmp_path / "index")
     assert [item.image.path for item in built.left_out] == [gone]
     assert len(built.index) == built.encoded == 11
     assert built.index.stamps is not None
     row = list(built.index.paths).index(str(changed))
     assert list(built.index.stamps)[row] == stamp_file(changed)
     np.testing.assert_array_equal(built.index.image_features[row], features_of(encoder, other)[0])
-    assert make(encoder, pictures, tmp_path / "index").encoded == 0
+    assert make(encoder, image_folder, tmp_path / "index").encoded == 0
 
 
-def test_an_image_that_stays_broken_is_not_tried_again(encoder: Any, pictures: Path, tmp_path: Path) -> None:
-    broken = pictures / "broken.jpg"
-    broken.write_bytes(b"no picture")
-    said = make(encoder, pictures, tmp_path / "index").left_out[0].why
+def test_an_image_that_stays_broken_is_not_tried_again(encoder: Any, image_folder: Path, tmp_path: Path) -> None:
+    broken = image_folder / "broken.jpg"
+    broken.write_bytes(b"no image")
+    said = make(encoder, image_folder, tmp_path / "index").left_out[0].why
     encoder.images.clear()
-    assert [item.why for item in make(encoder, pictures, tmp_path / "index").left_out] == [said]
+    assert [item.why for item in make(encoder, image_folder, tmp_path / "index").left_out] == [said]
     os.utime(broken, ns=(1, 1))
-    assert [item.why for item in make(encoder, pictures, tmp_path / "index").left_out] == [said]
-    broken.rename(pictures / "moved.jpg")
-    assert make(encoder, pictures, tmp_path / "index").left_out[0].why == said.replace("broken.jpg", "moved.jpg", 1)
+    assert [item.why for item in make(encoder, image_folder, tmp_path / "index").left_out] == [said]
+    broken.rename(image_folder / "moved.jpg")
+    assert make(encoder, image_folder, tmp_path / "index").left_out[0].why == said.replace("broken.jpg", "moved.jpg", 1)
     assert encoder.images == []
-    shutil.copyfile(next(pictures.rglob("scene_03.jpg")), broken)
+    shutil.copyfile(next(image_folder.rglob("scene_03.jpg")), broken)
     with Image.open(broken) as opened:
-        opened.rotate(90).save(pictures / "moved.jpg")
-    assert make(encoder, pictures, tmp_path / "index").encoded == 1
+        opened.rotate(90).save(image_folder / "moved.jpg")
+    assert make(encoder, image_folder, tmp_path / "index").encoded == 1
     stored = json.loads((tmp_path / "index" / "index.json").read_text())
     assert stored["left_out"] == []
 
 
 def test_another_reader_tries_broken_images_again(
-    encoder: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoder: Any, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (pictures / "broken.jpg").write_bytes(b"no picture")
-    make(encoder, pictures, tmp_path / "index")
+    (image_folder / "broken.jpg").write_bytes(b"no image")
+    make(encoder, image_folder, tmp_path / "index")
     encoder.images.clear()
     monkeypatch.setattr(indexing, "reader_version", lambda: "another")
-    make(encoder, pictures, tmp_path / "index")
-    assert [image.path for image in encoder.images] == [pictures / "broken.jpg"]
+    make(encoder, image_folder, tmp_path / "index")
+    assert [image.path for image in encoder.images] == [image_folder / "broken.jpg"]
 
 
-def test_pieces_of_one_file_are_images_of_their_own(encoder: Any, pictures: Path, tmp_path: Path) -> None:
-    path = next(pictures.rglob("scene_00.jpg"))
+def test_pieces_of_one_file_are_images_of_their_own(encoder: Any, image_folder: Path, tmp_path: Path) -> None:
+    path = next(image_folder.rglob("scene_00.jpg"))
     refs = [ImageRef(f"scene {left:02d}", path, Window(left, 10, 40, 60)) for left in (0, 20, 40)]
     images = [*refs, ImageRef("scene whole", path), ImageRef("scene zu weit", path, Window(50, 0, 40, 40))]
     source = GallerySource("folder", str(path), "", "", tuple(Entry(image) for image in images))

@@ -13,7 +13,7 @@ import torch
 from cmpagl_core import device
 from cmpagl_core.datasets.prepared import open_prepared
 from cmpagl_core.encoders.cmpagl import CmpaglEncoder
-from cmpagl_core.encoders.encode import encode_captions, encode_pictures
+from cmpagl_core.encoders.encode import encode_captions, encode_images
 from cmpagl_core.encoders.export import export_features
 from cmpagl_core.encoders.feature_set import load_feature_set
 from cmpagl_core.encoders.tensor_file import open_tensor_file
@@ -47,23 +47,23 @@ def run(tiny_run: Path) -> Run:
 
 
 @pytest.fixture
-def pictures(tiny_pictures: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_pictures, tmp_path / "pictures"))
+def image_folder(tiny_images: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_images, tmp_path / "images"))
 
 
 def make(run: Run, folder: Path, root: Path) -> BuiltIndex:
     return build_index(CmpaglEncoder(run, Silent()), folder_source(folder), root, Silent())
 
 
-def test_a_folder_index_holds_the_features_of_its_pictures_sorted_by_id(
-    run: Run, pictures: Path, tmp_path: Path
+def test_a_folder_index_holds_the_features_of_its_images_sorted_by_id(
+    run: Run, image_folder: Path, tmp_path: Path
 ) -> None:
-    make(run, pictures, tmp_path / "index")
+    make(run, image_folder, tmp_path / "index")
     found = open_index(tmp_path / "index")
-    ids = sorted(path.relative_to(pictures).as_posix() for path in pictures.rglob("*.jpg"))
+    ids = sorted(path.relative_to(image_folder).as_posix() for path in image_folder.rglob("*.jpg"))
     assert list(found.image_ids) == ids
-    assert list(found.paths) == [str(pictures / image_id) for image_id in ids]
-    expected = encode_pictures(run.load(), [ImageRef(name, pictures / name) for name in ids], Silent())
+    assert list(found.paths) == [str(image_folder / image_id) for image_id in ids]
+    expected = encode_images(run.load(), [ImageRef(name, image_folder / name) for name in ids], Silent())
     np.testing.assert_allclose(found.image_features, expected, atol=2e-6)
     assert found.captions_of(3) == []
     assert (found.info.kind, found.info.model_sha256) == ("folder", run.info.weights_sha256)
@@ -86,24 +86,24 @@ def test_a_data_set_index_holds_its_captions_each_encoded_once(run: Run, tiny_pr
 
 
 def test_an_index_of_another_precision_is_made_anew_and_says_why(
-    run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half = replace(run, recipe=override_recipe(run.recipe, ["train.precision=bf16"]))
     monkeypatch.setattr(device, "_computes", lambda *_: True)
-    make(half, pictures, tmp_path / "index")
+    make(half, image_folder, tmp_path / "index")
     monkeypatch.setattr(device, "_computes", lambda *_: False)
     told = Told()
-    built = build_index(CmpaglEncoder(half, told), folder_source(pictures), tmp_path / "index", told)
+    built = build_index(CmpaglEncoder(half, told), folder_source(image_folder), tmp_path / "index", told)
     assert (built.encoded, built.index.info.precision) == (12, "fp32")
-    assert told.lines == ["index index is made anew: it was computed in bf16, and here it is fp32"]
+    assert told.lines == ["index index is rebuilt: it was computed in bf16, and here it is fp32"]
 
 
-def test_an_encoder_sees_images_in_the_views_that_an_index_says(run: Run, pictures: Path, tmp_path: Path) -> None:
-    source, plain = folder_source(pictures), CmpaglEncoder(run, Silent())
+def test_an_encoder_sees_images_in_the_views_that_an_index_says(run: Run, image_folder: Path, tmp_path: Path) -> None:
+    source, plain = folder_source(image_folder), CmpaglEncoder(run, Silent())
     images = [entry.image for entry in source.entries]
-    for views in ("one", "dihedral"):
+    for views in ("one", "d4"):
         built = build_index(plain.in_views(views), source, tmp_path / "index", Silent())
-        expected = encode_pictures(run.load(), images, Silent(), views=views)
+        expected = encode_images(run.load(), images, Silent(), views=views)
         np.testing.assert_allclose(built.index.image_features, expected, atol=2e-6)
         assert built.encoded == 12
         again = plain.preparing_as(built.index.info.preprocessing)
@@ -121,10 +121,10 @@ def other_run(run: Run, tmp_path: Path) -> Run:
     )
 
 
-def test_another_model_encodes_everything_again(run: Run, pictures: Path, tmp_path: Path) -> None:
-    make(run, pictures, tmp_path / "index")
+def test_another_model_encodes_everything_again(run: Run, image_folder: Path, tmp_path: Path) -> None:
+    make(run, image_folder, tmp_path / "index")
     other = other_run(run, tmp_path)
-    built = make(other, pictures, tmp_path / "index")
+    built = make(other, image_folder, tmp_path / "index")
     assert built.encoded == 12
     made = open_index(tmp_path / "index")
     assert made.info.model_sha256 == other.info.weights_sha256 != run.info.weights_sha256
@@ -133,11 +133,11 @@ def test_another_model_encodes_everything_again(run: Run, pictures: Path, tmp_pa
     assert len(list(made.root.iterdir())) == 3
 
 
-def test_a_run_that_ranks_nothing_by_its_features_is_refused(run: Run, pictures: Path, tmp_path: Path) -> None:
+def test_a_run_that_ranks_nothing_by_its_features_is_refused(run: Run, image_folder: Path, tmp_path: Path) -> None:
     losses = run.recipe.losses.model_copy(update={"pre_alignment": False})
     blind = Run(run.root, run.recipe.model_copy(update={"losses": losses}), run.info)
     with pytest.raises(UsageError, match="without pre-alignment"):
-        make(blind, pictures, tmp_path / "index")
+        make(blind, image_folder, tmp_path / "index")
 
 
 def test_a_feature_set_is_searched_like_an_index(run: Run, tiny_prepared: Path, tmp_path: Path) -> None:

@@ -31,13 +31,13 @@ def searcher(encoder: Any, tiny_prepared: Path, tmp_path: Path) -> Searcher:
     return Searcher(build_index(encoder, source, tmp_path / "index", Silent()).index, lambda: encoder, Silent())
 
 
-def test_many_queries_get_the_answers_that_each_gets_alone(searcher: Searcher, tiny_pictures: Path) -> None:
+def test_many_queries_get_the_answers_that_each_gets_alone(searcher: Searcher, tiny_images: Path) -> None:
     queries = [
         TextQuery("a square"),
-        ImageQuery(tiny_pictures / "north" / "scene_05.jpg"),
+        ImageQuery(tiny_images / "north" / "scene_05.jpg"),
         TextQuery("field 3"),
         TextQuery("a square"),
-        ImageQuery(tiny_pictures / "south" / "scene_02.jpg"),
+        ImageQuery(tiny_images / "south" / "scene_02.jpg"),
     ]
     together = searcher.search(queries, 4)
     assert together == [searcher.search([query], 4)[0] for query in queries]
@@ -116,7 +116,7 @@ def test_a_file_of_no_queries_is_refused(tmp_path: Path, content: bytes, said: s
 
 
 def test_queries_that_cannot_be_answered_are_refused(
-    searcher: Searcher, encoder: Any, tiny_pictures: Path, tmp_path: Path
+    searcher: Searcher, encoder: Any, tiny_images: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="the query is blank"):
         TextQuery(" \n")
@@ -124,8 +124,8 @@ def test_queries_that_cannot_be_answered_are_refused(
         searcher.search([ImageQuery(tmp_path / "none.jpg")], 1)
     with pytest.raises(UsageError, match="has no ITM head"):
         searcher.search_with_itm(TextQuery("a"), 1)
-    with pytest.raises(UsageError, match="compares a text with pictures"):
+    with pytest.raises(UsageError, match="compares a text with images"):
         searcher.search_with_itm(ImageQuery(tmp_path / "none.jpg"), 1)
-    plain = build_index(encoder, folder_source(tiny_pictures), tmp_path / "plain", Silent()).index
+    plain = build_index(encoder, folder_source(tiny_images), tmp_path / "plain", Silent()).index
     with pytest.raises(DataError, match="gallery plain has no captions"):
         Searcher(plain, lambda: encoder, Silent()).search_captions([TextQuery("a")], 1)

@@ -28,7 +28,7 @@ def test_same_seed_same_bytes_and_a_longer_set_only_adds_scenes(tmp_path: Path) 
         assert longer[path].startswith(content) if path == "captions.csv" else longer[path] == content
 
 
-def test_captions_file_and_truth_belong_to_the_pictures(tmp_path: Path) -> None:
+def test_captions_file_and_truth_belong_to_the_images(tmp_path: Path) -> None:
     generate(tmp_path, 6, seed=1, image_size_px=64, progress=Silent())
     with (tmp_path / "captions.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -40,9 +40,9 @@ def test_captions_file_and_truth_belong_to_the_pictures(tmp_path: Path) -> None:
         assert truth.captions == tuple(row["caption"] for row in own)
         assert {row["scene"] for row in own} == {truth.scene} == {name.split("_")[0]}
         assert len({row["split"] for row in own}) == 1
-        with Image.open(tmp_path / "images" / name) as picture:
-            assert picture.size == (64, 64)
-            assert picture.mode == "RGB"
+        with Image.open(tmp_path / "images" / name) as image:
+            assert image.size == (64, 64)
+            assert image.mode == "RGB"
 
 
 def test_truth_is_read_back_as_it_was(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def numbers_of(kind: str, count: int) -> list[int]:
 
 
 def pixels(scene: Scene) -> NDArray[np.float32]:
-    return np.asarray(scene.picture, dtype=np.float32)
+    return np.asarray(scene.image, dtype=np.float32)
 
 
 def inner(box: Box) -> tuple[slice, slice]:
@@ -37,9 +37,9 @@ def gap_px(first: Box, second: Box) -> int:
     return max(across, down)
 
 
-def colourfulness(picture: NDArray[np.float32], colour: str) -> NDArray[np.float32]:
+def colourfulness(image: NDArray[np.float32], colour: str) -> NDArray[np.float32]:
     """How strongly each pixel has a colour: [S, S]."""
-    red, green, blue = (picture[:, :, channel] for channel in range(3))
+    red, green, blue = (image[:, :, channel] for channel in range(3))
     of: dict[str, NDArray[np.float32]] = {
         "white": (red + green + blue) / 3,
         "red": red - (green + blue) / 2,
@@ -51,9 +51,9 @@ def colourfulness(picture: NDArray[np.float32], colour: str) -> NDArray[np.float
 
 @settings(max_examples=25, deadline=None)
 @given(scene=scenes)
-def test_every_box_is_whole_and_inside_the_picture(scene: Scene) -> None:
+def test_every_box_is_whole_and_inside_the_image(scene: Scene) -> None:
     size = scene.truth.image_size_px
-    assert scene.picture.size == (size, size)
+    assert scene.image.size == (size, size)
     assert scene.truth.objects
     for thing in scene.truth.objects:
         assert thing.count == len(thing.boxes) > 0
@@ -64,7 +64,7 @@ def test_every_box_is_whole_and_inside_the_picture(scene: Scene) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(scene=scenes)
-def test_what_a_relation_names_is_in_the_picture_and_near_things_are_near(scene: Scene) -> None:
+def test_what_a_relation_names_is_in_the_image_and_near_things_are_near(scene: Scene) -> None:
     truth = scene.truth
     for subject, word, target in truth.relations:
         assert shows(truth, subject)
@@ -79,11 +79,11 @@ def test_what_a_relation_names_is_in_the_picture_and_near_things_are_near(scene:
 def test_the_same_seed_and_number_give_the_same_scene(number: int, seed: int) -> None:
     first, second = draw_scene(number, seed, 96), draw_scene(number, seed, 96)
     assert first.truth == second.truth
-    assert first.picture.tobytes() == second.picture.tobytes()
+    assert first.image.tobytes() == second.image.tobytes()
 
 
 def test_another_seed_gives_another_scene() -> None:
-    assert draw_scene(0, seed=1).picture.tobytes() != draw_scene(0, seed=2).picture.tobytes()
+    assert draw_scene(0, seed=1).image.tobytes() != draw_scene(0, seed=2).image.tobytes()
 
 
 def test_airports_near_the_sea_can_be_told_from_those_inland() -> None:
@@ -125,13 +125,13 @@ def test_things_of_a_colour_stand_out_in_that_colour_inside_their_boxes(kind: st
     compared = 0
     for number in numbers_of(kind, 8):
         scene = draw_scene(number, seed=11)
-        picture = pixels(scene)
-        outside = np.ones(picture.shape[:2], dtype=bool)
+        image = pixels(scene)
+        outside = np.ones(image.shape[:2], dtype=bool)
         for x0, y0, x1, y1 in scene.truth.boxes_of(name):
             outside[y0:y1, x0:x1] = False
         for thing in scene.truth.objects:
             if thing.name == name and thing.colour in ("white", "red", "orange", "blue"):
-                strength = colourfulness(picture, thing.colour)
+                strength = colourfulness(image, thing.colour)
                 within = np.mean([strength[inner(box)].mean() for box in thing.boxes])
                 assert within > strength[outside].mean() + 12, (scene.truth.file, thing.colour)
                 compared += 1

@@ -32,7 +32,7 @@ train: {epochs: 3, batch_size: 6, precision: fp32, ema_decay: 0.9}
 evaluate: {itm_k: 4}
 """
 
-STEM_RECIPE = """
+BACKBONE_RECIPE = """
 data: {image_size_px: 32, max_caption_tokens: 12}
 image_encoder:
   size: custom
@@ -40,13 +40,13 @@ image_encoder:
   depths: [0, 0, 1, 1]
   num_heads: [1, 1, 2, 2]
   window_size: 2
-  stem: mobilenetv3_small_050
-  stem_strides: [16, 32]
+  backbone: mobilenetv3_small_050
+  backbone_strides: [16, 32]
 text_encoder: {size: tiny}
 losses: {embed_dim: 16, mlm: 0}
 optim: {lr: 2.0e-3}
 train: {epochs: 2, batch_size: 6, precision: fp32}
-evaluate: {itm_k: 4, views: dihedral}
+evaluate: {itm_k: 4, tta: d4}
 """
 
 MakeRecipe = Callable[..., Recipe]
@@ -69,8 +69,8 @@ def tiny_yaml() -> str:
 
 
 @pytest.fixture(scope="session")
-def stem_yaml() -> str:
-    return STEM_RECIPE
+def backbone_yaml() -> str:
+    return BACKBONE_RECIPE
 
 
 @pytest.fixture(scope="session")
@@ -80,17 +80,17 @@ def tiny_recipe() -> MakeRecipe:
 
 
 @pytest.fixture(scope="session")
-def stem_recipe() -> MakeRecipe:
-    """The recipe with a frozen stem whose maps are cached."""
-    return lambda *overrides: parse_recipe(STEM_RECIPE, "stem", overrides)
+def backbone_recipe() -> MakeRecipe:
+    """The recipe with a frozen backbone whose maps are cached."""
+    return lambda *overrides: parse_recipe(BACKBONE_RECIPE, "backbone", overrides)
 
 
 def make_squares(root: Path) -> PreparedDataset:
-    """Pictures of a coloured square on a coloured ground, two captions each."""
+    """Images of a coloured square on a coloured ground, two captions each."""
     rng = np.random.default_rng(0)
     images, captions = [], []
-    pictures = root / "pictures"
-    pictures.mkdir(parents=True)
+    folder = root / "images"
+    folder.mkdir(parents=True)
     for split, size in SPLIT_SIZES.items():
         for number in range(size):
             name = f"{split}{number:02d}"
@@ -100,10 +100,10 @@ def make_squares(root: Path) -> PreparedDataset:
             left, top = rng.integers(2, 14, size=2)
             pixels[top : top + 14, left : left + 14] = COLOURS[inner]
             noise = rng.integers(-20, 20, pixels.shape)
-            Image.fromarray((pixels.astype(int) + noise).clip(0, 255).astype(np.uint8)).save(pictures / f"{name}.png")
-            mark = FileStamp.of(pictures / f"{name}.png")
+            Image.fromarray((pixels.astype(int) + noise).clip(0, 255).astype(np.uint8)).save(folder / f"{name}.png")
+            mark = FileStamp.of(folder / f"{name}.png")
             state = str(mark.size), str(mark.mtime_ns)
-            images.append((name, f"pictures/{name}.png", split, "32", "32", *state, mark.sha256, place))
+            images.append((name, f"images/{name}.png", split, "32", "32", *state, mark.sha256, place))
             texts = (f"a {inner} {place} on {outer} ground", f"there is {outer} around something {inner}")
             captions += [(f"{name}#{row}", name, text) for row, text in enumerate(texts)]
     return write_prepared(

@@ -1,4 +1,4 @@
-"""A dry run predicts what a training takes, trains nothing, and needs neither pictures nor a hub."""
+"""A dry run predicts what a training takes, trains nothing, and needs neither images nor a hub."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from cmpagl_cli.app import app
 from cmpagl_core.datasets.loading import PairBatch
 from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
 from cmpagl_core.errors import DataError
+from cmpagl_core.models.backbone import Backbone
 from cmpagl_core.models.bert import BertShape
 from cmpagl_core.models.cmpagl import build_model
-from cmpagl_core.models.stem import FeatureStem
 from cmpagl_core.models.tokenizer import load_tokenizer
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import load_recipe
 from cmpagl_core.training.forecast import BERT_VOCABULARY, forecast
 from cmpagl_core.training.learner import make_learner
-from cmpagl_core.training.measure import Cost, measure, standing_bytes
+from cmpagl_core.training.measure import Cost, measure, resident_bytes
 from cmpagl_core.training.start import TrainRequest
 from cmpagl_core.training.step import accumulate, update
 from cmpagl_core.workspace import Workspace
@@ -35,11 +35,11 @@ MakeRecipe = Callable[..., Recipe]
 
 
 @pytest.fixture
-def workspace(squares: PreparedDataset, tiny_yaml: str, stem_yaml: str, tmp_path: Path) -> Workspace:
+def workspace(squares: PreparedDataset, tiny_yaml: str, backbone_yaml: str, tmp_path: Path) -> Workspace:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "squares").symlink_to(squares.root)
     (tmp_path / "tiny.yaml").write_text(tiny_yaml)
-    (tmp_path / "stem.yaml").write_text(stem_yaml)
+    (tmp_path / "backbone.yaml").write_text(backbone_yaml)
     return Workspace(tmp_path)
 
 
@@ -58,12 +58,12 @@ def test_a_dry_run_counts_parameters_pairs_and_steps_and_writes_nothing(workspac
     assert sorted(workspace.root.rglob("*")) == before
 
 
-def test_a_dry_run_reckons_the_cache_of_a_frozen_stem(workspace: Workspace) -> None:
-    found = forecast(TrainRequest(str(workspace.root / "stem.yaml")), workspace, Silent(), CPU)
-    stem = build_model(load_recipe(workspace.root / "stem.yaml"), vocab_size=50).image_encoder.patch_embed
-    assert isinstance(stem, FeatureStem)
-    values = sum(part[0].numel() for part in stem.parts(torch.zeros(1, 3, 32, 32)))
-    assert found.cache_bytes == 24 * 8 * values * 2  # pictures to train and choose on, views, half precision
+def test_a_dry_run_reckons_the_cache_of_a_frozen_backbone(workspace: Workspace) -> None:
+    found = forecast(TrainRequest(str(workspace.root / "backbone.yaml")), workspace, Silent(), CPU)
+    backbone = build_model(load_recipe(workspace.root / "backbone.yaml"), vocab_size=50).image_encoder.patch_embed
+    assert isinstance(backbone, Backbone)
+    values = sum(part[0].numel() for part in backbone.parts(torch.zeros(1, 3, 32, 32)))
+    assert found.cache_bytes == 24 * 8 * values * 2  # images to train and choose on, views, half precision
     assert found.cache_s > 0
 
 
@@ -98,7 +98,7 @@ def test_memory_that_is_kept_for_the_backward_pass_grows_with_the_pairs(tiny_rec
     few, many = (measure(learner, pairs, ["a red roof"]).activation_bytes for pairs in (4, 8))
     assert 1.5 < many / few < 2.2
     weights = sum(4 * parameter.numel() for parameter in model.parameters())
-    assert standing_bytes(learner) == 5 * weights  # weights, gradients, two moments, one average
+    assert resident_bytes(learner) == 5 * weights  # weights, gradients, two moments, one average
 
 
 def test_an_unknown_data_set_cannot_be_forecast(workspace: Workspace) -> None:

@@ -1,4 +1,4 @@
-"""What a training cached of a frozen stem spares an index of the same pictures the stem's work."""
+"""What a training cached of a frozen backbone spares an index of the same images the backbone's work."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Told(Silent):
 
 @pytest.fixture
 def run(
-    squares: PreparedDataset, stem_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    squares: PreparedDataset, backbone_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Run:
     monkeypatch.setattr(loop, "draw_curves", lambda root, progress: None)
-    return loop.fit(stem_recipe(), squares, tmp_path / "run", Silent(), CPU, cache_root=tmp_path / "cache")
+    return loop.fit(backbone_recipe(), squares, tmp_path / "run", Silent(), CPU, cache_root=tmp_path / "cache")
 
 
 def decoded_files(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
@@ -65,18 +65,18 @@ def test_an_index_takes_cached_maps_and_encodes_the_rest(
     expected = index_of(run, squares, tmp_path / "plain", Told(), None)
     decoded, told = decoded_files(monkeypatch), Told()
     found = index_of(run, squares, tmp_path / "cached", told, tmp_path / "cache")
-    assert told.lines[0] == "24 of 28 pictures have maps that a training cached"
+    assert told.lines[0] == "24 of 28 images have maps that a training cached"
     assert sorted(decoded) == sorted(squares.split("test").paths)
     assert list(found.image_ids) == list(expected.image_ids)
     assert found.stamps is not None
     assert expected.stamps is not None
     np.testing.assert_array_equal(found.stamps.sha256, expected.stamps.sha256)
     np.testing.assert_allclose(found.image_features, expected.image_features, atol=2e-6)  # whatever the path
-    assert "the stem's maps in half precision" in found.info.preprocessing
-    assert np.ptp(expected.image_features, axis=0).max() > 0.03  # and pictures differ by much more
+    assert "the backbone's maps in half precision" in found.info.preprocessing
+    assert np.ptp(expected.image_features, axis=0).max() > 0.03  # and images differ by much more
 
 
-def test_a_picture_that_was_changed_is_encoded_again(
+def test_a_image_that_was_changed_is_encoded_again(
     run: Run, squares: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, source = squares.split("train").paths[0], dataset_source(squares)
@@ -87,13 +87,13 @@ def test_a_picture_that_was_changed_is_encoded_again(
         encoder = CmpaglEncoder(run, Told(), CPU, tmp_path / "cache")
         build_index(encoder, source, tmp_path / "index", Told())
         assert path in decoded
-        with pytest.raises(MismatchError, match="is not the picture that squares was prepared with"):
+        with pytest.raises(MismatchError, match="is not the image that squares was prepared with"):
             dataset_source(squares)
     finally:
         path.write_bytes(before)
 
 
-def test_nothing_is_said_where_no_picture_was_cached(run: Run, squares: PreparedDataset, tmp_path: Path) -> None:
+def test_nothing_is_said_where_no_image_was_cached(run: Run, squares: PreparedDataset, tmp_path: Path) -> None:
     path = tmp_path / "one"
     path.mkdir()
     (path / "new.png").write_bytes(squares.split("test").paths[0].read_bytes())
@@ -104,7 +104,7 @@ def test_nothing_is_said_where_no_picture_was_cached(run: Run, squares: Prepared
 
 
 def test_maps_of_other_weights_or_broken_ones_are_not_taken(run: Run, squares: PreparedDataset, tmp_path: Path) -> None:
-    (home,) = (tmp_path / "cache" / "stems").iterdir()
+    (home,) = (tmp_path / "cache" / "backbones").iterdir()
     told = Told()
     for shard in home.iterdir():
         shard.write_bytes(b"no tensors")

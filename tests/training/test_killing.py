@@ -58,7 +58,7 @@ def test_a_kill_around_any_rename_and_after_any_step_changes_no_byte(
 
 
 @pytest.mark.slow
-def test_a_kill_changes_nothing_with_a_cached_stem_either(
-    squares: PreparedDataset, stem_yaml: str, tmp_path: Path
+def test_a_kill_changes_nothing_with_a_cached_backbone_either(
+    squares: PreparedDataset, backbone_yaml: str, tmp_path: Path
 ) -> None:
-    check_same_weights(trained(squares, stem_yaml, tmp_path, NEVER, "step:2", "before:4", "ctrl-c:3"))
+    check_same_weights(trained(squares, backbone_yaml, tmp_path, NEVER, "step:2", "before:4", "ctrl-c:3"))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from cmpagl_core import device
-from cmpagl_core.datasets.loading import Draw, PictureFiles
+from cmpagl_core.datasets.loading import Draw, ImageFiles
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.errors import CmpaglError, DataError, GuardError, InterruptedByUserError, MismatchError
 from cmpagl_core.evaluation.kept_params import read_params
@@ -98,8 +98,8 @@ def test_a_run_is_whole_and_its_state_is_gone(tiny_run: Run, squares: PreparedDa
     assert info.manifest_sha256 == squares.manifest.sha256
     assert info.train_sha256 == squares.split("train").sha256
     assert info.selection_sha256 == squares.split("val").sha256
-    assert tiny_run.seen.train_images == set(squares.split("train").picture_sha256)
-    assert tiny_run.seen.selection_images == set(squares.split("val").picture_sha256)
+    assert tiny_run.seen.train_images == set(squares.split("train").image_sha256)
+    assert tiny_run.seen.selection_images == set(squares.split("val").image_sha256)
     assert is_own(tiny_run, squares)
     loaded = tiny_run.load()
     assert not loaded.model.training
@@ -121,12 +121,12 @@ def test_the_best_validation_is_kept_and_gammas_are_chosen_on_it(tiny_run: Run) 
 
 
 def test_kept_weights_give_the_mr_that_was_validated(tiny_run: Run, squares: PreparedDataset) -> None:
-    from cmpagl_core.encoders.encode import encode_captions, encode_pictures
+    from cmpagl_core.encoders.encode import encode_captions, encode_images
     from cmpagl_core.evaluation.recall import Matches, recall
     from cmpagl_core.ranking.scores import ScoreMatrix
 
     loaded, selection = tiny_run.load(), squares.split("val")
-    images = encode_pictures(loaded, selection.images, Silent())
+    images = encode_images(loaded, selection.images, Silent())
     texts = encode_captions(loaded, selection.captions, Silent())
     scores = ScoreMatrix.from_features(images, texts)
     assert recall(scores, Matches.own(selection.caption_image, len(selection))).mr == pytest.approx(
@@ -135,7 +135,7 @@ def test_kept_weights_give_the_mr_that_was_validated(tiny_run: Run, squares: Pre
 
 
 def test_the_log_has_every_step_epoch_and_validation(tiny_run: Run) -> None:
-    kinds = [event["event"] for event in read_journal(tiny_run.log_path) if event["event"] != "sign"]
+    kinds = [event["event"] for event in read_journal(tiny_run.log_path) if event["event"] != "warning"]
     assert kinds == ["begin", *(["step"] * 3 + ["epoch", "validation"]) * 3, "end"]
     step = events(tiny_run.root, "step")[4]
     assert (step["epoch"], step["step"]) == (2, 5)
@@ -194,32 +194,40 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_the_way_out(
         train(beyond, squares, tmp_path / "run")
 
 
-def test_a_frozen_stem_never_changes_and_its_cache_is_used_again(
-    squares: PreparedDataset, stem_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_frozen_backbone_never_changes_and_its_cache_is_used_again(
+    squares: PreparedDataset, backbone_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = Told()
-    run = train(stem_recipe(), squares, tmp_path / "first", progress=told)
+    run = train(backbone_recipe(), squares, tmp_path / "first", progress=told)
     assert any(
-        message.startswith("caching the frozen stem's maps of 24 pictures in 8 views") for message in told.messages
+        message.startswith("caching the frozen backbone's maps of 24 images in 8 views") for message in told.messages
     )
 
-    def never(self: PictureFiles, draws: Sequence[Draw]) -> torch.Tensor:
-        raise AssertionError("a picture was decoded")
+    def never(self: ImageFiles, draws: Sequence[Draw]) -> torch.Tensor:
+        raise AssertionError("an image was decoded")
 
-    monkeypatch.setattr(PictureFiles, "gather", never)
+    monkeypatch.setattr(ImageFiles, "gather", never)
     again = Told()
-    second = train(stem_recipe(), squares, tmp_path / "second", progress=again)
+    second = train(backbone_recipe(), squares, tmp_path / "second", progress=again)
     assert not any("caching" in message for message in again.messages)
     assert second.info.weights_sha256 == run.info.weights_sha256
-    assert stem_weights(run) == stem_weights(train(stem_recipe("train.epochs=1"), squares, tmp_path / "third"))
+    assert backbone_weights(run) == backbone_weights(
+        train(backbone_recipe("train.epochs=1"), squares, tmp_path / "third")
+    )
 
 
-def test_a_stem_is_tuned_from_its_epoch_on(squares: PreparedDataset, stem_recipe: MakeRecipe, tmp_path: Path) -> None:
-    late = ("image_encoder.stem_trainable=true", "image_encoder.stem_unfreeze_epoch=1", "optim.image_lr_scale=1")
-    frozen = train(stem_recipe(*late, "train.epochs=1"), squares, tmp_path / "frozen")
+def test_a_backbone_is_tuned_from_its_epoch_on(
+    squares: PreparedDataset, backbone_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    late = (
+        "image_encoder.backbone_trainable=true",
+        "image_encoder.backbone_unfreeze_epoch=1",
+        "optim.image_lr_scale=1",
+    )
+    frozen = train(backbone_recipe(*late, "train.epochs=1"), squares, tmp_path / "frozen")
     both = ("train.epochs=2", "train.validate_every_epochs=2", "train.ema_decay=0.5")
-    tuned = train(stem_recipe(*late, *both), squares, tmp_path / "tuned")
-    assert stem_weights(frozen) != stem_weights(tuned)
+    tuned = train(backbone_recipe(*late, *both), squares, tmp_path / "tuned")
+    assert backbone_weights(frozen) != backbone_weights(tuned)
 
 
 def test_without_pre_alignment_itm_ranks(squares: PreparedDataset, tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -255,18 +263,18 @@ def test_without_instructions_for_half_precision_a_training_is_that_in_fp32_and_
 def test_a_starving_loader_is_told_and_logged(
     squares: PreparedDataset, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gather, asked_at = PictureFiles.gather, [time.monotonic()]
+    gather, asked_at = ImageFiles.gather, [time.monotonic()]
 
-    def slow(self: PictureFiles, draws: Sequence[Draw]) -> torch.Tensor:
+    def slow(self: ImageFiles, draws: Sequence[Draw]) -> torch.Tensor:
         time.sleep(0.3 + 2 * (time.monotonic() - asked_at[-1]))  # longer than the step before, on any machine
         asked_at.append(time.monotonic())
         return gather(self, draws)
 
-    monkeypatch.setattr(PictureFiles, "gather", slow)
+    monkeypatch.setattr(ImageFiles, "gather", slow)
     told = Told()
     run = train(tiny_recipe("train.epochs=1"), squares, tmp_path / "run", progress=told)
-    assert [event["name"] for event in events(run.root, "sign")].count("starving loader") == 1
-    assert any(message.startswith("watch out: starving loader: ") for message in told.messages)
+    assert [event["name"] for event in events(run.root, "warning")].count("starving loader") == 1
+    assert any(message.startswith("warning: starving loader: ") for message in told.messages)
 
 
 def test_a_full_disk_stops_the_training_which_goes_on_when_there_is_room(
@@ -343,7 +351,7 @@ def test_a_broken_state_is_named(squares: PreparedDataset, tiny_recipe: MakeReci
         train(tiny_recipe(), squares, tmp_path / "run", resume=True)
 
 
-def stem_weights(run: Run) -> list[float]:
+def backbone_weights(run: Run) -> list[float]:
     tensors = read_tensors(run.weights_path)
     return [
         float(value.double().sum())

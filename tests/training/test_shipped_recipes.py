@@ -46,11 +46,11 @@ def open_gates(model: CmpaglModel) -> None:
 
 
 def meant_to_stay(learner: Learner, name: str) -> bool:
-    """What the recipe says does not learn: a frozen stem, and a scale that no loss uses."""
+    """What the recipe says does not learn: a frozen backbone, and a scale that no loss uses."""
     recipe = learner.recipe
-    if name.startswith("image_encoder.patch_embed.") and learner.stem is not None:
+    if name.startswith("image_encoder.patch_embed.") and learner.backbone is not None:
         cfg = recipe.image_encoder
-        return not cfg.stem_trainable or recipe.optim.image_lr_scale == 0
+        return not cfg.backbone_trainable or recipe.optim.image_lr_scale == 0
     if learner.origins[name] == "imported_text":
         return recipe.optim.text_lr_scale == 0
     return name == "logit_scale" and not recipe.losses.uses_itc
@@ -59,7 +59,7 @@ def meant_to_stay(learner: Learner, name: str) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_every_parameter_of_a_shipped_recipe_gets_a_gradient(name: str) -> None:
-    learner = learner_of(load_recipe(name, ["image_encoder.drop_path=0"]))  # four pictures may all be dropped
+    learner = learner_of(load_recipe(name, ["image_encoder.drop_path=0"]))  # four images may all be dropped
     learner.thaw(learner.recipe.train.epochs - 1)
     model = learner.model.train()
     open_gates(model)
@@ -70,6 +70,6 @@ def test_every_parameter_of_a_shipped_recipe_gets_a_gradient(name: str) -> None:
     without = {key for key, one in model.named_parameters() if one.grad is None or not bool(one.grad.abs().sum() > 0)}
     assert without == {key for key, _ in model.named_parameters() if meant_to_stay(learner, key)}
     optimised = {id(one) for group in learner.optimizer.param_groups for one in group["params"]}
-    late = learner.recipe.image_encoder.stem_unfreeze_epoch > 0
+    late = learner.recipe.image_encoder.backbone_unfreeze_epoch > 0
     for key, one in model.named_parameters():
         assert id(one) in optimised or key in without or (late and key.startswith("image_encoder.patch_embed.")), key

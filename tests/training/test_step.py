@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cmpagl_core.datasets.loading import PairBatch
-from cmpagl_core.encoders.stem_cache import views_needed
+from cmpagl_core.encoders.backbone_cache import views_needed
 from cmpagl_core.errors import CmpaglError
 from cmpagl_core.losses import ItmPairs, MaskedTokens
 from cmpagl_core.models.cmpagl import TextEncoding, build_model
@@ -18,9 +18,9 @@ from cmpagl_core.models.tokenizer import CaptionTokenizer, load_tokenizer
 from cmpagl_core.recipe import LossesPart, Recipe
 from cmpagl_core.training import step
 from cmpagl_core.training.learner import Learner, caches_until, gates_by_stage, make_learner
+from cmpagl_core.training.monitor import EpochFigures, TrainingMonitor
 from cmpagl_core.training.objective import encode_batch_texts, match_logits
 from cmpagl_core.training.step import accumulate, gradient_shares, update
-from cmpagl_core.training.watch import EpochFigures, Watch
 
 CPU = torch.device("cpu")
 CAPTIONS = (
@@ -170,7 +170,7 @@ def test_the_logit_scale_is_held_at_its_clamp_and_told(tiny_recipe: MakeRecipe) 
     scale = learner.model.logit_scale.exp().item()
     assert scale == pytest.approx(15.0)
     figures = EpochFigures(1, False, 1.0, {}, 0.0, scale, 15.0, {}, {}, 0.0)
-    assert re.match("logit scale at its clamp", Watch().epoch(figures)[0].sentence)
+    assert re.match("logit scale at its clamp", TrainingMonitor().epoch(figures)[0].sentence)
 
 
 def test_shares_of_the_gradient_are_those_of_each_loss_alone() -> None:
@@ -182,11 +182,13 @@ def test_shares_of_the_gradient_are_those_of_each_loss_alone() -> None:
 
 @pytest.mark.parametrize("gate", [0.0, 0.3])
 def test_no_share_of_the_gradient_is_told_where_a_skip_leads_past_the_image_tokens(
-    stem_recipe: MakeRecipe, gate: float
+    backbone_recipe: MakeRecipe, gate: float
 ) -> None:
-    learner = learner_of(stem_recipe("image_encoder.stem_skip=true", "losses.itm=1.0", "fusion_encoder.enabled=true"))
+    learner = learner_of(
+        backbone_recipe("image_encoder.backbone_skip=true", "losses.itm=1.0", "fusion_encoder.enabled=true")
+    )
     with torch.no_grad():
-        learner.model.get_parameter("stem_skip.gate").fill_(gate)
+        learner.model.get_parameter("backbone_skip.gate").fill_(gate)
     assert accumulate(learner, [batch_of(learner)], epoch=0, step=0, with_shares=True).gradient_shares == {}
 
 
@@ -196,17 +198,17 @@ def test_gates_are_told_by_stage(tiny_recipe: MakeRecipe) -> None:
     assert gates_by_stage(learner_of(tiny_recipe("image_encoder.global_window=false")).model) == {}
 
 
-def test_a_cache_serves_frozen_stems_and_those_that_stay_frozen_for_long(stem_recipe: MakeRecipe) -> None:
-    late = "image_encoder.stem_trainable=true"
-    views = views_needed(stem_recipe())
+def test_a_cache_serves_frozen_backbones_and_those_that_stay_frozen_for_long(backbone_recipe: MakeRecipe) -> None:
+    late = "image_encoder.backbone_trainable=true"
+    views = views_needed(backbone_recipe())
     assert views == tuple(range(8))
-    assert caches_until(stem_recipe(), views) == 2
-    assert caches_until(stem_recipe(late), views) == 0
-    assert caches_until(stem_recipe(late, "image_encoder.stem_unfreeze_epoch=8"), views) == 0
-    assert caches_until(stem_recipe(late, "image_encoder.stem_unfreeze_epoch=9"), views) == 9
-    assert caches_until(stem_recipe(late, "optim.image_lr_scale=0"), views) == 2
-    assert views_needed(stem_recipe("evaluate.views=one", "data.augment=flips")) == (0, 2, 4, 6)
-    assert views_needed(stem_recipe("evaluate.views=one", "data.augment=none")) == (0,)
+    assert caches_until(backbone_recipe(), views) == 2
+    assert caches_until(backbone_recipe(late), views) == 0
+    assert caches_until(backbone_recipe(late, "image_encoder.backbone_unfreeze_epoch=8"), views) == 0
+    assert caches_until(backbone_recipe(late, "image_encoder.backbone_unfreeze_epoch=9"), views) == 9
+    assert caches_until(backbone_recipe(late, "optim.image_lr_scale=0"), views) == 2
+    assert views_needed(backbone_recipe("evaluate.tta=none", "data.augment=flips")) == (0, 2, 4, 6)
+    assert views_needed(backbone_recipe("evaluate.tta=none", "data.augment=none")) == (0,)
 
 
 def test_captions_encoded_once_each_in_groups_are_as_if_encoded_together(tiny_recipe: MakeRecipe) -> None:

@@ -25,13 +25,13 @@ Stories = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def workspace(
-    tmp_path_factory: pytest.TempPathFactory, squares: PreparedDataset, tiny_yaml: str, stem_yaml: str
+    tmp_path_factory: pytest.TempPathFactory, squares: PreparedDataset, tiny_yaml: str, backbone_yaml: str
 ) -> Workspace:
     root = tmp_path_factory.mktemp("two")
     (root / "data").mkdir()
     (root / "data" / "squares").symlink_to(squares.root)
     (root / "tiny.yaml").write_text(tiny_yaml)
-    (root / "stem.yaml").write_text(stem_yaml)
+    (root / "backbone.yaml").write_text(backbone_yaml)
     return Workspace(root)
 
 
@@ -69,12 +69,12 @@ def test_a_second_resume_of_one_run_is_refused(stories: Stories, workspace: Work
     assert sentence.fullmatch(stories["resumed"]["second"])
 
 
-def test_two_trainings_make_the_maps_of_their_stem_once(stories: Stories) -> None:
-    story = stories["stem"]
-    assert (story["first"], story["second"]) == ("stem", "stem-2")
+def test_two_trainings_make_the_maps_of_their_backbone_once(stories: Stories) -> None:
+    story = stories["backbone"]
+    assert (story["first"], story["second"]) == ("backbone", "backbone-2")
     assert any(said.startswith("waiting: ") for said in story["second_said"])
-    assert "cache stem maps" in story["first_said"]
-    assert "cache stem maps" not in story["second_said"]
+    assert "cache backbone maps" in story["first_said"]
+    assert "cache backbone maps" not in story["second_said"]
 
 
 def test_two_studies_train_a_variant_once_and_share_its_result(stories: Stories, workspace: Workspace) -> None:
@@ -102,10 +102,10 @@ def test_a_second_index_of_one_name_is_refused(stories: Stories, workspace: Work
 
 def test_two_questions_without_an_index_make_one_and_share_it(stories: Stories, workspace: Workspace) -> None:
     story = stories["retrievals"]
-    pictures = str(len(open_prepared(workspace.root / "data" / "squares").images))
-    assert (story["first"], story["second"]) == (pictures, pictures)
+    images = str(len(open_prepared(workspace.root / "data" / "squares").images))
+    assert (story["first"], story["second"]) == (images, images)
     assert any(said.startswith("waiting: ") for said in story["second_said"])
-    assert "encode pictures" not in story["second_said"]
+    assert "encode images" not in story["second_said"]
 
 
 def test_of_two_prepares_of_one_name_each_is_whole_or_refused(stories: Stories, workspace: Workspace) -> None:

@@ -2,7 +2,7 @@
 
     python two_at_once.py WORKSPACE
 
-WORKSPACE holds data/squares, tiny.yaml and stem.yaml. Prints, as JSON, what each of the two returned and said.
+WORKSPACE holds data/squares, tiny.yaml and backbone.yaml. Prints, as JSON, what each of the two returned and said.
 """
 
 from __future__ import annotations
@@ -193,10 +193,10 @@ def main(root: Path) -> dict[str, Any]:
         "trainings": meet(bench.training(seed=0), "training tiny on", bench.training(seed=1)),
         "one_name": meet(named, "training tiny on", named),
         "resumed": meet(resumed, "goes on after", resumed),
-        "stem": meet(bench.training("stem"), "caching the frozen", bench.training("stem")),
+        "backbone": meet(bench.training("backbone"), "caching the frozen", bench.training("backbone")),
         "studies": meet(bench.study, "epoch 1:", bench.study),
-        "retrievals": meet(bench.retrieval, "encode pictures", bench.retrieval),
-        "indexings": meet(bench.index, "encode pictures", bench.index),
+        "retrievals": meet(bench.retrieval, "encode images", bench.retrieval),
+        "indexings": meet(bench.index, "encode images", bench.index),
         "evaluations": meet(bench.evaluation("sinkhorn"), "choosing", bench.evaluation("dual_softmax")),
         "prepared": [bench.prepared_apart(offset_s) for offset_s in OFFSETS_S],
     }

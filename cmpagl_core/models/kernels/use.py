@@ -14,15 +14,15 @@ import torch
 from torch import nn
 from transformers import BertConfig
 
+from cmpagl_core.models.backbone import Backbone
 from cmpagl_core.models.bert import PLAIN_ATTENTION
 from cmpagl_core.models.global_window import GeneratorStep
 from cmpagl_core.models.gswin import GlobalBranch, GswinBranch, GswinStage, PatchMerging
+from cmpagl_core.models.kernels.backbone import GroupedBackbone
 from cmpagl_core.models.kernels.bert import WRITTEN_OUT
 from cmpagl_core.models.kernels.global_window import FoldedGlobalBranch, RowsGeneratorStep
 from cmpagl_core.models.kernels.gswin import FoldedBranch, FoldedPatchMerging, GroupedStage
-from cmpagl_core.models.kernels.stem import GroupedStem
 from cmpagl_core.models.kernels.windows import PackedWindowAttention, ReorderedGeometry
-from cmpagl_core.models.stem import FeatureStem
 from cmpagl_core.models.windows import WindowAttention, WindowGeometry
 
 Layer = type[nn.Module]
@@ -36,7 +36,7 @@ _ANYWHERE: Mapping[Layer, Layer] = {
     GeneratorStep: RowsGeneratorStep,
 }
 KERNELS: Mapping[str, Mapping[Layer, Layer]] = {
-    "cpu": {**_ANYWHERE, GswinStage: GroupedStage, PatchMerging: FoldedPatchMerging, FeatureStem: GroupedStem},
+    "cpu": {**_ANYWHERE, GswinStage: GroupedStage, PatchMerging: FoldedPatchMerging, Backbone: GroupedBackbone},
     "cuda": _ANYWHERE,
 }
 """The fast variant of each plain layer, by the kind of device."""

@@ -1,6 +1,6 @@
 """Exact top-k search: a fast scan finds the candidates, float64 products decide among them (ours).
 
-The scan's rounding is bounded, so no picture that belongs in the top k can be lost by it. The products that decide
+The scan's rounding is bounded, so no image that belongs in the top k can be lost by it. The products that decide
 are computed row by row, so equal features score equally wherever they stand, and equal scores are ordered by image
 id: the order of files never changes a result. Needs NumPy alone: a query starts in a fraction of a second.
 """
@@ -131,12 +131,12 @@ def scan_error(dim: int, queries: NDArray[np.float32]) -> NDArray[np.float64]:
 def check_search(features: NDArray[Any], queries: NDArray[np.float32], k: int) -> None:
     """Refuse a search that cannot be. Raises UsageError, MismatchError or DataError."""
     if k < 1:
-        raise UsageError(f"k is {k}", hint="ask for at least 1 picture")
+        raise UsageError(f"k is {k}", hint="ask for at least 1 image")
     if len(features) == 0:
-        raise DataError("the gallery holds no picture", hint="make one with `cmpagl index DIR`")
+        raise DataError("the gallery holds no image", hint="make one with `cmpagl index DIR`")
     if features.shape[1] != queries.shape[1]:
         raise MismatchError(
-            f"the query has {queries.shape[1]} numbers and each picture of the gallery {features.shape[1]}",
+            f"the query has {queries.shape[1]} numbers and each image of the gallery {features.shape[1]}",
             hint="index with the run that encodes the query",
         )
 

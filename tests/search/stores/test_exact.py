@@ -50,7 +50,7 @@ def test_blocks_change_nothing() -> None:
 
 def test_shuffling_the_files_changes_no_result() -> None:
     features = unit(3000, 16, 0)
-    features[100:140] = features[100]  # forty copies of one picture
+    features[100:140] = features[100]  # forty copies of one image
     ids = np.array([f"{row:05d}" for row in range(3000)])
     query = features[100:101]
     expected = ids[top_k(features, query, 25).rows[0]]
@@ -67,7 +67,7 @@ def test_scores_that_float32_cannot_tell_apart_are_ranked_by_their_exact_value()
     assert top_k(features, query, 3).rows[0].tolist() == [1, 0, 2]
 
 
-def test_a_gallery_of_equal_pictures_is_ranked_by_id() -> None:
+def test_a_gallery_of_equal_images_is_ranked_by_id() -> None:
     features = np.repeat(unit(1, 8, 0), 4000, axis=0)
     found = top_k(features, unit(2, 8, 1), 5, np.arange(4000)[::-1].copy(), budget_bytes=1)
     assert found.rows.tolist() == [[3999, 3998, 3997, 3996, 3995]] * 2
@@ -90,9 +90,9 @@ def test_searches_that_cannot_be_are_refused() -> None:
     features = unit(10, 8, 0)
     with pytest.raises(UsageError, match="k is 0"):
         top_k(features, unit(1, 8, 0), 0)
-    with pytest.raises(MismatchError, match="the query has 7 numbers and each picture of the gallery 8"):
+    with pytest.raises(MismatchError, match="the query has 7 numbers and each image of the gallery 8"):
         top_k(features, unit(1, 7, 0), 1)
-    with pytest.raises(DataError, match="holds no picture"):
+    with pytest.raises(DataError, match="holds no image"):
         top_k(features[:0], unit(1, 8, 0), 1)
     features[3, 3] = np.nan
     with pytest.raises(DataError, match="not finite"):

@@ -85,5 +85,5 @@ def test_searches_that_cannot_be_are_refused() -> None:
         scanner.top_k(unit(1, 8, 0), 0)
     with pytest.raises(MismatchError, match="has 7 numbers"):
         scanner.top_k(unit(1, 7, 0), 1)
-    with pytest.raises(DataError, match="holds no picture"):
+    with pytest.raises(DataError, match="holds no image"):
         scanned(unit(1, 8, 0)[:0]).top_k(unit(1, 8, 0), 1)

@@ -1,0 +1,346 @@
+"""Maps of a frozen backbone on disk, for all flips and rotations, so that small machines train in minutes (ours).
+
+A cache is a folder of shards under `cache/backbones/<key>/`. The key covers all that decides the maps but the image;
+a shard names its images by the sha256 of their files. Shards are written whole and never changed, so a kill loses
+one at most. Of two trainings that need the same maps, one makes them while the other waits.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmpagl_core.datasets.augment import allowed_views, d4_transform
+from cmpagl_core.datasets.loading import Draw
+from cmpagl_core.datasets.prepared import DataSplit
+from cmpagl_core.device import autocast, usable_precision
+from cmpagl_core.encoders.decode import decoded_batches, image_decoder
+from cmpagl_core.encoders.tensor_file import open_tensor_file, write_tensor_file
+from cmpagl_core.errors import CmpaglError, DataError
+from cmpagl_core.files import canonical_json, sha256_file, sha256_text
+from cmpagl_core.imagery.image_ref import ImageRef
+from cmpagl_core.imagery.images import IMAGE_MEAN, IMAGE_STD, decoded_px, to_pixel_values
+from cmpagl_core.locks import hold
+from cmpagl_core.models.backbone import Backbone
+from cmpagl_core.progress import Progress
+from cmpagl_core.recipe import Recipe
+from cmpagl_core.recipe_keys import keyed_fields
+
+CACHE_FORMAT = 2
+
+_BACKBONE = "image_encoder.patch_embed."  # of its weights' names in a model
+_SHARD_BYTES = 64 << 20
+_VIEWS_AT_ONCE = 128  # through the backbone together, of one image or of several
+_LARGEST_HALF = 65504.0
+
+_AFTER = "reads the maps, or what is made of them"
+NOT_IN_BACKBONE: Mapping[str, str] = {
+    **dict.fromkeys(("text_encoder", "fusion_encoder", "losses"), _AFTER),
+    "optim": "a backbone is frozen while its maps are cached",
+    "train": "but for the precision, which stands in the key as it is used",
+    "evaluate": "but for the views, which stand in the key with those of augmentation",
+    "data.dataset": "an image is known by the hash of its file",
+    "data.selection": "an image is known by the hash of its file",
+    "data.workers": "threads that decode ahead change no byte",
+    "data.max_caption_tokens": "is of captions",
+    "data.augment": "its views stand in the key",
+    "data.crop_scale_min": "maps are cached of whole images alone",
+    **dict.fromkeys(
+        (
+            f"image_encoder.{name}"
+            for name in (
+                "size", "width", "depths", "num_heads", "window_size", "mlp_ratio", "drop_path", "dropout",
+                "layer_scale_init", "global_window", "global_window_source", "global_query", "branches",
+                "global_stages", "weights", "backbone_head", "backbone_skip", "backbone_skip_dropout",
+            )
+        ),
+        _AFTER,
+    ),
+    "image_encoder.backbone_weights": "the tensors themselves are hashed",
+    "image_encoder.extra_backbone_weights": "the tensors themselves are hashed",
+    "image_encoder.backbone_trainable": "says when there is a cache, not what is in it",
+    "image_encoder.backbone_unfreeze_epoch": "says when there is a cache, not what is in it",
+}  # fmt: skip
+
+Half = NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class BackboneCache:
+    """Maps of images that were cached; `rows` finds them by the sha256 of the image's file."""
+
+    shapes: tuple[tuple[int, int, int], ...]  # (C, h, w) of each of the backbone's own maps
+    views: tuple[int, ...]  # views kept, in the order of the shards' second axis
+    shards: tuple[Half, ...]  # each [images, views, values], memory-mapped
+    rows: dict[str, tuple[int, int]]  # sha256 -> shard, row in it
+
+    def source(self, split: DataSplit) -> CachedMaps:
+        """These maps by the rows of a split, for a loader."""
+        return CachedMaps(self, split.image_sha256)
+
+    def unflatten(self, flat: Tensor) -> list[Tensor]:
+        """flat: [B, values]. Returns the backbone's own maps [B, C, h, w], finest first."""
+        sizes = [int(np.prod(shape)) for shape in self.shapes]
+        return [
+            part.reshape(-1, *shape) for part, shape in zip(torch.split(flat, sizes, dim=1), self.shapes, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class CachedMaps:
+    """An image source that reads a batch's maps from a cache, in the order in which they lie on disk."""
+
+    cache: BackboneCache
+    image_sha256: tuple[str, ...]
+
+    def gather(self, draws: Sequence[Draw]) -> Tensor:
+        """The maps of these draws, flattened: float32 [B, values]."""
+        cache = self.cache
+        view_place = {view: place for place, view in enumerate(cache.views)}
+        places = [(*cache.rows[self.image_sha256[draw.row]], view_place[draw.view]) for draw in draws]
+        flat = np.empty((len(draws), cache.shards[0].shape[2]), dtype=np.float32)
+        for number in sorted(range(len(draws)), key=places.__getitem__):
+            shard, row, view = places[number]
+            flat[number] = cache.shards[shard][row, view]
+        return torch.from_numpy(flat)
+
+
+@dataclass(frozen=True)
+class BackboneSettings:
+    """All that decides a cached map but the backbone's weights and the image.
+
+    fields: of the recipe, as JSON; which maps are taken of which extractors, at which sides.
+    """
+
+    fields: str
+    image_size_px: int
+    views: tuple[int, ...]
+    precision: str
+    device: str = "cpu"  # its type
+
+    def key(self, weights_sha256: str) -> str:
+        """The name of the cache's folder."""
+        decoded = decoded_px(self.image_size_px)
+        preprocessing = {"decoded_px": decoded, "resize": "bicubic", "mean": IMAGE_MEAN, "std": IMAGE_STD}
+        about = {"format": CACHE_FORMAT, "weights": weights_sha256, "preprocessing": preprocessing, **vars(self)}
+        return sha256_text(canonical_json(about))[:24]
+
+
+def views_needed(recipe: Recipe) -> tuple[int, ...]:
+    """The views that a cache has to keep: what augmentation draws, and what is averaged in the end."""
+    augment = "d4" if recipe.evaluate.tta == "d4" else recipe.data.augment
+    return allowed_views(augment, "")
+
+
+def backbone_cache_folder(cache_root: Path) -> Path:
+    """Where caches of backbones lie in a workspace's cache."""
+    return cache_root / "backbones"
+
+
+def backbone_settings(recipe: Recipe, device: torch.device) -> BackboneSettings:
+    """Those of a recipe with a backbone, whose maps are computed on `device`."""
+    precision = usable_precision(device, recipe.train.precision)
+    fields = canonical_json(keyed_fields(recipe, NOT_IN_BACKBONE))
+    return BackboneSettings(fields, recipe.data.image_size_px, views_needed(recipe), precision, device.type)
+
+
+def open_backbone_cache(
+    folder: Path, backbone: Backbone, weights: Mapping[str, Tensor], settings: BackboneSettings, device: torch.device
+) -> BackboneCache | None:
+    """What a training cached under `folder` of this backbone, or None.
+
+    weights: of a whole model, by the names that they have before norms are folded. Raises DataError for a broken shard.
+    """
+    own = (
+        name.removeprefix(_BACKBONE) for name in weights if name.startswith((f"{_BACKBONE}body.", f"{_BACKBONE}extra."))
+    )
+    tensors = {name.partition(".")[2]: weights[_BACKBONE + name] for name in own}
+    home = folder / settings.key(_tensors_sha256(tensors))
+    if not home.is_dir():
+        return None
+    shapes = _shapes(backbone, settings, device)
+    values = sum(int(np.prod(shape)) for shape in shapes)
+    shards, rows = _open_shards(home, len(settings.views), values)
+    return BackboneCache(shapes, settings.views, tuple(shards), rows)
+
+
+def backbone_cache(
+    folder: Path,
+    backbone: Backbone,
+    settings: BackboneSettings,
+    splits: Sequence[DataSplit],
+    progress: Progress,
+    device: torch.device,
+) -> BackboneCache:
+    """The cache under `folder` with every image of these splits in it, after adding those that are missing.
+
+    Says beforehand how much it will write. Raises DataError for an image that cannot be read or was changed since
+    it was prepared, CmpaglError when the disk has no room.
+    """
+    images = _images(splits, progress)
+    home = folder / settings.key(weights_sha256(backbone))
+    shapes = _shapes(backbone, settings, device)
+    values = sum(int(np.prod(shape)) for shape in shapes)
+    shards, rows = _open_shards(home, len(settings.views), values)
+    if any(image not in rows for image in images):
+        with hold(home, progress.say):
+            _add_missing(home, images, backbone, settings, values, progress, device)
+        shards, rows = _open_shards(home, len(settings.views), values)
+    return BackboneCache(shapes, settings.views, tuple(shards), rows)
+
+
+def _add_missing(
+    home: Path,
+    images: Mapping[str, Path],
+    backbone: Backbone,
+    settings: BackboneSettings,
+    values: int,
+    progress: Progress,
+    device: torch.device,
+) -> None:
+    """Make the shards of images that are in none yet. images: files by sha256; values: of one image's maps."""
+    _, rows = _open_shards(home, len(settings.views), values)
+    missing = [image for image in images if image not in rows]
+    if missing:
+        each = 2 * len(settings.views) * values
+        _announce(home, len(missing), len(images), len(settings.views), each, progress)
+        size = max(1, _SHARD_BYTES // each)
+        folded = copy.deepcopy(backbone)
+        folded.set_trainable(False)  # one that is tuned later is frozen while its maps are cached
+        folded.fold_norms()
+        with progress.task("cache backbone maps", len(missing), "img") as advance:
+            for start in range(0, len(missing), size):
+                part = missing[start : start + size]
+                maps = np.empty((len(part), len(settings.views), values), dtype=np.float16)
+                done = 0
+                try:
+                    for count in _fill(maps, {sha: images[sha] for sha in part}, folded, settings, device):
+                        done += count
+                        advance(count)
+                finally:  # what is done by an interruption or a broken image is kept
+                    if done:
+                        _write_shard(home, part[:done], maps[:done])
+
+
+def half_maps(parts: Sequence[Tensor]) -> Tensor:
+    """A backbone's own maps [B, C_i, h_i, w_i] as a cache keeps them, float16 [B, values]."""
+    return torch.cat([_to_half(part).flatten(1) for part in parts], dim=1)
+
+
+def rounded_maps(parts: Sequence[Tensor]) -> list[Tensor]:
+    """A backbone's own maps as they come back from a cache, float32 [B, C_i, h_i, w_i]."""
+    return [_to_half(part).float() for part in parts]
+
+
+def _to_half(maps: Tensor) -> Tensor:
+    return maps.float().clamp(-_LARGEST_HALF, _LARGEST_HALF).half()
+
+
+def weights_sha256(backbone: Backbone) -> str:
+    """Hash of the tensors that make what is kept, by name (the head works after the cache and is left out)."""
+    return _tensors_sha256({**backbone.body.state_dict(), **backbone.extra.state_dict()})
+
+
+def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        digest.update(plain.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _images(splits: Sequence[DataSplit], progress: Progress) -> dict[str, Path]:
+    """File of each different image by its sha256, which is checked: a changed image is never served stale."""
+    pairs = [pair for split in splits for pair in zip(split.image_sha256, split.paths, strict=True)]
+    with progress.task("check images", len(pairs), "img") as advance:
+        for expected, path in pairs:
+            try:
+                found = sha256_file(path)
+            except OSError as error:
+                raise DataError(f"image {path} cannot be read ({error.strerror})") from error
+            if found != expected:
+                raise _was_changed(path)
+            advance(1)
+    return dict(pairs)
+
+
+def _was_changed(path: Path) -> DataError:
+    return DataError(f"{path} was changed after the data set was prepared", hint="run `cmpagl prepare` again")
+
+
+def _announce(home: Path, missing: int, all_images: int, views: int, bytes_each: int, progress: Progress) -> None:
+    needed = missing * bytes_each
+    progress.say(
+        f"caching the frozen backbone's maps of {missing:,} images in {views} views: {needed / 1e6:,.0f} MB in {home} "
+        f"({all_images - missing:,} images are there already)"
+    )
+    existing = next(folder for folder in (home, *home.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise CmpaglError(
+            f"{home} needs {needed / 1e6:,.0f} MB for the backbone's maps, and {free / 1e6:,.0f} MB are free",
+            hint="free the disk, or choose another place with --workspace",
+        )
+
+
+def _shapes(backbone: Backbone, settings: BackboneSettings, device: torch.device) -> tuple[tuple[int, int, int], ...]:
+    blank = torch.zeros(1, 3, settings.image_size_px, settings.image_size_px, device=device)
+    with torch.inference_mode():
+        return tuple((part.shape[1], part.shape[2], part.shape[3]) for part in backbone.parts(blank))
+
+
+def _fill(
+    maps: Half, files: Mapping[str, Path], backbone: Backbone, settings: BackboneSettings, device: torch.device
+) -> Iterator[int]:
+    """Compute the maps of some files into `maps` [images, views, values]; yields how many were just done.
+
+    files: files by the sha256 of their content.
+    """
+    size_px, images = settings.image_size_px, list(itertools.starmap(ImageRef, files.items()))
+    decode = image_decoder(lambda image: to_pixel_values(image, size_px), decoded_px(size_px))
+    done = 0
+    for batch in decoded_batches(images, decode, max(1, _VIEWS_AT_ONCE // len(settings.views))):
+        if batch.broken:
+            raise DataError(batch.broken[0].why, hint=f"mend or remove {batch.broken[0].image.path.name}")
+        for row, stamp in zip(batch.rows, batch.stamps, strict=True):
+            if stamp.sha256 != images[row].image_id:
+                raise _was_changed(images[row].path)
+        pixel_values = batch.pixel_values.to(device)
+        count = len(pixel_values)
+        turned = torch.stack([d4_transform(pixel_values, view) for view in settings.views], dim=1)  # [B, V, 3, S, S]
+        with torch.inference_mode(), autocast(device, settings.precision):
+            parts = backbone.parts(turned.flatten(0, 1))
+        maps[done : done + count] = half_maps(parts).cpu().numpy().reshape(count, len(settings.views), -1)
+        done += count
+        yield count
+
+
+def _write_shard(home: Path, images: Sequence[str], maps: Half) -> None:
+    name = sha256_text("\n".join(images))[:24]
+    write_tensor_file(home / f"{name}.safetensors", {"maps": maps}, {"images": list(images)})
+
+
+def _open_shards(home: Path, views: int, values: int) -> tuple[list[Half], dict[str, tuple[int, int]]]:
+    shards: list[Half] = []
+    rows: dict[str, tuple[int, int]] = {}
+    for path in sorted(home.glob("*.safetensors")):
+        file = open_tensor_file(path)
+        names: Any = file.about.get("images")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise DataError(f"{path} names no images", hint="delete it; it is made again")
+        maps: Half = file.array("maps", "<f2", (len(names), views, values))
+        rows.update((name, (len(shards), row)) for row, name in enumerate(names))
+        shards.append(maps)
+    return shards, rows

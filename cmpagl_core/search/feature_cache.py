@@ -1,0 +1,212 @@
+"""What an earlier indexing knows of images: from the index that is there, and from parts of a broken-off one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from cmpagl_core.encoders.encoder import Features
+from cmpagl_core.encoders.tensor_file import Array, TextTable, open_tensor_file, write_tensor_file
+from cmpagl_core.errors import CmpaglError, DataError, UsageError
+from cmpagl_core.files import FileStamp
+from cmpagl_core.imagery.image_ref import ImageRef, Window
+from cmpagl_core.imagery.stamps import Broken, stamp_file
+from cmpagl_core.search.index import GalleryIndex, IndexInfo, open_index
+from cmpagl_core.search.marker import INFO_FILE, read_marker
+from cmpagl_core.search.stored import FileStamps, read_windows, stored_windows, window_of
+
+_PARTS_FOLDER = "parts"
+_PART_KIND = "index_part"
+_IMAGES_PER_PART = 512
+
+Place = tuple[Path, Window | None]
+
+
+@dataclass(frozen=True)
+class CachedFeature:
+    """An image whose features are known: as it was read, and their row."""
+
+    stamp: FileStamp
+    row: int
+
+
+@dataclass
+class ImagePart:
+    """Images that were just encoded, on their way to the disk."""
+
+    images: list[ImageRef] = field(default_factory=list)
+    stamps: list[FileStamp] = field(default_factory=list)
+    features: list[Features] = field(default_factory=list)
+
+    def add(self, images: Sequence[ImageRef], stamps: Sequence[FileStamp], features: Features) -> None:
+        """Take up a batch."""
+        if images:
+            self.images += images
+            self.stamps += stamps
+            self.features.append(features)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.images) >= _IMAGES_PER_PART
+
+
+class FeatureCache:
+    """Features by path and by content, of the same model and preprocessing only; and which contents are broken."""
+
+    def __init__(self, root: Path, info: IndexInfo) -> None:
+        self._root, self._info = root, info
+        self._features: list[Features] = []
+        self._stamps: list[FileStamp] = []
+        self._row_of_place: dict[Place, int] = {}
+        self._row_of_content: dict[tuple[str, Window | None], int] = {}
+        self._broken: dict[Place, Broken] = {}
+        self._broken_content: dict[str, Broken] = {}
+        self._sizes: set[int] = set()
+        self._captions: dict[str, Features] = {}
+        self.kept_now = 0
+        self.rebuild_reason = ""
+
+    @classmethod
+    def read(cls, root: Path, info: IndexInfo, reader: str) -> FeatureCache:
+        """What is known under `root`; reader: what would decode images now.
+
+        Raises UsageError when it holds the index of another source.
+        """
+        cache = cls(root, info)
+        if (root / INFO_FILE).is_file():
+            try:
+                cache._take_index(open_index(root))
+                cache._take_broken(read_marker(root).left_out(reader))
+            except UsageError:
+                raise
+            except CmpaglError:
+                pass  # broken or of another version: made anew
+        for path in sorted((root / _PARTS_FOLDER).glob("*.safetensors")):
+            try:
+                cache._take_part(path)
+            except DataError:
+                path.unlink(missing_ok=True)
+        return cache
+
+    def lookup(self, image: ImageRef) -> CachedFeature | Broken | None:
+        """What is known of an image as it is now. Its content is read only if that may spare encoding it.
+
+        Raises OSError or DataError when it cannot be read.
+        """
+        state = image.path.stat()
+        seen = (state.st_size, state.st_mtime_ns)
+        row, broken = self._row_of_place.get(image.place), self._broken.get(image.place)
+        if row is not None and _seen(self._stamps[row]) == seen:
+            return CachedFeature(self._stamps[row], row)
+        if broken is not None and broken.stamp is not None and _seen(broken.stamp) == seen:
+            return replace(broken, image=image)
+        if state.st_size not in self._sizes:
+            return None
+        stamp = stamp_file(image.path)
+        row = self._row_of_content.get((stamp.sha256, image.window))
+        if row is not None:
+            return CachedFeature(stamp, row)
+        broken = self._broken_content.get(stamp.sha256)
+        if broken is None or image.window != broken.image.window:
+            return None
+        return Broken(image, broken.why.replace(str(broken.image.path), str(image.path)), stamp)
+
+    def caption(self, text: str) -> Features | None:
+        """The features of a caption, if they are known."""
+        return self._captions.get(text)
+
+    def keep(self, cfg: ImagePart) -> None:
+        """Write a part beside the index, so that it survives an interruption, and know it from now on."""
+        if not cfg.images:
+            return
+        features = np.concatenate(cfg.features)
+        paths = TextTable.of(str(image.path) for image in cfg.images)
+        windows = stored_windows([image.window for image in cfg.images])
+        path = self._root / _PARTS_FOLDER / f"{len(self._stamps):09d}.safetensors"
+        arrays: dict[str, Array] = {
+            "image_features": features,
+            **FileStamps.of(cfg.stamps).arrays(),
+            **paths.arrays("paths"),
+            **({} if windows is None else {"windows": windows}),
+        }
+        write_tensor_file(path, arrays, {"kind": _PART_KIND, **self._settings()})
+        self._take(features, [image.place for image in cfg.images], cfg.stamps)
+        self.kept_now += len(cfg.images)
+
+    def just_kept(self, image: ImageRef) -> CachedFeature:
+        """Where the features of an image are that was just kept."""
+        row = self._row_of_place[image.place]
+        return CachedFeature(self._stamps[row], row)
+
+    def collect(self, rows: Sequence[int]) -> Features:
+        """Features [N, D] of known rows."""
+        starts = np.cumsum([0, *(len(block) for block in self._features)])
+        features = np.empty((len(rows), self._features[0].shape[1]), dtype=np.float32)
+        wanted = np.array(rows, dtype=np.int64)
+        for block, start in zip(self._features, starts.tolist(), strict=False):
+            inside = (wanted >= start) & (wanted < start + len(block))
+            features[inside] = block[wanted[inside] - start]
+        return features
+
+    def forget_parts(self) -> None:
+        """Remove the parts: the index holds them now."""
+        shutil.rmtree(self._root / _PARTS_FOLDER, ignore_errors=True)
+
+    def _settings(self) -> dict[str, str]:
+        return asdict(self._info.fingerprint)
+
+    def _take_index(self, index: GalleryIndex) -> None:
+        before, now = index.info, self._info
+        if (before.kind, before.source) != (now.kind, now.source):
+            raise UsageError(
+                f"{self._root} holds the index of {before.source}, not of {now.source}",
+                hint="give another name with --name",
+            )
+        self.rebuild_reason = _rebuild_reason(before, now)
+        if self.rebuild_reason or index.stamps is None:
+            return
+        self._take(index.image_features, [index.image(row).place for row in range(len(index))], list(index.stamps))
+        self._captions = dict(zip(index.captions, index.text_features, strict=True))
+
+    def _take_broken(self, left_out: Sequence[Broken]) -> None:
+        for broken in left_out:
+            if broken.stamp is not None:
+                self._broken[broken.image.place] = self._broken_content[broken.stamp.sha256] = broken
+                self._sizes.add(broken.stamp.size)
+
+    def _take_part(self, path: Path) -> None:
+        file = open_tensor_file(path)
+        if file.about != {"kind": _PART_KIND, **self._settings()}:
+            raise DataError(f"{path} is of another model")
+        features = file.array("image_features", "<f4", (None, None))
+        count = len(features)
+        windows = read_windows(file, count)
+        places = [(Path(path), window_of(windows, row)) for row, path in enumerate(file.texts("paths", count))]
+        self._take(features, places, list(FileStamps.read(file, count)))
+
+    def _take(self, features: Features, places: Sequence[Place], stamps: Sequence[FileStamp]) -> None:
+        for row, (place, stamp) in enumerate(zip(places, stamps, strict=True), start=len(self._stamps)):
+            self._row_of_place[place] = row
+            self._row_of_content[stamp.sha256, place[1]] = row
+            self._sizes.add(stamp.size)
+        self._stamps += stamps
+        self._features.append(features)
+
+
+def _seen(stamp: FileStamp) -> tuple[int, int]:
+    return stamp.size, stamp.mtime_ns
+
+
+def _rebuild_reason(before: IndexInfo, now: IndexInfo) -> str:
+    """Why features of an index cannot stand beside new ones; empty when they can."""
+    if before.model_sha256 != now.model_sha256:
+        return "it holds features of another model"
+    if before.preprocessing != now.preprocessing:
+        return "its images were prepared otherwise"
+    if before.precision != now.precision:
+        return f"it was computed in {before.precision}, and here it is {now.precision}"
+    return ""
