@@ -28,6 +28,7 @@ from cmpagl_core.workspace import Workspace
 
 _SHARED_WITH_VALUE = ("--workspace", "--device", "--threads")
 _SHARED_FLAGS = ("--quiet", "-q", "--debug")
+_RENAMED = {"--views": "--tta"}
 _INTERRUPTED = "interrupted; what was finished is kept and nothing is half written, run the same command again"
 _NO_MEMORY = (
     "there is not enough memory; make batches smaller (train.batch_size, evaluate.batch_size), or the model "
@@ -98,6 +99,8 @@ def shared_options_first(args: Sequence[str]) -> list[str]:
         if word == "--":
             rest += [word, *waiting]
             break
+        if (name := word.partition("=")[0]) in _RENAMED:
+            raise typer.BadParameter(f"it was renamed, write {_RENAMED[name]}", param_hint=name)
         if word in _SHARED_FLAGS or word.startswith(tuple(f"{name}=" for name in _SHARED_WITH_VALUE)):
             front.append(word)
         elif word in _SHARED_WITH_VALUE:

@@ -39,6 +39,12 @@ def _word_not_boolean(value: Any) -> Any:
     return value
 
 
+def _not_patch(value: Any) -> Any:
+    if value == "patch":
+        raise ValueError("'patch' was renamed: write 'none'")
+    return value
+
+
 Word = BeforeValidator(_word_not_boolean)
 
 
@@ -104,7 +110,7 @@ class ImageEncoderPart(_Part):
     weights: Annotated[str, Word] = Field(
         "random", description="timm:NAME, file:PATH or random; {size} in it stands for the size above"
     )
-    backbone: Annotated[str, Word] = Field(
+    backbone: Annotated[str, Word, BeforeValidator(_not_patch)] = Field(
         "none", description="none (Swin's patch embedding), or the name of a timm feature extractor"
     )
     backbone_strides: Annotated[tuple[Literal[4, 8, 16, 32], ...], _List] = Field(

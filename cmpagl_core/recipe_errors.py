@@ -13,6 +13,26 @@ from cmpagl_core.errors import RecipeError
 
 _SHOWN = 200  # characters of a path of keys
 
+RENAMED_KEYS = {
+    "image_encoder.stem": "backbone",
+    "image_encoder.stem_strides": "backbone_strides",
+    "image_encoder.stem_head": "backbone_head",
+    "image_encoder.stem_skip": "backbone_skip",
+    "image_encoder.stem_skip_dropout": "backbone_skip_dropout",
+    "image_encoder.stem_weights": "backbone_weights",
+    "image_encoder.stem_trainable": "backbone_trainable",
+    "image_encoder.stem_unfreeze_epoch": "backbone_unfreeze_epoch",
+    "image_encoder.stem_also": "extra_backbones",
+    "image_encoder.stem_also_weights": "extra_backbone_weights",
+    "image_encoder.stem_also_px": "extra_backbone_px",
+    "evaluate.views": "tta",
+}
+RENAMED_VALUES = {
+    ("data.augment", "dihedral"): "d4",
+    ("evaluate.tta", "dihedral"): "d4",
+    ("evaluate.tta", "one"): "none",
+}
+
 
 def one_sentence(error: ValidationError, where: str, model: type[BaseModel]) -> RecipeError:
     """The first complaint with its place, the offending value in short, and for a wrong key the nearest valid one."""
@@ -20,6 +40,8 @@ def one_sentence(error: ValidationError, where: str, model: type[BaseModel]) -> 
     keys = [str(key) for key in first["loc"]]
     path = ".".join(keys)[:_SHOWN]
     if first["type"] == "extra_forbidden":
+        if path in RENAMED_KEYS:
+            return RecipeError(f"{where}: the key {path!r} was renamed", hint=f"write {RENAMED_KEYS[path]!r}")
         known = _known_keys(model, keys[:-1])
         hint = nearest(keys[-1], known).removeprefix("; ") or f"known here: {', '.join(known)}"
         return RecipeError(f"{where}: unknown key {path!r}", hint=hint)
@@ -27,11 +49,13 @@ def one_sentence(error: ValidationError, where: str, model: type[BaseModel]) -> 
     if first["type"] == "value_error" and not isinstance(first["input"], str | int | float | bool):
         return RecipeError(f"{where}: {path + ': ' if path else ''}{message}")
     said = f"{where}: {path} = {reprlib.repr(first['input'])[:120]}: {message}"
-    return RecipeError(said, hint=_way_out(first["type"], first["input"]))
+    return RecipeError(said, hint=_way_out(path, first["type"], first["input"]))
 
 
-def _way_out(kind: str, found: object) -> str | None:
-    """How to write what was meant, where a word stands in place of a number or of true and false."""
+def _way_out(path: str, kind: str, found: object) -> str | None:
+    """How to write what was meant: a word that was renamed, or one in place of a number or of true and false."""
+    if isinstance(found, str) and (path, found) in RENAMED_VALUES:
+        return f"{found!r} was renamed: write {RENAMED_VALUES[path, found]!r}"
     if kind == "float_type" and isinstance(found, str):
         return "a number is written with digits and a point, as in 1.0e-4, and without quotes"
     if kind == "bool_type":

@@ -41,7 +41,7 @@ def own_data(workspace: Workspace, run: Run) -> PreparedDataset:
         if is_own(run, prepared):
             return prepared
     raise MismatchError(
-        f"{found[0].root} was prepared anew with other content since {run.root.name} was trained",
+        f"{found[0].root} was prepared again with other content since {run.root.name} was trained",
         hint="train again; or name the data set with --data to take it nevertheless: what it shares with the "
         "training is then said",
     )
@@ -63,7 +63,7 @@ def open_tested(workspace: Workspace, run: Run, data: str | None, split: str) ->
     """The split to evaluate a run on: of the data set it was trained on, or of `data`.
 
     split: train, val, test, all or "selection". Raises DataError when it cannot be found, MismatchError when the
-    run's own data set was made anew with other content.
+    run's own data set was prepared again with other content.
     """
     prepared = own_data(workspace, run) if data is None else open_prepared(workspace.find("data", data))
     same = data is None or is_own(run, prepared)

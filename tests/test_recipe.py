@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from cmpagl_core.errors import RecipeError
-from cmpagl_core.recipe import Recipe
+from cmpagl_core.recipe import DataPart, EvaluatePart, ImageEncoderPart, Recipe
+from cmpagl_core.recipe_errors import RENAMED_KEYS, RENAMED_VALUES
 from cmpagl_core.recipe_files import (
     find_recipe,
     load_recipe,
@@ -26,6 +28,11 @@ TWO_BACKBONES = (
     "image_encoder: {size: custom, width: 8, depths: [0, 0, 0, 2], num_heads: [1, 1, 1, 4], backbone: resnet10t, "
     "backbone_strides: [32], backbone_skip: true, extra_backbones: [resnet18], extra_backbone_weights: [random]}\n"
 )
+RECIPE_PARTS: dict[str, type[BaseModel]] = {
+    "data": DataPart,
+    "image_encoder": ImageEncoderPart,
+    "evaluate": EvaluatePart,
+}
 NO_FUSION = "fusion_encoder: {enabled: false}\n"
 
 
@@ -153,6 +160,33 @@ def test_the_size_of_a_resolved_recipe_can_be_overridden() -> None:
 def test_a_wrong_override_has_its_sentence(override: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         override_recipe(Recipe(), [override])
+
+
+@pytest.mark.parametrize(("key", "new"), sorted(RENAMED_KEYS.items()))
+def test_a_renamed_key_is_refused_with_its_new_name(key: str, new: str) -> None:
+    part, _, old = key.partition(".")
+    assert old not in RECIPE_PARTS[part].model_fields
+    assert new in RECIPE_PARTS[part].model_fields
+    with pytest.raises(RecipeError, match=rf"the key '{part}\.{old}' was renamed; write '{new}'"):
+        override_recipe(Recipe(), [f"{key}=1"])
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new"),
+    [*((key, old, new) for (key, old), new in RENAMED_VALUES.items()), ("image_encoder.backbone", "patch", "none")],
+)
+def test_a_renamed_value_is_refused_with_its_new_name(key: str, old: str, new: str) -> None:
+    override_recipe(Recipe(), [f"{key}={new}"])
+    with pytest.raises(RecipeError, match=rf"'{old}' was renamed: write '{new}'"):
+        override_recipe(Recipe(), [f"{key}={old}"])
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_no_shipped_recipe_uses_an_old_word(name: str) -> None:
+    load_recipe(name)
+    old_words = r"\b(stem\w*|views?|dihedral|pictures?|heat|by heart|right angles|anew)\b"
+    lines = find_recipe(name).read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if re.search(old_words, line)] == []
 
 
 def test_an_unknown_recipe_lists_the_names(tmp_path: Path) -> None:

@@ -43,10 +43,12 @@ ItmNegatives = Annotated[
 ]
 NoMlm = Annotated[bool, typer.Option("--no-mlm", help="Without masked language modelling.")]
 NoSmr = Annotated[bool, typer.Option("--no-smr", help="Without SMR; nothing is trained for this.")]
-SmrForm = Annotated[Literal["multiply", "add"] | None, typer.Option("--smr-form", help="Nor for this.")]
+SmrForm = Annotated[
+    Literal["multiply", "add"] | None, typer.Option("--smr-form", help="Other SMR form; needs no retraining.")
+]
 Rerank = Annotated[
     list[str] | None,
-    typer.Option("--rerank", metavar=_RERANKINGS, help="In place of SMR; repeatable; nor for this."),
+    typer.Option("--rerank", metavar=_RERANKINGS, help="In place of SMR; repeatable; needs no retraining."),
 ]
 Split = Annotated[
     list[int] | None, typer.Option("--text-split", min=1, metavar="LAYERS", help="Of the text half; repeatable.")

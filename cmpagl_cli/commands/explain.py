@@ -21,7 +21,8 @@ def explain(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for in it, in words.")],
     run: RunOption = None,
     png: Annotated[
-        Path, typer.Option("--png", metavar="FILE", help="Where to write the heat over the opened, word by word.")
+        Path,
+        typer.Option("--png", metavar="FILE", help="Where to write the relevance maps, one per word, over the image."),
     ] = Path("explain.png"),
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page as well.")
@@ -69,22 +70,24 @@ def explain(
 
 
 def _doubts(run: Run, explanation: Explanation) -> list[str]:
-    """Why the heat may mean little, one sentence each."""
+    """Why the relevance maps may mean little, one sentence each."""
     from cmpagl_core.training.journal import read_journal
     from cmpagl_core.training.monitor import matching_is_idle
 
     doubts = []
     if run.log_path.is_file() and matching_is_idle(read_journal(run.log_path)):
         doubts.append(
-            f"{run.root.name}: by its log the matching head did no better than guessing, so heat means little"
+            f"{run.root.name}: by its log the matching head did no better than guessing, so relevance means little"
         )
     if not any(word.share for word in explanation.words):
-        doubts.append("no word has heat of its own: its evidence is negative, or the run has a single fusion layer")
+        doubts.append(
+            "no word has relevance of its own: its evidence is negative, or the run has a single fusion layer"
+        )
     return doubts
 
 
 def _document(explanation: Explanation) -> dict[str, Any]:
-    """The figures without the maps; `across` and `down` say where a word's heat peaks, as shares of the image."""
+    """The figures without the maps; `across` and `down` say where a word's relevance peaks, 0 to 1."""
     return {
         "text": explanation.text,
         "cosine": explanation.cosine,

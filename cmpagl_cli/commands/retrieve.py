@@ -40,7 +40,7 @@ def retrieve(
     ] = "images",
     rerank: Annotated[
         Literal["none", "itm"],
-        typer.Option("--rerank", help="itm: the fusion half looks again at the best 32; needs the run, takes seconds."),
+        typer.Option("--rerank", help="itm: the best 32 are re-scored by the ITM head; needs the run, takes seconds."),
     ] = "none",
     gallery: Annotated[
         Path | None, typer.Option("--gallery", metavar="FILE", help="Write the images as one HTML page.")

@@ -44,7 +44,7 @@ def start_study(
 ) -> Start:
     """recipe: a name or file; None takes the newest run's. results: where finished trials are kept.
 
-    Raises DataError when the run or its data set is not there, MismatchError when that was prepared anew.
+    Raises DataError when the run or its data set is not there, MismatchError when that was prepared again.
     """
     given = tuple(overrides)
     require_distinct(given)

@@ -108,7 +108,7 @@ SWITCHES: dict[str, Switch] = {
         Switch("galr", "smr", (), "SMR beats GaLR's re-ranking", "galr"),
         Switch("csls", "smr", (), "SMR beats CSLS", "csls"),
         Switch("dual-softmax", "smr", (), "SMR beats dual softmax", "dual_softmax"),
-        Switch("sinkhorn", "smr", (), "SMR beats Sinkhorn's even match (ours)", "sinkhorn"),
+        Switch("sinkhorn", "smr", (), "SMR beats a Sinkhorn plan (ours)", "sinkhorn"),
     )
 }
 STUDIES: dict[str, tuple[str, ...]] = {

@@ -15,8 +15,8 @@ from cmpagl_core.files import write_bytes
 
 PANEL_PX = 256
 _GAP_PX, _LABEL_PX, _COLUMNS = 12, 26, 4
-_STRENGTH = 0.75  # how much of the colour covers the image where it is hottest
-# From nothing to hottest: readable in grey as well, and for most colour-blind people.
+_STRENGTH = 0.75  # how much of the colour covers the image where it is highest
+# From nothing to highest: readable in grey as well, and for most colour-blind people.
 _STOPS: tuple[tuple[float, tuple[int, int, int]], ...] = (
     (0.0, (20, 11, 52)),
     (0.35, (132, 32, 107)),
@@ -26,10 +26,10 @@ _STOPS: tuple[tuple[float, tuple[int, int, int]], ...] = (
 )
 
 
-def overlay(image: Image.Image, heat: Relevance, hottest: float | None = None) -> Image.Image:
-    """The image under its heat, smoothly enlarged. hottest: what gets the last colour; the peak if None."""
-    peak = float(heat.max()) if hottest is None else hottest
-    scaled = np.clip(heat / peak, 0, 1) if peak > 0 else np.zeros_like(heat)
+def overlay(image: Image.Image, relevance: Relevance, highest: float | None = None) -> Image.Image:
+    """The image under its relevance, smoothly enlarged. highest: what gets the last colour; the peak if None."""
+    peak = float(relevance.max()) if highest is None else highest
+    scaled = np.clip(relevance / peak, 0, 1) if peak > 0 else np.zeros_like(relevance)
     large = Image.fromarray(scaled.astype(np.float32)).resize(image.size, Image.Resampling.BICUBIC)
     strength = np.clip(np.asarray(large), 0, 1)[..., None]  # [H, W, 1]
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
@@ -39,12 +39,12 @@ def overlay(image: Image.Image, heat: Relevance, hottest: float | None = None) -
 
 
 def sheet(image: Image.Image, explanation: Explanation) -> Image.Image:
-    """The image, its whole heat, and each word's, side by side with their names, words on one scale."""
+    """The image, its whole relevance, and each word's, side by side with their names, words on one scale."""
     small = image.convert("RGB").resize((PANEL_PX, PANEL_PX), Image.Resampling.LANCZOS)
-    hottest = max((float(word.heat.max()) for word in explanation.words), default=0.0)
-    panels = [("image", small), ("whole text", overlay(small, explanation.heat))]
+    highest = max((float(word.relevance.max()) for word in explanation.words), default=0.0)
+    panels = [("image", small), ("whole text", overlay(small, explanation.relevance))]
     panels += [
-        (f"{word.word} {100 * word.share:.0f} %", overlay(small, word.heat, hottest)) for word in explanation.words
+        (f"{word.word} {100 * word.share:.0f} %", overlay(small, word.relevance, highest)) for word in explanation.words
     ]
     return _arranged(panels)
 

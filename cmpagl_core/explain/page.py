@@ -24,9 +24,9 @@ def page(image: Image.Image, name: str, explanation: Explanation) -> str:
     """The page as text."""
     small = image.convert("RGB")
     small.thumbnail((_PAGE_PX, _PAGE_PX), Image.Resampling.LANCZOS)
-    hottest = max((float(word.heat.max()) for word in explanation.words), default=0.0)
+    highest = max((float(word.relevance.max()) for word in explanation.words), default=0.0)
     words = [
-        {"word": word.word, "percent": 100 * word.share, "image": _data(overlay(small, word.heat, hottest))}
+        {"word": word.word, "percent": 100 * word.share, "image": _data(overlay(small, word.relevance, highest))}
         for word in explanation.words
     ]
     return render(
@@ -36,7 +36,7 @@ def page(image: Image.Image, name: str, explanation: Explanation) -> str:
         cosine=explanation.cosine,
         match_percent=100 * explanation.match_probability,
         image=_data(small),
-        whole=_data(overlay(small, explanation.heat)),
+        whole=_data(overlay(small, explanation.relevance)),
         words=words,
         stages=[
             {"stage": stage.stage, "percent": 100 * stage.share, "local": stage.local, "whole": stage.global_window}

@@ -34,14 +34,14 @@ class WordRelevance:
     """One word of the text and where the image speaks for it."""
 
     word: str
-    heat: Relevance  # [h, w], at least 0, on one scale for all words
-    share: float  # of all words' heat
+    relevance: Relevance  # [h, w], at least 0, on one scale for all words
+    share: float  # of all words' relevance
 
     @property
     def peak(self) -> tuple[float, float]:
-        """The middle of the hottest cell: across and down, as shares of the image."""
-        row, column = np.unravel_index(int(self.heat.argmax()), self.heat.shape)
-        return (float(column) + 0.5) / self.heat.shape[1], (float(row) + 0.5) / self.heat.shape[0]
+        """The centre of the cell of highest relevance: across and down, as shares of the image."""
+        row, column = np.unravel_index(int(self.relevance.argmax()), self.relevance.shape)
+        return (float(column) + 0.5) / self.relevance.shape[1], (float(row) + 0.5) / self.relevance.shape[0]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Explanation:
     text: str
     cosine: float
     match_probability: float
-    heat: Relevance  # [h, w], of the whole text
+    relevance: Relevance  # [h, w], of the whole text
     words: tuple[WordRelevance, ...]
     stages: tuple[StageShare, ...]
 
@@ -94,15 +94,16 @@ def explain(loaded: LoadedModel, image: Path, text: str) -> Explanation:
     relevance, probability = token_relevance(model, model.fusion_encoder, texts.tokens, mask, images.tokens)
     side = model.image_encoder.last_map_size
     maps = relevance[:, 1:].view(-1, side, side).float().cpu().numpy()  # [L, h, w]; in front is the map's mean
-    heats = [maps[positions].sum(axis=0) for _, positions in words]
-    total = float(sum(heat.sum() for heat in heats)) or 1.0
+    by_word = [maps[positions].sum(axis=0) for _, positions in words]
+    total = float(sum(relevance.sum() for relevance in by_word)) or 1.0
     return Explanation(
         text=text,
         cosine=float((images.features * texts.features).sum()),
         match_probability=probability,
-        heat=maps.sum(axis=0),
+        relevance=maps.sum(axis=0),
         words=tuple(
-            WordRelevance(word, heat, float(heat.sum()) / total) for (word, _), heat in zip(words, heats, strict=True)
+            WordRelevance(word, relevance, float(relevance.sum()) / total)
+            for (word, _), relevance in zip(words, by_word, strict=True)
         ),
         stages=tuple(shares),
     )

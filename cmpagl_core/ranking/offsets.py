@@ -15,7 +15,7 @@ from cmpagl_core.ranking.tiles import over_rows
 
 TEMPERATURES = (10.0, 20.0, 50.0, 100.0)
 CSLS_NEIGHBOURS = 10
-SINKHORN_TOLERANCE = 1e-3  # how far any row's or column's share may end from even, of that share
+SINKHORN_TOLERANCE = 1e-3  # largest relative error of a marginal
 SINKHORN_SWEEPS = 1000  # at most
 _SWEEPS_AN_ESTIMATE = 6  # of how fast shares settle
 
@@ -45,12 +45,12 @@ def dual_softmax(scores: ScoreMatrix, temperature: float) -> ScoreMatrix:
 
 
 def sinkhorn(scores: ScoreMatrix, temperature: float, tolerance: float = SINKHORN_TOLERANCE) -> ScoreMatrix:
-    """T S_ij - r_i - c_j, the logarithm of the entropic transport plan between even sides (Cuturi 2013) [ours].
+    """T S_ij - r_i - c_j: log of the entropic optimal transport plan with uniform marginals (Cuturi 2013) [ours].
 
-    The offsets are such that all rows get the same share of the matches, and so do all columns: every image as many
-    texts as every other. Symmetric (to the tolerance, where rows are as many as columns). temperature: T, above 0.
-    tolerance: how far a share may be from even, relative to it; sweeps end there, or after `SINKHORN_SWEEPS`. Raises
-    UsageError for a temperature or tolerance that is not above 0.
+    A balanced assignment: each image gets the same total mass, and so does each text. Symmetric in both directions, up
+    to the tolerance for a square matrix. temperature: T, above 0. tolerance: largest relative error of a marginal;
+    iteration stops there, or after `SINKHORN_SWEEPS`. Raises UsageError for a temperature or tolerance that is not
+    above 0.
     """
     if not tolerance > 0:
         raise UsageError(f"tolerance = {tolerance} must be above 0")

@@ -24,7 +24,7 @@ _SHARE_HELD = 8  # ranks stay in memory below this part of the budget
 
 @dataclass(frozen=True, eq=False)
 class RankStats:
-    """What re-rankings know about a matrix; share one between both directions and all parameters."""
+    """Cached forward and backward ranks, row and column ranges of a score matrix, shared by all re-rankings of it."""
 
     scores: ScoreMatrix
     columns: ColumnRanks
@@ -66,7 +66,7 @@ class ColumnRanks:
         self.dtype = np.dtype(np.uint16 if scores.shape[0] <= 2**16 else np.int32)
 
     def array(self) -> Ranks:
-        """All of them; a file is mapped anew, since pages of a dropped mapping are no memory of this process."""
+        """All of them; a file is mapped again, since pages of a dropped mapping are no memory of this process."""
         return self._store if isinstance(self._store, np.ndarray) else self._mapped("r")
 
     @cached_property

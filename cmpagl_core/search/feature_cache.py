@@ -43,7 +43,7 @@ class ImagePart:
     features: list[Features] = field(default_factory=list)
 
     def add(self, images: Sequence[ImageRef], stamps: Sequence[FileStamp], features: Features) -> None:
-        """Take up a batch."""
+        """Append a batch."""
         if images:
             self.images += images
             self.stamps += stamps
@@ -84,7 +84,7 @@ class FeatureCache:
             except UsageError:
                 raise
             except CmpaglError:
-                pass  # broken or of another version: made anew
+                pass  # broken or of another version: rebuilt
         for path in sorted((root / _PARTS_FOLDER).glob("*.safetensors")):
             try:
                 cache._take_part(path)

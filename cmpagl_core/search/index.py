@@ -121,7 +121,7 @@ def open_index(root: Path) -> GalleryIndex:
             return _open_named(marker)
         except CmpaglError:
             if read_marker(root) == marker:
-                raise  # else it was made anew between our two looks, and its old files are gone
+                raise  # else it was rebuilt between our two reads, and its old files are gone
 
 
 def places(texts: Sequence[str]) -> NDArray[np.int64]:

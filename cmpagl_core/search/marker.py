@@ -1,6 +1,6 @@
 """index.json, the marker of an index: it names the other files by their hashes and is written last (ours).
 
-So an index that is made anew is the old one or the new one at any moment, also for a reader that came in between.
+So a reader sees the old index or the new one at any moment of a rebuild, never a mixture.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Everything that a training changes, in one place, and as tensors that can be put away and taken up again."""
+"""Everything that a training changes, in one place, and as tensors that can be saved and restored."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Learner:
         return {f"{part}/{name}": value for part, values in kept.items() for name, value in values.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up what `tensors` gave. Raises RuntimeError or KeyError when it is of another model."""
+        """Restore what `tensors` gave. Raises RuntimeError or KeyError when it is of another model."""
         parts: dict[str, Tensors] = {"model": {}, "optimizer": {}, "average": {}, "best": {}}
         for key, value in tensors.items():
             part, _, name = key.partition("/")

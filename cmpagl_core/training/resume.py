@@ -119,7 +119,7 @@ def read_state(root: Path, recipe_sha256: str, manifest_sha256: str) -> tuple[Id
     for what, same in checks:
         if not same:
             raise MismatchError(
-                f"{root} was begun with another {what} and cannot be resumed with this one", hint="train anew"
+                f"{root} was begun with another {what} and cannot be resumed with this one", hint="train again"
             )
     return identity, position, read_tensors(_state_path(root))
 

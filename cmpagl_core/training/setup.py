@@ -100,9 +100,9 @@ def restore_training(
     try:
         text = (root / TOKENIZER_FILE).read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{root / TOKENIZER_FILE} cannot be read as UTF-8 text", hint="train anew") from error
+        raise DataError(f"{root / TOKENIZER_FILE} cannot be read as UTF-8 text", hint="train again") from error
     if sha256_text(text) != identity.tokenizer_sha256:
-        raise MismatchError(f"{root / TOKENIZER_FILE} is not the one that this training began with", hint="train anew")
+        raise MismatchError(f"{root / TOKENIZER_FILE} is not the one that this training began with", hint="train again")
     tokenizer = CaptionTokenizer.from_json(text, recipe.data.max_caption_tokens)
     shape = BertShape.from_dict(identity.text_shape)
     empty = build_model(recipe, tokenizer.vocab_size, pretrained=False, text_shape=shape)

@@ -25,6 +25,7 @@ from cmpagl_core.errors import (
     RecipeError,
     UsageError,
 )
+from tests.conftest import Cmpagl
 
 HEAVY = ("torch", "torchvision", "transformers", "timm", "pandas", "pydantic", "numpy", "PIL", "yaml", "jinja2")
 
@@ -212,3 +213,10 @@ def test_a_misspelt_command_is_answered_with_the_nearest() -> None:
     result = CliRunner().invoke(app, ["retreive", "sea"])
     assert result.exit_code == 2
     assert "Did you mean 'retrieve'?" in result.stderr
+
+
+@pytest.mark.parametrize("words", [("--views", "one"), ("--views=dihedral",)])
+def test_a_renamed_option_is_refused_with_its_new_name(cmpagl: Cmpagl, words: tuple[str, ...]) -> None:
+    result = cmpagl("index", "images", *words)
+    assert result.exit_code == 2
+    assert "it was renamed, write --tta" in " ".join(result.stderr.split())

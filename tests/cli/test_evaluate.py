@@ -359,7 +359,7 @@ def test_a_data_set_prepared_anew_is_never_taken_for_the_one_that_was_trained_on
         refused = cmpagl(*arguments)
         assert refused.exit_code == ExitCode.MISMATCH, (arguments, refused.output)
         words = " ".join(refused.output.split())
-        assert "data/tiny was prepared anew with other content since" in words
+        assert "data/tiny was prepared again with other content since" in words
         assert "--data" in words
     found = document(cmpagl, "evaluate", "--data", "tiny", "--rerank", "all", *QUICK)
     assert found["stamp"]["overlap"]["images"] == 6

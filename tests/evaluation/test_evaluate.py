@@ -332,7 +332,7 @@ def test_nothing_is_chosen_on_what_the_run_was_trained_on_nor_kept_where_it_is_o
     with pytest.raises(GuardError, match="tiny was trained on 6 of its 6 images; choose on the run's selection split"):
         tune_run(workspace, run, "train", Silent(), CPU)
     rewrite_info(run.root, selection_sha256="0" * 64)
-    with pytest.raises(MismatchError, match="prepared anew"):
+    with pytest.raises(MismatchError, match="prepared again"):
         tune_run(workspace, open_run(run.root), "val", Silent(), CPU)
 
 
@@ -341,7 +341,7 @@ def test_the_data_set_must_be_the_one_of_the_run(run: Run, tmp_path: Path) -> No
     for key in ("manifest_sha256", "train_sha256", "selection_sha256"):
         rewrite_info(run.root, **{key: "0" * 64})
         changed = open_run(run.root)
-        with pytest.raises(MismatchError, match="was prepared anew with other content since tiny was trained"):
+        with pytest.raises(MismatchError, match="was prepared again with other content since tiny was trained"):
             open_tested(workspace, changed, None, "test")
         named = open_tested(workspace, changed, run.info.dataset_root, "test")
         assert named.other_dataset == "tiny"

@@ -126,8 +126,8 @@ def test_an_explanation_has_a_heat_for_each_word_and_sums_to_the_whole(loaded: L
     found = explain(loaded, image, TEXT)
     assert [word.word for word in found.words] == ["Field", "3", "a", "bright", "square"]
     assert sum(word.share for word in found.words) == pytest.approx(1.0)
-    assert all((word.heat >= 0).all() and word.heat.shape == found.heat.shape for word in found.words)
-    assert (found.heat + 1e-6 >= sum(word.heat for word in found.words)).all()
+    assert all((word.relevance >= 0).all() and word.relevance.shape == found.relevance.shape for word in found.words)
+    assert (found.relevance + 1e-6 >= sum(word.relevance for word in found.words)).all()
     assert 0 < found.match_probability < 1
     assert [stage.stage for stage in found.stages] == [1, 2, 3, 4]
     assert all(0 < stage.share < 1 for stage in found.stages)
@@ -162,9 +162,9 @@ def test_a_text_without_a_word_and_a_run_without_itm_are_refused(loaded: LoadedM
 
 def test_heat_colours_its_own_corner_and_leaves_the_rest() -> None:
     grey = Image.new("RGB", (64, 64), (100, 100, 100))
-    heat = np.zeros((4, 4), dtype=np.float32)
-    heat[0, 0] = 2.0
-    coloured = np.asarray(overlay(grey, heat)).astype(int)
+    relevance = np.zeros((4, 4), dtype=np.float32)
+    relevance[0, 0] = 2.0
+    coloured = np.asarray(overlay(grey, relevance)).astype(int)
     changed = np.abs(coloured - 100).sum(axis=2)
     assert changed[:12, :12].min() > 20
     assert changed[40:, 40:].max() <= 3
@@ -172,9 +172,9 @@ def test_heat_colours_its_own_corner_and_leaves_the_rest() -> None:
 
 
 def an_explanation() -> Explanation:
-    heat = np.arange(4, dtype=np.float32).reshape(2, 2)
-    words = (WordRelevance("<b>tanks</b>", heat, 0.75), WordRelevance("seaside" * 20, heat / 3, 0.25))
-    return Explanation("<script>tanks</script> seaside", 0.5, 0.9, heat, words, (StageShare(1, 1.0, 0.25),))
+    relevance = np.arange(4, dtype=np.float32).reshape(2, 2)
+    words = (WordRelevance("<b>tanks</b>", relevance, 0.75), WordRelevance("seaside" * 20, relevance / 3, 0.25))
+    return Explanation("<script>tanks</script> seaside", 0.5, 0.9, relevance, words, (StageShare(1, 1.0, 0.25),))
 
 
 def test_the_sheet_has_a_panel_for_each_word_and_the_same_bytes_each_time() -> None:

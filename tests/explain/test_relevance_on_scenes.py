@@ -1,4 +1,4 @@
-"""On drawn scenes that no training has seen, the heat for "storage tanks" falls on the tanks, by the scenes' truth."""
+"""On drawn scenes unseen in training, relevance of "storage tanks" falls on the tanks, by the scenes' truth."""
 
 from __future__ import annotations
 
@@ -64,13 +64,15 @@ def test_heat_for_storage_tanks_is_twice_as_strong_on_the_tanks(cmpagl: Callable
     on, off = [], []
     for scene in tank_scenes():
         scene.image.save(tmp_path / scene.truth.file)
-        heat = explain(loaded, tmp_path / scene.truth.file, "storage tanks").heat
-        pixels = np.asarray(Image.fromarray(heat / heat.mean()).resize((SIZE_PX, SIZE_PX), Image.Resampling.NEAREST))
+        relevance = explain(loaded, tmp_path / scene.truth.file, "storage tanks").relevance
+        pixels = np.asarray(
+            Image.fromarray(relevance / relevance.mean()).resize((SIZE_PX, SIZE_PX), Image.Resampling.NEAREST)
+        )
         mask = inside(scene)
         assert mask.any()
         on.append(float(pixels[mask].mean()))
         off.append(float(pixels[~mask].mean()))
     assert len(on) == SCENES
-    print(f"mean heat {np.mean(on):.2f} on tanks, {np.mean(off):.2f} elsewhere: {np.mean(on) / np.mean(off):.2f} times")
+    print(f"mean relevance {np.mean(on):.2f} on tanks, {np.mean(off):.2f} elsewhere: {np.mean(on) / np.mean(off):.2f}x")
     assert np.mean(on) >= 2 * np.mean(off)
     assert np.median(np.array(on) / np.array(off)) >= 2

@@ -61,7 +61,7 @@ def test_a_cuda_device_gives_the_cpus_features_and_gradients() -> None:
         found[device] = [tensor.detach().cpu().clone() for tensor in (*outputs, *gradients)]
     for expected, out in zip(found["cpu"], found["cuda"], strict=True):
         assert torch.allclose(out, expected, rtol=1e-3, atol=1e-5)
-    assert not torch.backends.cuda.cudnn_sdp_enabled()  # it plans anew for each length of caption
+    assert not torch.backends.cuda.cudnn_sdp_enabled()  # it re-plans for every sequence length
 
 
 def test_half_precision_on_a_cuda_device_is_fp32_to_rounding() -> None:

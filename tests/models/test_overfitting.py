@@ -1,4 +1,4 @@
-"""A small Gswin and a small BERT can learn 32 pairs by heart, quickly: nothing between them is cut."""
+"""A small Gswin and a small BERT overfit 32 pairs quickly: no gradient path between them is cut."""
 
 from __future__ import annotations
 

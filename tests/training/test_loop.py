@@ -331,7 +331,7 @@ def test_another_tokenizer_is_not_gone_on_with(
     path = tmp_path / "run" / "tokenizer.json"
     path.write_text(path.read_text().replace("field", "dleif"))
     with pytest.raises(
-        MismatchError, match=r"tokenizer\.json is not the one that this training began with; train anew"
+        MismatchError, match=r"tokenizer\.json is not the one that this training began with; train again"
     ):
         train(tiny_recipe(), squares, tmp_path / "run", resume=True)
 

@@ -56,6 +56,6 @@ def use_kernels(model: Module, device: torch.device) -> Module:
         if isinstance(config, BertConfig):
             config._attn_implementation = WRITTEN_OUT if device.type == "cpu" else PLAIN_ATTENTION
     if device.type == "cuda":
-        # cuDNN's attention plans for each new shape, a tenth of a second each, and captions come in hundreds.
+        # cuDNN SDPA re-plans for every new sequence length (about 0.1 s).
         torch.backends.cuda.enable_cudnn_sdp(False)
     return model.to(device)
