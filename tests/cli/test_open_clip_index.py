@@ -70,7 +70,7 @@ def test_an_open_clip_index_is_asked_with_no_other_model(
     ("more", "said"),
     [
         (["--run", "tiny"], "--model and --run both name a model"),
-        (["--tta", "one"], "--tta is for runs"),
+        (["--tta", "none"], "--tta is for runs"),
     ],
 )
 def test_what_contradicts_itself_is_refused(cmpagl: Ask, spec: str, more: list[str], said: str) -> None:

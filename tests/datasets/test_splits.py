@@ -84,7 +84,7 @@ def test_selection_on_val_takes_the_two_splits(tmp_path: Path) -> None:
 
 
 def test_selection_without_val_says_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no validation contents.*set data\.selection\.split to train"):
+    with pytest.raises(DataError, match=r"no validation images.*set data\.selection\.split to train"):
         selection_splits(prepared(tmp_path, ["train", "test"]), SelectionPart())
 
 
@@ -99,5 +99,5 @@ def test_selection_from_train_shares_no_image_with_it(tmp_path: Path) -> None:
 
 
 def test_selection_from_a_single_image_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="too few contents"):
+    with pytest.raises(DataError, match="too few images"):
         selection_splits(prepared(tmp_path, ["train"]), SelectionPart(split="train"))

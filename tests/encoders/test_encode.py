@@ -60,20 +60,20 @@ def test_images_encoded_in_batches_equal_those_encoded_alone(loaded: LoadedModel
         np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-def test_the_average_over_views_is_that_of_the_eight_encoded_apart(loaded: LoadedModel, images: list[Path]) -> None:
+def test_d4_averages_the_eight_views_encoded_apart(loaded: LoadedModel, images: list[Path]) -> None:
     values = to_pixel_values(open_image(images[0]), loaded.recipe.data.image_size_px)[None]
     with torch.inference_mode():
         apart = [loaded.model.encode_images(d4_transform(values, view)).features[0] for view in range(8)]
     mean = torch.stack(apart).mean(dim=0)
-    found = encode_images(loaded, refs(images[:1]), Silent(), views="d4")[0]
+    found = encode_images(loaded, refs(images[:1]), Silent(), tta="d4")[0]
     np.testing.assert_allclose(found, (mean / mean.norm()).numpy(), atol=2e-6)
 
 
-def test_the_recipe_chooses_the_views(loaded: LoadedModel, images: list[Path]) -> None:
-    cfg = loaded.recipe.evaluate.model_copy(update={"views": "d4"})
+def test_the_recipe_chooses_test_time_augmentation(loaded: LoadedModel, images: list[Path]) -> None:
+    cfg = loaded.recipe.evaluate.model_copy(update={"tta": "d4"})
     recipe = loaded.recipe.model_copy(update={"evaluate": cfg})
     found = encode_images(replace(loaded, recipe=recipe), refs(images[:2]), Silent())
-    np.testing.assert_array_equal(found, encode_images(loaded, refs(images[:2]), Silent(), views="d4"))
+    np.testing.assert_array_equal(found, encode_images(loaded, refs(images[:2]), Silent(), tta="d4"))
 
 
 def test_a_broken_image_is_named_and_stops_an_export(loaded: LoadedModel, images: list[Path], tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def rewritten(path: Path, arrays: dict[str, Any] | None = None, about: dict[str,
         ({"image_features": np.zeros((3, 8), np.float32)}, {}, DataError, "unit length"),
         ({"image_features": np.zeros((3, 8), np.float64)}, {}, DataError, "is float64"),
         ({}, {"kind": "gallery_index"}, DataError, "is not a feature set but 'gallery_index'"),
-        ({}, {"format_version": 99}, MismatchError, "format_version is 99, this cmpagl reads 2"),
+        ({}, {"format_version": 99}, MismatchError, "format_version is 99, this cmpagl reads 3"),
         ({}, {"model_sha256": 3}, DataError, "model_sha256 is 3"),
     ],
 )

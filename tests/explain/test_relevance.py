@@ -140,7 +140,7 @@ def test_stage_shares_are_the_lengths_of_what_each_attention_adds(loaded: Loaded
     with torch.no_grad():
         with stage_shares(encoder) as shares:
             encoder(pixels)
-        stage, x = encoder.layers["0"], encoder.backbone(pixels).permute(0, 2, 3, 1)
+        stage, x = encoder.layers["0"], encoder.embed(pixels).permute(0, 2, 3, 1)
         block = stage.blocks[0]
         local = block.attn(block.norm1(x)) * block.scale1
         whole = block.global_branch(x + local, stage.generator(x))

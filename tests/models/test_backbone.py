@@ -76,10 +76,10 @@ def test_weights_that_cannot_be_downloaded_say_so() -> None:
 def test_a_frozen_backbone_gives_the_same_map_in_any_batch_and_mode_and_no_gradient() -> None:
     encoder = GswinEncoder(part(), 64).train()
     pixels = torch.randn(10, 3, 64, 64)  # more than pass at once on the CPU
-    maps = encoder.backbone(pixels)
+    maps = encoder.embed(pixels)
     encoder.eval()
     for row in (1, 9):
-        assert torch.allclose(encoder.backbone(pixels[row : row + 1])[0], maps[row], rtol=1e-4, atol=1e-4)
+        assert torch.allclose(encoder.embed(pixels[row : row + 1])[0], maps[row], rtol=1e-4, atol=1e-4)
     assert not maps.requires_grad
     encoder.train()
     encoder(pixels).sum().backward()
@@ -113,7 +113,7 @@ def test_the_stages_fit_the_backbones_map_at_any_size(image_size_px: int) -> Non
 def test_a_cached_map_gives_the_same_tokens_as_its_image() -> None:
     encoder = GswinEncoder(part(), 64).eval()
     pixels = torch.randn(2, 3, 64, 64)
-    assert torch.equal(encoder.forward_map(encoder.backbone(pixels)), encoder(pixels))
+    assert torch.equal(encoder.forward_map(encoder.embed(pixels)), encoder(pixels))
 
 
 def test_a_map_of_another_size_is_our_own_mistake_and_said() -> None:

@@ -19,7 +19,7 @@ from cmpagl_core.errors import DataError, InterruptedByUserError, MismatchError,
 from cmpagl_core.imagery.image_ref import ImageRef, Window
 from cmpagl_core.imagery.stamps import stamp_file
 from cmpagl_core.progress import Silent
-from cmpagl_core.search import index, indexing, known, marker
+from cmpagl_core.search import feature_cache, index, indexing, marker
 from cmpagl_core.search.index import open_index, save_index
 from cmpagl_core.search.indexing import BuiltIndex, build_index
 from cmpagl_core.search.listing import Entry, GallerySource, folder_source
@@ -117,7 +117,7 @@ def test_a_folder_without_a_readable_image_makes_no_index(encoder: Any, tmp_path
 
 def test_an_index_name_is_not_taken_over_by_another_folder(encoder: Any, image_folder: Path, tmp_path: Path) -> None:
     make(encoder, image_folder, tmp_path / "index")
-    with pytest.raises(UsageError, match=r"holds the index of .*image_folder, not of .*north; give another name"):
+    with pytest.raises(UsageError, match=r"holds the index of .*images, not of .*north; give another name"):
         make(encoder, image_folder / "north", tmp_path / "index")
 
 
@@ -132,7 +132,7 @@ def test_an_interrupted_indexing_keeps_what_it_has(
                 raise KeyboardInterrupt
             yield batch
 
-    monkeypatch.setattr(known, "_IMAGES_PER_PART", 4)
+    monkeypatch.setattr(feature_cache, "_IMAGES_PER_PART", 4)
     with monkeypatch.context() as patched:
         patched.setattr(encoder, "encode_images", broken_off)
         with pytest.raises(InterruptedByUserError, match=r"12 images were being .*the 10 that are done are kept"):
@@ -168,7 +168,7 @@ def test_index_files_that_do_not_belong_together_are_refused(encoder: Any, image
     stored = json.loads((root / "index.json").read_text())
     for wrong, error, said in (
         ({"model_sha256": "0" * 64}, MismatchError, "do not belong together"),
-        ({"format_version": 1}, MismatchError, "format_version is 1, this cmpagl reads 2; make it again"),
+        ({"format_version": 1}, MismatchError, "format_version is 1, this cmpagl reads 3; make it again"),
         ({"model_source": 3}, DataError, "does not say where it comes from"),
         ({"files": {"features": {"name": "../x"}}}, DataError, "does not name its files"),
     ):

@@ -98,12 +98,14 @@ def test_an_index_of_another_precision_is_made_anew_and_says_why(
     assert told.lines == ["index index is rebuilt: it was computed in bf16, and here it is fp32"]
 
 
-def test_an_encoder_sees_images_in_the_views_that_an_index_says(run: Run, image_folder: Path, tmp_path: Path) -> None:
+def test_an_encoder_uses_the_test_time_augmentation_that_an_index_says(
+    run: Run, image_folder: Path, tmp_path: Path
+) -> None:
     source, plain = folder_source(image_folder), CmpaglEncoder(run, Silent())
     images = [entry.image for entry in source.entries]
-    for views in ("one", "d4"):
-        built = build_index(plain.in_views(views), source, tmp_path / "index", Silent())
-        expected = encode_images(run.load(), images, Silent(), views=views)
+    for tta in ("none", "d4"):
+        built = build_index(plain.with_tta(tta), source, tmp_path / "index", Silent())
+        expected = encode_images(run.load(), images, Silent(), tta=tta)
         np.testing.assert_allclose(built.index.image_features, expected, atol=2e-6)
         assert built.encoded == 12
         again = plain.preparing_as(built.index.info.preprocessing)
