@@ -128,7 +128,7 @@ def evaluate(
         EvaluateOptions("rsitr" if protocol == "both" else protocol, rerank, itm_k, samples),
         both=protocol == "both",
     )
-    found = evaluate_request(request, given.workspace, given.progress, given.compute_device())
+    found = evaluate_request(given.session, request)
     _show(found, format, by, ranks)
 
 

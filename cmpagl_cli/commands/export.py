@@ -84,13 +84,14 @@ def _scores_of_run(
 ) -> tuple[ScoresInfo, Path]:
     from cmpagl_core.errors import UsageError
     from cmpagl_core.evaluation.evaluate import export_scores
+    from cmpagl_core.run_data import EvalSplit
 
     if model is not None:
         raise UsageError("--scores are those of a run", hint="export the features of a foreign model instead")
     found, prepared = _run_and_data(given, run, data)
     path = out or Path(f"{found.root.name}-{prepared.name}-{split}.npy")
-    chosen, manifest = prepared.split(split), prepared.manifest.sha256
-    return export_scores(found, chosen, path, given.progress, given.compute_device(), manifest), path
+    tested = EvalSplit(prepared.split(split), prepared.manifest.sha256)
+    return export_scores(given.session, found, tested, path), path
 
 
 def _show_scores(info: ScoresInfo, path: Path, format: OutputFormat) -> None:

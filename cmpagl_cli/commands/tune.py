@@ -70,13 +70,13 @@ def tune_smr(
       cmpagl tune smr --run ucm-cpu --form add --no-keep
       cmpagl tune smr --gammas 0,1,2,4,8 --out grid.png --format csv
     """
-    from cmpagl_core.evaluation.choosing import SmrGrid, tune_run
+    from cmpagl_core.evaluation.choosing import TuneRequest, tune_run
     from cmpagl_core.runs import open_run
 
     given = settings(ctx)
-    grid = SmrGrid(base, form, None if gammas is None else _numbers(gammas))
+    request = TuneRequest(split, base, form, None if gammas is None else _numbers(gammas), keep)
     opened = open_run(given.workspace.find("runs", run))
-    choice, params = tune_run(given.workspace, opened, split, given.progress, given.compute_device(), grid, keep)
+    choice, params = tune_run(given.session, opened, request)
     name = opened.root.name
     rows = [{**asdict(point), "gain": point.mr - choice.plain_mr} for point in choice.grid]
     temperatures = {"dual_softmax": params.dual_softmax, "sinkhorn": params.sinkhorn}
@@ -115,15 +115,13 @@ def tune_sensitivity(
       cmpagl tune sensitivity --run rsicd-cpu --split val --format json
       cmpagl tune sensitivity --gammas 0,0.5,1,2,4,8 --out sensitivity.png --format csv
     """
-    from cmpagl_core.evaluation.choosing import sensitivity_of_run
+    from cmpagl_core.evaluation.choosing import TuneRequest, sensitivity_of_run
     from cmpagl_core.runs import open_run
 
     given = settings(ctx)
-    grid = None if gammas is None else _numbers(gammas)
+    request = TuneRequest(split, gammas=None if gammas is None else _numbers(gammas), samples=samples)
     opened = open_run(given.workspace.find("runs", run))
-    found, tested = sensitivity_of_run(
-        given.workspace, opened, split, given.progress, given.compute_device(), grid, samples
-    )
+    found, tested = sensitivity_of_run(given.session, opened, request)
     name = opened.root.name
     document = {
         "run": name,
@@ -162,10 +160,10 @@ def _can_draw(given: Settings) -> bool:
     return False
 
 
-def _numbers(text: str) -> list[float]:
+def _numbers(text: str) -> tuple[float, ...]:
     from cmpagl_core.errors import UsageError
 
     try:
-        return [float(part) for part in text.split(",")]
+        return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(f"--gammas {text!r} is not a list of numbers", hint="write for instance 0,0.5,1") from error

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset
@@ -21,14 +20,16 @@ from cmpagl_core.evaluation.protocol import require_not_test
 from cmpagl_core.evaluation.score_files import equal_scores, open_scores, read_scores_info, require_shape
 from cmpagl_core.evaluation.sensitivity import Sensitivity, smr_sensitivity
 from cmpagl_core.evaluation.stages import Available, Base, Stage, wanted_stages
-from cmpagl_core.evaluation.tune import SmrChoice, choose_params, choose_smr, choose_temperature
+from cmpagl_core.evaluation.tune import SmrChoice, SmrGrid, choose_params, choose_smr, choose_temperature
 from cmpagl_core.progress import Progress
 from cmpagl_core.ranking.itm import ALL_PAIRS, itm_scores
 from cmpagl_core.ranking.rerank import TEMPERED, ChosenParams, RerankParams
 from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.ranking.smr import SmrForm
+from cmpagl_core.recipe import EvaluatePart
 from cmpagl_core.run_data import EvalSplit, open_selection, open_tested
 from cmpagl_core.runs import LoadedModel, Run
+from cmpagl_core.session import Session
 from cmpagl_core.workspace import Workspace
 
 _ELSE = "give features or scores of the val split"
@@ -67,75 +68,64 @@ class RunScorer:
 
 
 @dataclass(frozen=True)
-class SmrGrid:
-    """Where SMR's gammas are looked for: the recipe's scores, form and gammas where nothing else is asked for."""
+class TuneRequest:
+    """Where a run's re-rankings are tuned, and by what; None: as its recipe says."""
 
+    split: str = "selection"
     base: Base | None = None  # the scores that are re-ranked; the plain ranking when None
     form: SmrForm | None = None
-    gammas: Sequence[float] | None = None
+    gammas: tuple[float, ...] | None = None
+    keep: bool = True  # beside the run
+    samples: int = 1000  # of the bootstrap, for the sensitivity
+
+    def grid(self, cfg: EvaluatePart) -> SmrGrid:
+        """The grid of SMR's gammas."""
+        return SmrGrid(self.form or cfg.smr_form, cfg.smr_gammas if self.gammas is None else self.gammas)
 
 
-def tune_run(
-    workspace: Workspace,
-    run: Run,
-    split: str,
-    progress: Progress,
-    device: torch.device,
-    grid: SmrGrid = SmrGrid(),
-    keep: bool = True,
-) -> tuple[SmrChoice, RerankParams]:
+def tune_run(session: Session, run: Run, request: TuneRequest = TuneRequest()) -> tuple[SmrChoice, RerankParams]:
     """Choose SMR's gammas and the temperatures of re-rankings on a split by its name, and keep them beside the run.
 
     Raises GuardError for the test split, before anything is opened, and for images that the run was trained on;
     UsageError for scores that the model has not, or a choice to be kept that would never be used.
     """
-    tested = _open_for_choosing(workspace, run, split, "SMR's gammas")
-    if keep and tested.split.sha256 != run.info.selection_sha256:
+    tested = _open_for_choosing(session.workspace, run, request.split, "SMR's gammas")
+    if request.keep and tested.split.sha256 != run.info.selection_sha256:
         raise UsageError(
-            f"a choice on {split} cannot be kept: {run.root.name} uses what was chosen on its selection split",
+            f"a choice on {request.split} cannot be kept: {run.root.name} uses what was chosen on its selection split",
             hint="choose on selection, or pass --no-keep",
         )
-    scorer = RunScorer(run, run.load(device), progress)
+    progress = session.progress
+    scorer = RunScorer(run, run.load(session.device()), progress)
     available = scorer.offers(read_params(run, progress))
-    base = available.bases[0] if grid.base is None else grid.base
+    base = available.bases[0] if request.base is None else request.base
     if base not in available.bases:
         raise UsageError(f"{run.root.name} has no {base} scores", hint=f"it has {', '.join(available.bases)}")
     scores = scorer.scores(tested.split, available.itm_k)(base)
-    owners, cfg = tested.split.caption_image, run.recipe.evaluate
-    gammas = cfg.smr_gammas if grid.gammas is None else grid.gammas
-    choice = choose_smr(scores, owners, gammas, grid.form or cfg.smr_form, progress)
-    temperatures = {name: choose_temperature(name, scores, owners) for name in TEMPERED}
-    params = RerankParams(
-        choice.gammas, temperatures["dual_softmax"], temperatures["sinkhorn"], choice.mr
-    )  # fmt: skip
-    if keep:
+    owners = tested.split.caption_image
+    choice = choose_smr(scores, owners, request.grid(run.recipe.evaluate), progress)
+    dual_softmax, sinkhorn = (choose_temperature(name, scores, owners) for name in TEMPERED)
+    params = choice.added_to(RerankParams(dual_softmax=dual_softmax, sinkhorn=sinkhorn))
+    if request.keep:
         add_params(run, ChosenParams(), ChosenParams({available.scores_of(base): params}), progress)
     return choice, params
 
 
-def sensitivity_of_run(
-    workspace: Workspace,
-    run: Run,
-    split: str,
-    progress: Progress,
-    device: torch.device,
-    gammas: Sequence[float] | None = None,
-    samples: int = 1000,
-) -> tuple[Sensitivity, DataSplit]:
+def sensitivity_of_run(session: Session, run: Run, request: TuneRequest) -> tuple[Sensitivity, DataSplit]:
     """How much SMR's gammas matter on a split by its name, beside every other re-ranking; nothing is kept.
 
-    gammas: the recipe's when None. Raises GuardError as `tune_run` does.
+    Of the request it needs split, gammas and samples. Raises GuardError as `tune_run` does.
     """
-    tested = _open_for_choosing(workspace, run, split, "among SMR's gammas")
-    scorer = RunScorer(run, run.load(device), progress)
+    tested = _open_for_choosing(session.workspace, run, request.split, "among SMR's gammas")
+    scorer = RunScorer(run, run.load(session.device()), session.progress)
     available = scorer.offers(ChosenParams())
     found = smr_sensitivity(
         scorer.scores(tested.split, available.itm_k)(available.bases[0]),
         tested.split.caption_image,
         tested.split.image_ids,
-        run.recipe.evaluate.smr_gammas if gammas is None else gammas,
-        samples,
-        progress=progress,
+        request.grid(run.recipe.evaluate).gammas,
+        request.samples,
+        progress=session.progress,
     )
     return found, tested.split
 
@@ -173,11 +163,8 @@ def choose_missing(
     lacking = available.lacking(stages)
     if not lacking:
         return available.params
-    cfg = scorer.run.recipe.evaluate
-    scores = scorer.scores(selection, available.itm_k)
-    return choose_params(
-        lacking, scores, selection.caption_image, available, cfg.smr_gammas, cfg.smr_form, scorer.progress
-    )  # fmt: skip
+    grid, scores = SmrGrid.of(scorer.run.recipe.evaluate), scorer.scores(selection, available.itm_k)
+    return choose_params(lacking, scores, selection.caption_image, available, grid, scorer.progress)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cmpagl_core import __version__
@@ -41,11 +40,11 @@ from cmpagl_core.evaluation.result import Queries, RetrievalReport, report_path,
 from cmpagl_core.evaluation.score_files import ScoresInfo, open_scores, read_scores_info, require_shape, save_scores
 from cmpagl_core.evaluation.stages import Available, Base, Stage, plan_stages, score_stages
 from cmpagl_core.files import sha256_file
-from cmpagl_core.progress import Progress
 from cmpagl_core.ranking.rerank import ChosenParams
 from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.run_data import EvalSplit, open_tested
 from cmpagl_core.runs import Run, open_run
+from cmpagl_core.session import Session
 from cmpagl_core.workspace import Workspace
 
 
@@ -103,16 +102,16 @@ class Evaluated:
         return ()
 
 
-def evaluate(request: EvaluateRequest, workspace: Workspace, progress: Progress, device: torch.device) -> Evaluated:
+def evaluate(session: Session, request: EvaluateRequest) -> Evaluated:
     """Evaluate what is asked for; reports on a run are kept in its folder.
 
     Raises MismatchError for features or scores of another split than the data set's, and as what it opens does.
     """
     if request.features is not None:
-        return _evaluate_features(request, request.features, workspace, progress)
+        return _evaluate_features(session, request, request.features)
     if request.scores is not None:
-        return _evaluate_scores(request, request.scores, workspace, progress)
-    return _evaluate_run(request, workspace, progress, device)
+        return _evaluate_scores(session, request, request.scores)
+    return _evaluate_run(session, request)
 
 
 @dataclass(frozen=True)
@@ -259,21 +258,19 @@ def matrix_scores(
     return ScoredSplit(GroundTruth.of(tested), lambda _: scores, _cosine_only(params), made_by)
 
 
-def export_scores(
-    run: Run, split: DataSplit, out: Path, progress: Progress, device: torch.device, manifest_sha256: str = ""
-) -> ScoresInfo:
+def export_scores(session: Session, run: Run, tested: EvalSplit, out: Path) -> ScoresInfo:
     """Write what a run ranks a split by before any re-ranking, images x captions, and beside it what that is of.
 
     Raises DataError for a image that cannot be read, CmpaglError when the disk refuses.
     """
-    scorer = RunScorer(run, run.load(device), progress)
+    split, scorer = tested.split, RunScorer(run, run.load(session.device()), session.progress)
     available = scorer.offers(ChosenParams())
     base = available.bases[0]
     about = ScoresInfo(
         model=run.root.name,
         model_sha256=scorer.loaded.sha256,
         dataset=split.dataset,
-        manifest_sha256=manifest_sha256,
+        manifest_sha256=tested.manifest_sha256,
         split=split.name,
         split_sha256=split.sha256,
         base=base,
@@ -287,12 +284,11 @@ def shared_with_training(run: Run, tested: DataSplit) -> Overlap | None:
     return find_overlap(run.seen, run.info.dataset, tested)
 
 
-def _evaluate_run(
-    request: EvaluateRequest, workspace: Workspace, progress: Progress, device: torch.device
-) -> Evaluated:
-    run, options = open_run(workspace.find("runs", request.run)), request.options
+def _evaluate_run(session: Session, request: EvaluateRequest) -> Evaluated:
+    workspace, progress, options = session.workspace, session.progress, request.options
+    run = open_run(workspace.find("runs", request.run))
     tested = open_tested(workspace, run, request.data, request.split)
-    scorer = RunScorer(run, run.load(device), progress)
+    scorer = RunScorer(run, run.load(session.device()), progress)
     params = params_for(workspace, scorer, options.rerank, options.itm_k)
     reports = _reports(run_scores(scorer, tested, options.itm_k, params), request)
     for report in reports:
@@ -302,11 +298,11 @@ def _evaluate_run(
     return Evaluated(reports, tested.split.scenes, tested.split.captions)
 
 
-def _evaluate_features(request: EvaluateRequest, path: Path, workspace: Workspace, progress: Progress) -> Evaluated:
+def _evaluate_features(session: Session, request: EvaluateRequest, path: Path) -> Evaluated:
     features = load_feature_set(path)
     scenes: tuple[str, ...] = ()
     if request.data is not None:
-        split = _prepared(workspace, request).split(features.info.split)
+        split = _prepared(session.workspace, request).split(features.info.split)
         if split.sha256 != features.info.split_sha256:
             raise MismatchError(
                 f"{path} holds features of another {features.info.split} split than {split.dataset} has",
@@ -317,14 +313,14 @@ def _evaluate_features(request: EvaluateRequest, path: Path, workspace: Workspac
         scenes = tuple(scene_of.get(image, "") for image in features.image_ids)
     params = ChosenParams()
     if request.choose_on is not None:
-        chosen = _open_choice(workspace, request, request.choose_on)
+        chosen = _open_choice(session.workspace, request, request.choose_on)
         require_other_images(chosen, features.image_sha256, features.info.split_sha256)
-        params = choose_on(chosen, request.options.rerank, progress)
+        params = choose_on(chosen, request.options.rerank, session.progress)
     return Evaluated(_reports(feature_scores(features, params), request), scenes, tuple(features.captions))
 
 
-def _evaluate_scores(request: EvaluateRequest, path: Path, workspace: Workspace, progress: Progress) -> Evaluated:
-    prepared = _prepared(workspace, request)
+def _evaluate_scores(session: Session, request: EvaluateRequest, path: Path) -> Evaluated:
+    prepared = _prepared(session.workspace, request)
     tested = prepared.split(request.split)
     array, info = open_scores(path), read_scores_info(path)
     if info is not None and info.split_sha256 != tested.sha256:
@@ -334,10 +330,10 @@ def _evaluate_scores(request: EvaluateRequest, path: Path, workspace: Workspace,
         )
     params = ChosenParams()
     if request.choose_on is not None:
-        chosen = _open_choice(workspace, request, request.choose_on)
+        chosen = _open_choice(session.workspace, request, request.choose_on)
         require_other_scores(chosen, array, path)
         require_other_images(chosen, tested.image_sha256, tested.sha256)
-        params = choose_on(chosen, request.options.rerank, progress)
+        params = choose_on(chosen, request.options.rerank, session.progress)
     overlap = None if info is None else read_overlap(info.overlap)
     model = ScoredModel(path.name, sha256_file(path), overlap)
     scored = matrix_scores(array, EvalSplit(tested, prepared.manifest.sha256), model, params)

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from cmpagl_core.errors import UsageError
 from cmpagl_core.evaluation.intervals import METRICS, PerImage, resamples
 from cmpagl_core.evaluation.recall import KS, Matches, rank_queries
-from cmpagl_core.evaluation.tune import EQUAL_MR, GAMMAS, place_of_best
+from cmpagl_core.evaluation.tune import EQUAL_MR, SmrGrid, place_of_best
 from cmpagl_core.progress import Progress, Silent
 from cmpagl_core.ranking.offsets import TEMPERATURES
 from cmpagl_core.ranking.rerank import Directions, Gammas, RerankParams, rerank
@@ -103,7 +103,7 @@ def smr_sensitivity(
     scores: ScoreMatrix,
     caption_image: ArrayLike,
     image_ids: Sequence[str],
-    gammas: Sequence[float] = GAMMAS,
+    gammas: Sequence[float] = SmrGrid().gammas,
     samples: int = 1000,
     seed: int = 0,
     progress: Progress | None = None,

@@ -25,10 +25,22 @@ from cmpagl_core.ranking.rerank import (
 )
 from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.ranking.smr import SmrForm, smr
-
-GAMMAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+from cmpagl_core.recipe import EvaluatePart
 
 EQUAL_MR = 1e-9  # percent; recalls are sums in float64
+
+
+@dataclass(frozen=True)
+class SmrGrid:
+    """What SMR is tried with: one form, and every pair of some gammas."""
+
+    form: SmrForm = "multiply"
+    gammas: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+
+    @classmethod
+    def of(cls, cfg: EvaluatePart) -> SmrGrid:
+        """The recipe's."""
+        return cls(cfg.smr_form, cfg.smr_gammas)
 
 
 @dataclass(frozen=True)
@@ -55,36 +67,39 @@ class SmrChoice:
     def gammas(self) -> Gammas:
         return Gammas(self.form, self.gamma1, self.gamma2)
 
+    def added_to(self, known: RerankParams) -> RerankParams:
+        """The parameters with these of SMR."""
+        return replace(known, smr=self.gammas, smr_mr=self.mr)
+
 
 def choose_smr(
     scores: ScoreMatrix | Directions,
     caption_image: ArrayLike,
-    gammas: Sequence[float] = GAMMAS,
-    form: SmrForm = "multiply",
+    grid: SmrGrid = SmrGrid(),
     progress: Progress | None = None,
 ) -> SmrChoice:
-    """Try gammas x gammas by mR under `rsitr` on these scores (images x texts) of the selection split.
+    """Try a grid of gammas by mR under `rsitr` on these scores (images x texts) of the selection split.
 
     scores: plain ones, or those of both directions after other re-rankings.
     The smallest gammas win among equals. Raises UsageError for an empty grid or a gamma that is none.
     """
-    if not gammas:
+    if not grid.gammas:
         raise UsageError("the grid of gammas is empty", hint="give at least one gamma")
     both = _both(scores)
     matches = Matches.own(caption_image, both.i2t.shape[0])
     rank_stats, other = both.rank_stats
-    chosen = sorted(set(gammas))
-    grid = []
-    with (progress or Silent()).task("choose gammas", len(chosen) ** 2) as advance:
-        for first in chosen:
-            for second in chosen:
-                i2t = smr(rank_stats.scores, first, second, form, rank_stats)
-                t2i = smr(other.scores, first, second, form, other)
-                grid.append(GridPoint(first, second, recall(i2t, matches, t2i).mr))
+    gammas = sorted(set(grid.gammas))
+    points = []
+    with (progress or Silent()).task("choose gammas", len(gammas) ** 2) as advance:
+        for first in gammas:
+            for second in gammas:
+                i2t = smr(rank_stats.scores, first, second, grid.form, rank_stats)
+                t2i = smr(other.scores, first, second, grid.form, other)
+                points.append(GridPoint(first, second, recall(i2t, matches, t2i).mr))
                 advance(1)
-    best = grid[place_of_best([point.mr for point in grid], [(point.gamma1, point.gamma2) for point in grid])]
+    best = points[place_of_best([point.mr for point in points], [(point.gamma1, point.gamma2) for point in points])]
     plain = recall(both.i2t, matches, both.own_t2i).mr
-    return SmrChoice(form, best.gamma1, best.gamma2, best.mr, plain, tuple(grid))
+    return SmrChoice(grid.form, best.gamma1, best.gamma2, best.mr, plain, tuple(points))
 
 
 def choose_temperature(
@@ -111,8 +126,7 @@ def choose_params(
     scores: Callable[[Base], ScoreMatrix],
     caption_image: ArrayLike,
     available: Available,
-    gammas: Sequence[float] = GAMMAS,
-    form: SmrForm = "multiply",
+    grid: SmrGrid = SmrGrid(),
     progress: Progress | None = None,
 ) -> ChosenParams:
     """What these stages need and is not known yet, chosen on what each re-ranks, by scores of the selection split.
@@ -131,7 +145,7 @@ def choose_params(
                 both = rerank(both, stage.rerankings[place - 1], params.of(inputs[place - 1]))
             known = params.of(scored)
             if not known.allows(name):
-                chosen = _choose(name, known, both, caption_image, gammas, form, progress)
+                chosen = _choose(name, known, both, caption_image, grid, progress)
                 params = params.adding(scored, chosen)
     return params
 
@@ -141,13 +155,11 @@ def _choose(
     known: RerankParams,
     scores: Directions,
     caption_image: ArrayLike,
-    gammas: Sequence[float],
-    form: SmrForm,
+    grid: SmrGrid,
     progress: Progress | None,
 ) -> RerankParams:
     if name == "smr":
-        choice = choose_smr(scores, caption_image, gammas, form, progress)
-        return replace(known, smr=choice.gammas, smr_mr=choice.mr)
+        return choose_smr(scores, caption_image, grid, progress).added_to(known)
     if name == "dual_softmax":
         return replace(known, dual_softmax=choose_temperature(name, scores, caption_image))
     if name == "sinkhorn":

@@ -14,7 +14,7 @@ from cmpagl_core.encoders.cached import cached_features
 from cmpagl_core.encoders.encode import encode_captions, encode_images
 from cmpagl_core.evaluation.recall import Matches, Recalls, recall
 from cmpagl_core.evaluation.stages import Available, Base
-from cmpagl_core.evaluation.tune import choose_smr
+from cmpagl_core.evaluation.tune import SmrGrid, choose_smr
 from cmpagl_core.progress import Silent
 from cmpagl_core.ranking.itm import ALL_PAIRS, itm_scores
 from cmpagl_core.ranking.rerank import ChosenParams, RerankParams
@@ -54,10 +54,10 @@ def choose_gammas(learner: Learner, plan: Plan, cached: bool) -> dict[str, Reran
         return {}
     loaded = loaded_model(learner)
     scores = selection_scores(loaded, learner, plan.judged, cached, _views(learner))
-    found = choose_smr(scores, plan.judged.caption_image, cfg.smr_gammas, cfg.smr_form)
+    found = choose_smr(scores, plan.judged.caption_image, SmrGrid.of(cfg))
     plain: Base = "cosine" if learner.recipe.losses.pre_alignment else "itm"
     name = Available((plain,), ChosenParams(), ALL_PAIRS).scores_of(plain)
-    return {name: RerankParams(smr=found.gammas, smr_mr=found.mr)}
+    return {name: found.added_to(RerankParams())}
 
 
 def _views(learner: Learner) -> int:

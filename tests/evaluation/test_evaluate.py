@@ -15,7 +15,7 @@ from cmpagl_core.datasets.prepared import DataSplit, open_prepared
 from cmpagl_core.encoders.export import run_features
 from cmpagl_core.errors import DataError, GuardError, MismatchError, UsageError
 from cmpagl_core.evaluation import result
-from cmpagl_core.evaluation.choosing import RunScorer, SmrGrid, choose_missing, params_for, tune_run
+from cmpagl_core.evaluation.choosing import RunScorer, TuneRequest, choose_missing, params_for, tune_run
 from cmpagl_core.evaluation.evaluate import EvaluateOptions, feature_scores, matrix_scores, run_scores
 from cmpagl_core.evaluation.groups import by_length, by_scene
 from cmpagl_core.evaluation.kept_params import add_params, read_params
@@ -30,12 +30,19 @@ from cmpagl_core.ranking.rerank import ChosenParams, Gammas, RerankParams, Step
 from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.run_data import EvalSplit, open_tested
 from cmpagl_core.runs import Run, open_run
+from cmpagl_core.session import Session
 from cmpagl_core.workspace import Workspace
 from tests.conftest import rewrite_info
 
 CPU = torch.device("cpu")
 QUICK = EvaluateOptions(samples=20)
 GAMMAS = Gammas("multiply", 1.0, 2.0)
+
+
+def session_in(root: Path) -> Session:
+    return Session(Workspace(root), Silent(), lambda: CPU)
+
+
 CHOSEN = ChosenParams({"cosine": RerankParams(GAMMAS, 20.0, 10.0)}, "5" * 64)
 
 
@@ -287,17 +294,17 @@ def test_files_that_are_no_matrix_are_refused_in_a_sentence(split: DataSplit, tm
 def test_parameters_are_chosen_on_what_they_re_rank_and_kept_beside_the_run(
     run: Run, tmp_path: Path, tiny_prepared: Path
 ) -> None:
-    workspace, scorer, before = Workspace(tmp_path), scorer_of(run), (run.root / "run.json").read_bytes()
+    session, scorer, before = session_in(tmp_path), scorer_of(run), (run.root / "run.json").read_bytes()
     assert read_params(run) == ChosenParams(split_sha256=run.info.selection_sha256)
-    choice, params = tune_run(workspace, run, "selection", Silent(), CPU, SmrGrid(gammas=(0.0, 1.0)))
+    choice, params = tune_run(session, run, TuneRequest(gammas=(0.0, 1.0)))
     assert read_params(run).by_scores == {"cosine": params}
     assert (params.smr, params.smr_mr) == (choice.gammas, choice.mr)
-    found = params_for(workspace, scorer, "csls+smr,itm+smr,sinkhorn", 3)
+    found = params_for(session.workspace, scorer, "csls+smr,itm+smr,sinkhorn", 3)
     assert read_params(run) == found
     assert list(found.by_scores) == ["cosine", "cosine+csls", "itm@3"]
     assert found.of("cosine") == params
-    assert params_for(workspace, scorer, "default") == found
-    itm, _ = tune_run(workspace, run, "selection", Silent(), CPU, SmrGrid("itm", gammas=(0.0, 1.0)))
+    assert params_for(session.workspace, scorer, "default") == found
+    itm, _ = tune_run(session, run, TuneRequest(base="itm", gammas=(0.0, 1.0)))
     assert read_params(run).of(f"itm@{run.recipe.evaluate.itm_k}").smr == itm.gammas
     assert (run.root / "run.json").read_bytes() == before
     test = open_prepared(tiny_prepared).split("test")
@@ -328,12 +335,12 @@ def test_parameters_of_another_split_or_model_are_not_used(run: Run, tmp_path: P
 def test_nothing_is_chosen_on_what_the_run_was_trained_on_nor_kept_where_it_is_of_no_use(
     run: Run, tmp_path: Path
 ) -> None:
-    workspace = Workspace(tmp_path)
+    session = session_in(tmp_path)
     with pytest.raises(GuardError, match="tiny was trained on 6 of its 6 images; choose on the run's selection split"):
-        tune_run(workspace, run, "train", Silent(), CPU)
+        tune_run(session, run, TuneRequest("train"))
     rewrite_info(run.root, selection_sha256="0" * 64)
     with pytest.raises(MismatchError, match="prepared again"):
-        tune_run(workspace, open_run(run.root), "val", Silent(), CPU)
+        tune_run(session, open_run(run.root), TuneRequest("val"))
 
 
 def test_the_data_set_must_be_the_one_of_the_run(run: Run, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from cmpagl_core.evaluation.heatmap import label_of, save_sensitivity
 from cmpagl_core.evaluation.intervals import PerImage, compare
 from cmpagl_core.evaluation.recall import Matches, rank_queries, recall
 from cmpagl_core.evaluation.sensitivity import FORMS, Sensitivity, smr_sensitivity
-from cmpagl_core.evaluation.tune import choose_smr
+from cmpagl_core.evaluation.tune import SmrGrid, choose_smr
 from cmpagl_core.ranking.galr import galr
 from cmpagl_core.ranking.offsets import TEMPERATURES, csls
 from cmpagl_core.ranking.rerank import TEMPERED
@@ -38,7 +38,7 @@ def found() -> Sensitivity:
 
 def test_every_pair_of_both_forms_is_what_tuning_finds(found: Sensitivity) -> None:
     for form in FORMS:
-        choice = choose_smr(noisy_scores(), OWNER, GRID, form)
+        choice = choose_smr(noisy_scores(), OWNER, SmrGrid(form, GRID))
         by_tuning = [(point.gamma1, point.gamma2, pytest.approx(point.mr)) for point in choice.grid]
         assert [(one.gamma1, one.gamma2, one.mr) for one in found.grid(form)] == by_tuning
         assert found.plain_mr == pytest.approx(choice.plain_mr)

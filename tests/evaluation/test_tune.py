@@ -12,7 +12,7 @@ from cmpagl_core.errors import CmpaglError, UsageError
 from cmpagl_core.evaluation.heatmap import save_heatmap
 from cmpagl_core.evaluation.recall import Matches, recall
 from cmpagl_core.evaluation.stages import Available, Base, Stage
-from cmpagl_core.evaluation.tune import choose_params, choose_smr, choose_temperature
+from cmpagl_core.evaluation.tune import SmrGrid, choose_params, choose_smr, choose_temperature
 from cmpagl_core.ranking.offsets import csls
 from cmpagl_core.ranking.rerank import (
     TEMPERED,
@@ -38,7 +38,7 @@ def noisy_scores(seed: int = 0) -> ScoreMatrix:
 @pytest.mark.parametrize("form", ["multiply", "add"])
 def test_the_choice_is_the_best_of_the_grid(form: SmrForm) -> None:
     scores, matches = noisy_scores(), Matches.own(OWNER, 40)
-    choice = choose_smr(scores, OWNER, (0.0, 0.5, 2.0), form)
+    choice = choose_smr(scores, OWNER, SmrGrid(form, (0.0, 0.5, 2.0)))
     by_hand = {
         (first, second): recall(
             smr(scores, first, second, form), matches, smr(scores.transposed(), first, second, form)
@@ -75,10 +75,12 @@ def test_each_step_of_a_chain_is_chosen_on_what_it_re_ranks() -> None:
         Stage("cosine+smr", "cosine", ("smr",)),
         Stage("csls+smr+sinkhorn", "cosine", ("csls", "smr", "sinkhorn")),
     )
-    found = choose_params(stages, lambda _: scores, OWNER, Available(("cosine",), ChosenParams()), (0.0, 0.5, 4.0))
+    found = choose_params(
+        stages, lambda _: scores, OWNER, Available(("cosine",), ChosenParams()), SmrGrid(gammas=(0.0, 0.5, 4.0))
+    )
     after_csls = Directions(csls(scores))
-    by_hand = choose_smr(after_csls, OWNER, (0.0, 0.5, 4.0))
-    assert found.of("cosine").smr == choose_smr(scores, OWNER, (0.0, 0.5, 4.0)).gammas
+    by_hand = choose_smr(after_csls, OWNER, SmrGrid(gammas=(0.0, 0.5, 4.0)))
+    assert found.of("cosine").smr == choose_smr(scores, OWNER, SmrGrid(gammas=(0.0, 0.5, 4.0))).gammas
     assert found.of("cosine+csls").smr == by_hand.gammas
     assert by_hand.plain_mr == recall(csls(scores), Matches.own(OWNER, 40)).mr
     after_smr = rerank(after_csls, "smr", RerankParams(by_hand.gammas))
@@ -116,15 +118,15 @@ def test_what_two_chose_at_once_is_kept_from_both() -> None:
 
 def test_empty_grids_and_wrong_gammas_are_refused() -> None:
     with pytest.raises(UsageError, match="the grid of gammas is empty"):
-        choose_smr(noisy_scores(), OWNER, ())
+        choose_smr(noisy_scores(), OWNER, SmrGrid(gammas=()))
     with pytest.raises(UsageError, match="the grid of temperatures is empty"):
         choose_temperature("sinkhorn", noisy_scores(), OWNER, ())
     with pytest.raises(UsageError, match=r"gamma1 = -1.0 must be"):
-        choose_smr(noisy_scores(), OWNER, (-1.0,))
+        choose_smr(noisy_scores(), OWNER, SmrGrid(gammas=(-1.0,)))
 
 
 def test_the_heat_map_is_a_image_and_the_same_twice(tmp_path: Path) -> None:
-    choice = choose_smr(noisy_scores(), OWNER, (0.0, 1.0))
+    choice = choose_smr(noisy_scores(), OWNER, SmrGrid(gammas=(0.0, 1.0)))
     for name in ("a.png", "b.png"):
         save_heatmap(choice, "synthetic", tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
@@ -135,4 +137,4 @@ def test_the_heat_map_is_a_image_and_the_same_twice(tmp_path: Path) -> None:
 def test_without_matplotlib_the_heat_map_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(CmpaglError, match=r"drawing needs matplotlib; pip install 'cmpagl\[plots\]'"):
-        save_heatmap(choose_smr(noisy_scores(), OWNER, (0.0,)), "", tmp_path / "a.png")
+        save_heatmap(choose_smr(noisy_scores(), OWNER, SmrGrid(gammas=(0.0,))), "", tmp_path / "a.png")
