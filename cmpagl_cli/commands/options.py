@@ -47,7 +47,6 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe field, as in optim.lr=1.0e-4; repeatable."),
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="In place of the recipe's train.seed.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Make it again although it is up to date.")]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,6 @@ IMAGE_COLUMNS = ("image_id", "path", "split", "width", "height", "bytes", "mtime
 _NUMBERS = ("width", "height", "bytes", "mtime_ns")
 CAPTION_COLUMNS = ("caption_id", "image_id", "text")
 
-SplitName = Literal["train", "val", "test", "all"]
 _MAKE_AGAIN = "make it again with `cmpagl prepare`"
 
 

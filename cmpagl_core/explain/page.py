@@ -10,7 +10,7 @@ from PIL import Image
 from cmpagl_core.explain.overlay import overlay, png_bytes
 from cmpagl_core.explain.relevance import Explanation
 from cmpagl_core.files import write_text
-from cmpagl_core.report.rendering import render
+from cmpagl_core.html_page import render_page
 
 _PAGE_PX = 384
 
@@ -29,7 +29,8 @@ def page(image: Image.Image, name: str, explanation: Explanation) -> str:
         {"word": word.word, "percent": 100 * word.share, "image": _data(overlay(small, word.relevance, highest))}
         for word in explanation.words
     ]
-    return render(
+    return render_page(
+        "cmpagl_core.report",
         "explain.html",
         name=name,
         text=explanation.text,

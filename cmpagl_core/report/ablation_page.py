@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from cmpagl_core.ablation.table import AblationTable
+from cmpagl_core.html_page import render_page
 from cmpagl_core.report.charts import RowChart, Value, row_chart
-from cmpagl_core.report.rendering import render
 
 
 def render_ablation(table: AblationTable) -> str:
     """The page as text."""
-    return render("ablation.html", table=table, baseline=table.rows[0], deltas=_deltas(table))
+    return render_page(
+        "cmpagl_core.report", "ablation.html", table=table, baseline=table.rows[0], deltas=_deltas(table)
+    )
 
 
 def _deltas(table: AblationTable) -> RowChart | None:

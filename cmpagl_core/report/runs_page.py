@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from cmpagl_core.errors import UsageError
 from cmpagl_core.evaluation.protocol import Stamp, require_one_column
 from cmpagl_core.evaluation.result import RetrievalReport
+from cmpagl_core.html_page import render_page
 from cmpagl_core.imagery.thumbnail import thumbnail
 from cmpagl_core.ranking.rerank import Step
 from cmpagl_core.report.charts import LineChart, RowChart, Value, line_chart, row_chart
 from cmpagl_core.report.evidence import Curves, Evidence, ShownImage, recipe_differences
-from cmpagl_core.report.rendering import render
 from cmpagl_core.runs import Run
 
 _SCENES = 40
@@ -72,7 +72,8 @@ def render_runs(evidence: Sequence[Evidence], mix: bool = False) -> str:
     for name, one in zip(names, evidence, strict=True):
         notes += [f"{name}: {note}" if len(names) > 1 else note for note in one.report.notes]
     thumbnails = _Thumbnails()
-    return render(
+    return render_page(
+        "cmpagl_core.report",
         "report.html",
         names=names,
         stamp=evidence[0].report.stamp,

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from cmpagl_core.files import write_text
+from cmpagl_core.html_page import render_page
 from cmpagl_core.imagery.thumbnail import Thumbnail, thumbnail
 from cmpagl_core.progress import Progress
 from cmpagl_core.search.query import Hit
@@ -53,12 +52,7 @@ def render_gallery(query: GalleryQuery, hits: Sequence[Hit], progress: Progress)
             tiles.append(_tile(hit, hits))
             advance(1)
     asked = "" if query.image is None else thumbnail(query.image, _QUERY_PX).uri
-    environment = Environment(
-        loader=PackageLoader("cmpagl_core.search"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    page = environment.get_template("gallery.html").render(query=query, asked=asked, tiles=tiles)
-    return page.encode("utf-8", "replace").decode("utf-8")
+    return render_page("cmpagl_core.search", "gallery.html", query=query, asked=asked, tiles=tiles)
 
 
 def _tile(hit: Hit, hits: Sequence[Hit]) -> _Tile:

@@ -179,8 +179,3 @@ def tree(sketch: Sketch, x: float, y: float, radius: float) -> Drawing:
         sketch.canvas.polygon(disc(x - dx, y - dy, radius * 0.36, 8), shaded(light, factor * 0.9))
 
     return draw
-
-
-def trees(sketch: Sketch, spots: Iterable[tuple[float, float]], radius: float) -> list[Drawing]:
-    """Trees of about that radius at some places."""
-    return [tree(sketch, x, y, radius * sketch.uniform(0.7, 1.25)) for x, y in spots]

@@ -1,4 +1,4 @@
-"""Pages rendered from templates: everything escaped, no address outside the page."""
+"""Self-contained HTML pages from templates: everything escaped, no address outside the page (ours)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from cmpagl_core import __version__
 
 
-def render(template: str, **content: Any) -> str:
-    """A page as text."""
+def render_page(package: str, template: str, **content: Any) -> str:
+    """A template of a package's `templates` folder as text; it knows `version` and the filter `percent`."""
     environment = Environment(
-        loader=PackageLoader("cmpagl_core.report"),
+        loader=PackageLoader(package),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
