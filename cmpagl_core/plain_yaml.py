@@ -1,7 +1,7 @@
-"""The small part of YAML that a recipe needs: mappings, lists and plain scalars, read event by event.
+"""The subset of YAML that recipes use: mappings, lists and plain scalars, read event by event.
 
-Scalars are read as YAML 1.2 has them, so that `no` is a word and `1:30` no number; tags, anchors, dates and keys given
-twice are refused with their line, and depth and size are bounded, so that no text can do more than be wrong.
+Scalars follow YAML 1.2, so `no` and `1:30` are text; tags, anchors, dates and duplicate keys are refused with their
+line, and depth and size are bounded, so a hostile file can only be refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _Events = Iterator[yaml.Event]
 
 
 class PlainYamlError(ValueError):
-    """What is wrong with a text, and in which line (from 1; 0 when no line can be named)."""
+    """What is wrong, and in which line (from 1; 0 if unknown)."""
 
     def __init__(self, problem: str, line: int = 0) -> None:
         super().__init__(problem)
@@ -54,12 +54,12 @@ def load_plain_yaml(text: str) -> Any:
 
 
 def dump_plain_yaml(tree: Any) -> str:
-    """YAML that `load_plain_yaml` reads back as it is; keys stay in their order."""
+    """YAML that `load_plain_yaml` reads back unchanged; keys keep their order."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Also quotes texts that YAML 1.2 reads as numbers and YAML 1.1 does not."""
+    """Also quotes text that is a number in YAML 1.2 but not in YAML 1.1."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -75,7 +75,7 @@ def _document(events: _Events) -> Any:
         if isinstance(event, yaml.DocumentStartEvent):
             documents += 1
             if documents > 1:
-                raise PlainYamlError("it holds a second document", _line(event))
+                raise PlainYamlError("it contains a second document", _line(event))
         elif isinstance(event, yaml.NodeEvent):
             found = _value(event, events, 1)
     return found
@@ -83,10 +83,10 @@ def _document(events: _Events) -> Any:
 
 def _value(event: yaml.Event, events: _Events, depth: int) -> Any:
     if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-        raise PlainYamlError("anchors and aliases (& and *) are not for recipes; quote a text with such a sign",
+        raise PlainYamlError("recipes have no anchors or aliases (& and *); quote text that starts with one",
                              _line(event))  # fmt: skip
     if getattr(event, "tag", None) is not None:
-        raise PlainYamlError("tags (!) are not for recipes; quote a text with such a sign", _line(event))
+        raise PlainYamlError("recipes have no tags (!); quote text that starts with one", _line(event))
     if depth > MAX_DEPTH:
         raise PlainYamlError(f"it is nested more than {MAX_DEPTH} deep", _line(event))
     if isinstance(event, yaml.MappingStartEvent):
@@ -106,7 +106,7 @@ def _mapping(events: _Events, depth: int) -> dict[str, Any]:
     lines: dict[str, int] = {}
     while not isinstance(event := next(events), yaml.MappingEndEvent):
         if not isinstance(event, yaml.ScalarEvent) or event.tag is not None or event.anchor is not None:
-            raise PlainYamlError("a key is no plain word", _line(event))
+            raise PlainYamlError("a key must be a plain word", _line(event))
         key = event.value
         if key in found:
             raise PlainYamlError(f"the key {key[:60]!r} is given twice (first in line {lines[key]})", _line(event))
@@ -118,8 +118,8 @@ def _mapping(events: _Events, depth: int) -> dict[str, Any]:
 def _scalar(event: Any) -> Any:
     text: str = event.value
     if any("\ud800" <= sign <= "\udfff" for sign in text):
-        raise PlainYamlError("a text holds half a character (a lone surrogate)", _line(event))
-    if event.style is not None:  # quoted or a block: a text, whatever it says
+        raise PlainYamlError("a text contains half a character (a lone surrogate)", _line(event))
+    if event.style is not None:  # quoted or a block: always text
         return text
     if text in _NULLS:
         return None

@@ -1,4 +1,4 @@
-"""The typed recipe: every choice of a training run, validated once, then trusted."""
+"""The typed recipe: every setting of a training run, validated when it is built."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from cmpagl_core.plain_yaml import dump_plain_yaml
 RECIPE_VERSION = 1
 STAGE_STRIDES = (4, 8, 16, 32)
 
-_SIZE = "{size}"  # in the name of Swin weights, so that one line changes a recipe's size
+_SIZE = "{size}"  # placeholder in the name of Swin weights, so that one line changes a recipe's size
 _SIZES: dict[str, tuple[int, tuple[int, int, int, int], tuple[int, int, int, int]]] = {
     "tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
     "small": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
     "base": (128, (2, 2, 18, 2), (4, 8, 16, 32)),
 }
 
-# Every number has a lower and an upper bound, far from what is useful and near enough that arithmetic holds.
+# Every number is bounded, far outside the useful range but where arithmetic is still exact.
 _List = Field(strict=False)  # YAML's lists become tuples
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 StageNumber = Annotated[int, Field(ge=1, le=4)]
@@ -35,7 +35,7 @@ FourCounts = Annotated[tuple[_Count, _Count, _Count, _Count], _List]
 
 def _word_not_boolean(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("true and false are no words; write the word none, or quote it")
+        raise ValueError("expected a word, not true or false: write none, or quote the word")
     return value
 
 
@@ -49,96 +49,103 @@ Word = BeforeValidator(_word_not_boolean)
 
 
 class _Part(BaseModel):
-    """Strict: a text or a boolean is no number, and a number no text."""
+    """Strict: no conversion between text, booleans and numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class SelectionPart(_Part):
-    """Where models and gammas are chosen: a split, or a seeded share of train kept out of training."""
+    """The split that chooses the epoch and SMR's gammas: a split of its own, or a held-out share of train."""
 
     split: Annotated[Literal["val", "train", "test"], Word] = Field(
-        "val", description="val, or train for a share of it; test is refused"
+        "val", description="val, or train to hold out a random share of it; test is refused"
     )
-    fraction: float = Field(0.1, gt=0.0, lt=1.0, description="share of train, by image; only for split train")
-    seed: Seed = Field(0, description="of the share's draw")
+    fraction: float = Field(0.1, gt=0.0, lt=1.0, description="share of train's images held out; only for split train")
+    seed: Seed = Field(0, description="seed of that random share")
 
 
 class DataPart(_Part):
-    """Which prepared data set, and how an image becomes numbers."""
+    """The prepared data set, and how its images and captions become tensors."""
 
     dataset: str = Field("", description="name or path of a prepared data set; empty: the newest")
-    image_size_px: int = Field(224, ge=32, le=1024, description="images are squashed to this square")
-    max_caption_tokens: int = Field(64, ge=8, le=512, description="longer captions are cut")
-    augment: Annotated[Literal["none", "flips", "d4"], Word] = Field(
-        "d4", description="flips, or the 8 flips and 90-degree rotations (d4); only for captions that name no direction"
+    image_size_px: int = Field(
+        224, ge=32, le=1024, description="images are resized to this square; the aspect ratio is not kept"
     )
-    crop_scale_min: float = Field(1.0, gt=0.0, le=1.0, description="smallest area share of a random crop; 1 is none")
-    workers: int = Field(0, ge=0, le=64, description="threads that decode images ahead; 0: none")
+    max_caption_tokens: int = Field(64, ge=8, le=512, description="longer captions are truncated")
+    augment: Annotated[Literal["none", "flips", "d4"], Word] = Field(
+        "d4", description="flips, or d4 (8 flips and 90-degree rotations); skipped for captions that name a direction"
+    )
+    crop_scale_min: float = Field(
+        1.0, gt=0.0, le=1.0, description="smallest random crop, as a share of the image's area; 1: no crops"
+    )
+    workers: int = Field(0, ge=0, le=64, description="threads that decode images in the background; 0: none")
     selection: SelectionPart = SelectionPart()
 
 
 class ImageEncoderPart(_Part):
-    """Gswin (section 2 of the method)."""
+    """Gswin (docs/method.md, section 2)."""
 
     size: Annotated[Literal["tiny", "small", "base", "custom"], Word] = Field(
-        "tiny", description="Swin's sizes; custom takes the three fields below"
+        "tiny", description="Swin's sizes; custom: as the next three fields say"
     )
     width: int = Field(96, ge=8, le=8_192, description="channels of stage 1; custom only")
-    depths: FourCounts = Field((2, 2, 6, 2), description="branches per stage, two a block; custom only")
-    num_heads: FourCounts = Field((3, 6, 12, 24), description="per stage; custom only")
-    window_size: int = Field(7, ge=2, le=64, description="tokens along a side of a window; a smaller map shrinks it")
-    mlp_ratio: float = Field(4.0, ge=0.125, le=32.0, description="hidden width of an MLP, times its input's")
-    drop_path: Fraction = Field(0.2, description="at the last block; grows linearly from 0")
-    dropout: Fraction = Field(0.0, description="in attention and MLP outputs")
+    depths: FourCounts = Field((2, 2, 6, 2), description="branches per stage, two to a block; custom only")
+    num_heads: FourCounts = Field((3, 6, 12, 24), description="attention heads per stage; custom only")
+    window_size: int = Field(7, ge=2, le=64, description="side of a window in tokens; clipped to smaller maps")
+    mlp_ratio: float = Field(
+        4.0, ge=0.125, le=32.0, description="hidden width of the MLPs, as a multiple of their input width"
+    )
+    drop_path: Fraction = Field(0.2, description="stochastic depth at the last block, growing linearly from 0")
+    dropout: Fraction = Field(0.0, description="on the outputs of attention and MLPs")
     layer_scale_init: Weight = Field(
-        0.0, description="ours: start of a per-channel factor on attention and MLP branches; 0: none, as in Swin"
+        0.0, description="ours: initial LayerScale on attention and MLP branches; 0: no LayerScale, as in Swin"
     )
     global_window: bool = Field(True, description="false: plain Swin")
     global_window_source: Annotated[Literal["conv", "avgpool"], Word] = Field(
-        "conv", description="how the global window is made from the stage's map"
+        "conv", description="how the global window is computed from the stage's map"
     )
     global_query: Annotated[Literal["local", "global"], Word] = Field(
-        "local", description="local: tokens ask the global window; global: GCViT's direction"
+        "local", description="local: local tokens query the global window; global: the reverse, as in GCViT"
     )
     branches: Annotated[Literal["sequential", "parallel"], Word] = Field(
-        "sequential", description="parallel: both branches read the block's input and are joined"
+        "sequential", description="parallel: both branches read the block's input; their concatenation is projected"
     )
     global_stages: Annotated[tuple[StageNumber, ...], _List] = Field(
-        (1, 2, 3, 4), description="stages that have a global window"
+        (1, 2, 3, 4), description="stages with a global window"
     )
     weights: Annotated[str, Word] = Field(
-        "random", description="timm:NAME, file:PATH or random; {size} in it stands for the size above"
+        "random", description="timm:NAME, file:PATH or random; {size} is replaced by the size above"
     )
     backbone: Annotated[str, Word, BeforeValidator(_not_patch)] = Field(
-        "none", description="none (Swin's patch embedding), or the name of a timm feature extractor"
+        "none", description="none (Swin's patch embedding), or a timm feature extractor"
     )
     backbone_strides: Annotated[tuple[Literal[4, 8, 16, 32], ...], _List] = Field(
-        (16,), description="maps taken from the backbone, joined at the finest; which stages are left follows from it"
+        (16,),
+        description="strides of the backbone's maps, concatenated at the finest; they replace the stages before it",
     )
-    backbone_head: bool = Field(False, description="take the backbone's last 1x1 convolution with its widest map")
+    backbone_head: bool = Field(False, description="keep the backbone's last 1x1 convolution, after its widest map")
     backbone_skip: bool = Field(
         False,
-        description="ours: image_features start as a linear probe of the backbone's average; Gswin joins by a gate",
+        description="ours: image_features start as a linear probe of the pooled backbone; Gswin is added by a gate",
     )
     backbone_skip_dropout: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="ours: of the averaged map's channels before that probe, and before those of extra_backbones",
+        description="ours: dropout on pooled channels before that probe and those of extra_backbones",
     )
     backbone_weights: Annotated[str, Word] = Field("random", description="package:..., timm:NAME, file:PATH or random")
     extra_backbones: Annotated[tuple[Annotated[str, Word], ...], _List] = Field(
-        (), description="ours: more timm extractors; each adds a linear probe of its own, and features lie side by side"
+        (), description="ours: more timm extractors, each with its own linear probe; the features are concatenated"
     )
     extra_backbone_weights: Annotated[tuple[Annotated[str, Word], ...], _List] = Field(
-        (), description="their weights, one for each, as in backbone_weights"
+        (), description="weights of each extra backbone, as in backbone_weights"
     )
     extra_backbone_px: Annotated[tuple[Annotated[int, Field(ge=32, le=1024)], ...], _List] = Field(
-        (), description="side in pixels to which each brings the image first; empty: as it comes"
+        (), description="input size of each extra backbone in pixels; empty: image_size_px"
     )
-    backbone_trainable: bool = Field(False, description="false: frozen, its maps are cached on disk")
-    backbone_unfreeze_epoch: Epochs = Field(0, description="a trainable backbone stays frozen before this epoch")
+    backbone_trainable: bool = Field(False, description="false: frozen, and its maps are cached on disk")
+    backbone_unfreeze_epoch: Epochs = Field(0, description="first epoch in which a trainable backbone is trained")
 
     @model_validator(mode="before")
     @classmethod
@@ -161,15 +168,15 @@ class ImageEncoderPart(_Part):
         if self.backbone == "none" and self.backbone_skip:
             raise ValueError("backbone_skip needs a backbone: set image_encoder.backbone, or backbone_skip false")
         if self.backbone_skip_dropout and not self.backbone_skip:
-            raise ValueError("backbone_skip_dropout is of backbone_skip's probes: set image_encoder.backbone_skip true")
+            raise ValueError("backbone_skip_dropout needs backbone_skip: set image_encoder.backbone_skip true")
         if self.extra_backbones and not self.backbone_skip:
             raise ValueError(
-                "extra_backbones adds to the linear probe of backbone_skip: set image_encoder.backbone_skip true"
+                "extra_backbones needs the linear probe of backbone_skip: set image_encoder.backbone_skip true"
             )
         if len(self.extra_backbones) != len(self.extra_backbone_weights):
-            raise ValueError("extra_backbone_weights needs one source for each extractor of extra_backbones")
+            raise ValueError("extra_backbone_weights needs one entry for each entry of extra_backbones")
         if self.extra_backbone_px and len(self.extra_backbone_px) != len(self.extra_backbones):
-            raise ValueError("extra_backbone_px needs one side for each extractor of extra_backbones, or none at all")
+            raise ValueError("extra_backbone_px needs one entry for each entry of extra_backbones, or none")
         if self.backbone != "none":
             if not self.backbone_strides:
                 raise ValueError("backbone_strides needs at least one stride")
@@ -179,11 +186,11 @@ class ImageEncoderPart(_Part):
                     f"set their depths to 0 (size: custom)"
                 )
             if self.weights != "random":
-                raise ValueError("weights imports a whole Swin; with a backbone use backbone_weights")
+                raise ValueError("weights imports a complete Swin; with a backbone, use backbone_weights")
         if self.size == "custom" and _SIZE in self.weights:
-            raise ValueError(f"weights name {_SIZE}, and a custom size has no published Swin: name a file")
+            raise ValueError(f"weights contains {_SIZE}, but no Swin of a custom size is published: give a file")
         if not all(self.depths[first:]):
-            raise ValueError("every stage from the first on needs a depth of at least 1")
+            raise ValueError("every stage needs a depth of at least 1")
         for stage in range(first, 4):
             if self.num_heads[stage] < 1 or self.stage_width(stage) % self.num_heads[stage]:
                 raise ValueError(f"num_heads of stage {stage + 1} must divide its width {self.stage_width(stage)}")
@@ -193,7 +200,7 @@ class ImageEncoderPart(_Part):
         return self
 
     def _check_global_stages(self) -> None:
-        """Refuse stages without effect; all four, the default, mean each stage that there is."""
+        """Refuse stages without effect; the default, all four, means every stage that exists."""
         if not self.global_window:
             return
         if not self.global_stages:
@@ -207,12 +214,12 @@ class ImageEncoderPart(_Part):
 
     @property
     def swin_weights(self) -> str:
-        """The source that `weights` names, of this size."""
+        """`weights` with this size filled in."""
         return self.weights.replace(_SIZE, self.size)
 
     @property
     def probes(self) -> int:
-        """Groups of features that lie side by side, one for each extractor with a linear probe; else 1."""
+        """Number of concatenated feature groups: one for each backbone with a linear probe, else 1."""
         return 1 + len(self.extra_backbones)
 
     @property
@@ -226,15 +233,15 @@ class ImageEncoderPart(_Part):
 
 
 class TextEncoderPart(_Part):
-    """The lower half of BERT; its weights part also feeds the fusion half (section 1)."""
+    """The lower half of BERT; `weights` also initialises the fusion encoder (section 1)."""
 
     size: Annotated[Literal["bert-base", "minilm-l6", "tiny"], Word] = Field(
-        "bert-base", description="shape for random weights; other weights bring their own"
+        "bert-base", description="shape for random weights; pretrained weights determine their own"
     )
     weights: Annotated[str, Word] = Field("random", description="package:..., hf:NAME, file:PATH or random")
-    layers: Layers | None = Field(None, description="layers of the text half; empty: half of the depth")
+    layers: Layers | None = Field(None, description="layers of the text encoder; empty: half of BERT's")
     pooling: Annotated[Literal["cls", "mean"], Word] = Field(
-        "cls", description="token that stands for the caption, or the mean of all"
+        "cls", description="a caption's feature: its [CLS] token, or the mean of its tokens"
     )
     dropout: Fraction = Field(0.1, description="in BERT's layers")
 
@@ -242,39 +249,39 @@ class TextEncoderPart(_Part):
 class FusionEncoderPart(_Part):
     """The upper half of BERT, cross-attending from text to image tokens (section 1)."""
 
-    enabled: bool = Field(True, description="false: no fusion half, so neither ITM nor MLM")
+    enabled: bool = Field(True, description="false: no fusion encoder, so neither ITM nor MLM")
     layers: Layers | None = Field(
         None,
-        description="ours: BERT's last so many, copied where the text half has them too; empty: what is left",
+        description="ours: number of BERT's last layers, copied if the text encoder has them too; empty: the rest",
     )
     dropout: Fraction = Field(0.1, description="in BERT's layers")
 
 
 class LossesPart(_Part):
-    """Section 3; a weight of 0 switches a term off."""
+    """The losses (section 3); a weight of 0 switches a term off."""
 
     embed_dim: int = Field(256, ge=2, le=16_384, description="width of image_features and text_features")
-    pre_alignment: bool = Field(True, description="false removes ITC and triplet: ranking then comes from ITM")
-    itc: Weight = Field(1.0, description="weight of the contrastive loss")
-    itc_soft_targets: Fraction = Field(0.0, description="ours: share of the target spread by caption similarity")
-    label_smoothing: Fraction = Field(0.0, description="ours: share of the ITC target spread over the batch")
+    pre_alignment: bool = Field(True, description="false: no ITC and no triplet loss; ITM alone ranks")
+    itc: Weight = Field(1.0, description="weight of the image-text contrastive loss")
+    itc_soft_targets: Fraction = Field(0.0, description="ours: share of ITC's target spread over similar captions")
+    label_smoothing: Fraction = Field(0.0, description="ours: share of ITC's target spread evenly over the batch")
     triplet: Annotated[Literal["none", "plain", "intra", "circle", "supcon"], Word] = Field(
-        "intra", description="plain; intra adds lambda (1 - s_ii); circle and supcon take its place"
+        "intra", description="intra (the paper's) adds lambda (1 - s_ii) to plain; circle and supcon replace it"
     )
     triplet_negatives: Annotated[Literal["sum", "hardest"], Word] = Field(
-        "sum", description="every negative counts, or the hardest alone"
+        "sum", description="sum over all negatives of the batch, or the hardest one"
     )
-    triplet_weight: Weight = Field(1.0, description="of whichever triplet stands above")
-    margin_cosine: float = Field(0.2, ge=0.0, le=2.0, description="m: how far a negative must stay below its match")
-    intra_weight: Weight = Field(1.0, description="lambda: how strongly a match is drawn towards 1")
+    triplet_weight: Weight = Field(1.0, description="weight of the loss chosen by triplet")
+    margin_cosine: float = Field(0.2, ge=0.0, le=2.0, description="m: margin between a match and a negative")
+    intra_weight: Weight = Field(1.0, description="lambda: how strongly the cosine of a match is pulled towards 1")
     itm: Weight = Field(1.0, description="weight of image-text matching")
     itm_hardness: Weight = Field(
-        1.0, description="factor on the logits that ITM's negatives are drawn by; ours: 0.0 takes any alike"
+        1.0, description="scales the logits from which ITM's negatives are sampled; ours: 0.0 samples uniformly"
     )
     mlm: Weight = Field(1.0, description="weight of masked language modelling")
-    mlm_probability: float = Field(0.15, gt=0.0, lt=1.0, description="share of the tokens that are masked")
-    logit_scale_init: float = Field(1 / 0.07, ge=1.0, le=10_000.0, description="of the learned scale")
-    logit_scale_max: float = Field(100.0, ge=1.0, le=10_000.0, description="the scale is clamped here")
+    mlm_probability: float = Field(0.15, gt=0.0, lt=1.0, description="share of tokens selected for masking")
+    logit_scale_init: float = Field(1 / 0.07, ge=1.0, le=10_000.0, description="initial logit scale, learned")
+    logit_scale_max: float = Field(100.0, ge=1.0, le=10_000.0, description="upper clamp of the logit scale")
 
     @property
     def uses_itc(self) -> bool:
@@ -286,7 +293,7 @@ class LossesPart(_Part):
 
     @property
     def aligns_features(self) -> bool:
-        """Whether cosines mean anything: some loss aligns the features before fusion."""
+        """Whether cosine similarity is meaningful: some loss aligns the features before fusion."""
         return self.uses_itc or self.uses_triplet
 
     @property
@@ -295,50 +302,57 @@ class LossesPart(_Part):
 
 
 class OptimPart(_Part):
-    """AdamW, warm-up, then cosine decay to zero."""
+    """AdamW with linear warm-up, then cosine decay to zero."""
 
-    lr: float = Field(1.0e-4, gt=0.0, le=10.0, description="of new parts")
-    text_lr_scale: Weight = Field(0.1, description="of imported BERT layers, times lr; 0 freezes them")
-    image_lr_scale: Weight = Field(0.1, description="of imported Swin or backbone weights, times lr; 0 freezes them")
-    weight_decay: Weight = Field(0.05, description="not on norms and biases")
-    beta1: Fraction = Field(0.9, description="of AdamW")
-    beta2: Fraction = Field(0.98, description="of AdamW")
+    lr: float = Field(1.0e-4, gt=0.0, le=10.0, description="peak learning rate of new parameters")
+    text_lr_scale: Weight = Field(0.1, description="pretrained BERT layers learn at lr times this; 0 freezes them")
+    image_lr_scale: Weight = Field(
+        0.1, description="pretrained Swin or backbone weights learn at lr times this; 0 freezes them"
+    )
+    weight_decay: Weight = Field(0.05, description="not applied to norms, biases, gates and bias tables")
+    beta1: Fraction = Field(0.9, description="AdamW's")
+    beta2: Fraction = Field(0.98, description="AdamW's")
     warmup_fraction: Fraction = Field(0.1, description="share of all steps")
-    clip_norm: float = Field(1.0, gt=0.0, le=1.0e6, description="gradient norm, after backward")
+    clip_norm: float = Field(1.0, gt=0.0, le=1.0e6, description="gradients are clipped to this norm")
 
 
 class TrainPart(_Part):
-    """The loop."""
+    """The training loop."""
 
-    epochs: int = Field(40, ge=1, le=100_000, description="each image once an epoch, with one of its captions")
-    batch_size: int = Field(
-        64, ge=2, le=65_536, description="pairs in one micro-batch; in-batch negatives come from it"
+    epochs: int = Field(
+        40, ge=1, le=100_000, description="an epoch is one pass over the images, each with one of its captions"
     )
+    batch_size: int = Field(64, ge=2, le=65_536, description="pairs per micro-batch; negatives are drawn from it")
     accumulate: BatchSize = Field(
         1,
-        description="micro-batches per optimiser step: ITC, triplet and ITM see the negatives of their own micro-batch "
-        "alone, MLM is as in one large batch",
+        description="micro-batches per optimiser step; ITC, triplet and ITM see the negatives of one micro-batch, MLM "
+        "is the same as in one large batch",
     )
     precision: Annotated[Literal["fp32", "bf16", "fp16"], Word] = Field(
-        "bf16", description="of autocast; fp32 is none, and is taken where the device has no instructions for the other"
+        "bf16", description="of autocast; without hardware support for it, the training runs in fp32"
     )
-    ema_decay: Fraction = Field(0.0, description="0 is none; the averaged weights are validated and kept")
-    patience_epochs: Epochs = Field(0, description="stop after so many validations without a better mR; 0: never")
-    validate_every_epochs: int = Field(1, ge=1, le=100_000, description="how often mR on the selection split is taken")
-    seed: Seed = Field(0, description="of weights, order, captions, augmentation, dropout")
+    ema_decay: Fraction = Field(
+        0.0, description="decay of the weights' moving average, which is validated and saved; 0: no average"
+    )
+    patience_epochs: Epochs = Field(0, description="stop after this many validations without a better mR; 0: never")
+    validate_every_epochs: int = Field(
+        1, ge=1, le=100_000, description="epochs between validations on the selection split"
+    )
+    seed: Seed = Field(0, description="seeds weights, order, captions, augmentation and dropout")
 
 
 class EvaluatePart(_Part):
-    """Stages after the cosine ranking (section 4)."""
+    """Encoding, and the stages after the cosine ranking (section 4)."""
 
     batch_size: BatchSize = Field(64, description="images encoded at once; features do not depend on it")
     tta: Annotated[Literal["none", "d4"], Word] = Field(
-        "none", description="ours: d4 averages image_features over the 8 flips and 90-degree rotations"
+        "none",
+        description="ours: test-time augmentation; d4 averages image_features over the 8 flips and 90-degree rotations",
     )
-    itm_k: int = Field(16, ge=0, le=1_000_000, description="candidates per query and direction; 0: no ITM stage")
-    smr_form: Annotated[Literal["multiply", "add"], Word] = Field("multiply", description="section 4")
+    itm_k: int = Field(16, ge=0, le=1_000_000, description="ITM candidates per query and direction; 0: no ITM stage")
+    smr_form: Annotated[Literal["multiply", "add"], Word] = Field("multiply", description="SMR's form (section 4)")
     smr_gammas: Annotated[tuple[Weight, ...], _List] = Field(
-        (0.0, 0.25, 0.5, 1.0, 2.0, 4.0), min_length=1, max_length=100, description="the grid of gamma1 and gamma2"
+        (0.0, 0.25, 0.5, 1.0, 2.0, 4.0), min_length=1, max_length=100, description="grid searched for gamma1 and gamma2"
     )
     smr: bool = Field(True, description="re-rank with SMR")
 
@@ -346,7 +360,7 @@ class EvaluatePart(_Part):
 class Recipe(_Part):
     """A whole recipe. Frozen; equal recipes have equal hashes."""
 
-    version: Literal[1] = Field(1, description="of the recipe format")
+    version: Literal[1] = Field(1, description="version of the recipe format")
     data: DataPart = DataPart()
     image_encoder: ImageEncoderPart = ImageEncoderPart()
     text_encoder: TextEncoderPart = TextEncoderPart()
@@ -365,20 +379,21 @@ class Recipe(_Part):
             )
         if fusion and not losses.uses_fusion:
             raise ValueError(
-                "nothing trains the fusion half: set fusion_encoder.enabled false, or give losses.itm or "
+                "no loss trains the fusion encoder: set fusion_encoder.enabled false, or give losses.itm or "
                 "losses.mlm a weight"
             )
         if not (losses.aligns_features or losses.itm > 0):
-            raise ValueError("no loss ranks anything: give losses.itc, losses.triplet or losses.itm a weight")
+            raise ValueError("no loss trains a ranking: give losses.itc, losses.triplet or losses.itm a weight")
         if losses.itm > 0 and losses.pre_alignment and not losses.aligns_features:
-            raise ValueError("without ITC and triplet there is no pre-alignment: write losses.pre_alignment false")
+            raise ValueError("without ITC and triplet there is no pre-alignment: set losses.pre_alignment false")
         if losses.embed_dim % self.image_encoder.probes:
             raise ValueError(
-                f"losses.embed_dim {losses.embed_dim} cannot be shared evenly by {self.image_encoder.probes} extractors"
+                f"losses.embed_dim {losses.embed_dim} is not divisible by {self.image_encoder.probes}, the number of "
+                f"backbones"
             )
         if self._caches_backbone and self.data.crop_scale_min < 1.0:
             raise ValueError(
-                "a frozen backbone's maps are cached for flips and 90-degree rotations only: crop_scale_min must be 1"
+                "a frozen backbone's maps are cached, which allows no random crops: set data.crop_scale_min to 1.0"
             )
         return self
 
@@ -387,7 +402,7 @@ class Recipe(_Part):
         return self.image_encoder.backbone != "none" and not self.image_encoder.backbone_trainable
 
     def sha256(self) -> str:
-        """Hash of every resolved field."""
+        """Hash over every resolved field."""
         return sha256_text(canonical_json(self.model_dump(mode="json")))
 
     def to_yaml(self) -> str:

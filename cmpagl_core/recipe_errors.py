@@ -1,4 +1,4 @@
-"""What pydantic says of a wrong recipe, as one sentence of ours."""
+"""A pydantic validation error of a recipe as one sentence."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RENAMED_VALUES = {
 
 
 def one_sentence(error: ValidationError, where: str, model: type[BaseModel]) -> RecipeError:
-    """The first complaint with its place, the offending value in short, and for a wrong key the nearest valid one."""
+    """The first error with its place and the offending value, shortened, and the nearest valid key for a wrong one."""
     first = error.errors(include_url=False)[0]
     keys = [str(key) for key in first["loc"]]
     path = ".".join(keys)[:_SHOWN]
@@ -53,11 +53,11 @@ def one_sentence(error: ValidationError, where: str, model: type[BaseModel]) -> 
 
 
 def _way_out(path: str, kind: str, found: object) -> str | None:
-    """How to write what was meant: a word that was renamed, or one in place of a number or of true and false."""
+    """How to fix the value: the new name of an old word, or the right type."""
     if isinstance(found, str) and (path, found) in RENAMED_VALUES:
         return f"{found!r} was renamed: write {RENAMED_VALUES[path, found]!r}"
     if kind == "float_type" and isinstance(found, str):
-        return "a number is written with digits and a point, as in 1.0e-4, and without quotes"
+        return "write a number with a decimal point, as in 1.0e-4, and without quotes"
     if kind == "bool_type":
         return "write true or false"
     if kind == "string_type" and isinstance(found, int | float):
@@ -74,6 +74,6 @@ def _known_keys(model: type[BaseModel], keys: list[str]) -> list[str]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean ...?" when something known is near, else nothing."""
+    """ "; did you mean ...?" if a known word is close, else an empty text."""
     found = difflib.get_close_matches(word[:_SHOWN], list(known), n=1, cutoff=0.5)
     return f"; did you mean {found[0]!r}?" if found else ""

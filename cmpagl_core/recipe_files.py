@@ -1,4 +1,4 @@
-"""Recipes as YAML: read from a file, found by name among those that come with cmpagl, overridden key by key."""
+"""Recipes as YAML: read from a file or found by name among the shipped ones, and overridden key by key."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ def override_recipe(recipe: Recipe, overrides: Iterable[str], where: str = "the 
 
 
 def recipe_folder() -> Path:
-    """Where the recipes that come with cmpagl lie, installed or in a checkout."""
+    """Folder of the shipped recipes, installed or in a checkout."""
     installed = Path(__file__).parent / "recipes"
     return installed if installed.is_dir() else Path(__file__).parent.parent / "recipes"
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Name and file of each recipe that comes with cmpagl."""
+    """Name and file of each shipped recipe."""
     return {path.stem: path for path in sorted(recipe_folder().glob("*.yaml"))}
 
 
 def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """A recipe from a file, or one that comes with cmpagl by its name. Raises RecipeError."""
+    """A recipe from a file, or a shipped one by name. Raises RecipeError."""
     path = find_recipe(name_or_path)
     return parse_recipe(read_recipe_text(path), str(path), overrides)
 
@@ -64,7 +64,7 @@ def read_recipe_text(path: Path) -> str:
     """A recipe file with its comments. Raises RecipeError if it cannot be read."""
     try:
         size = path.stat().st_size
-        if size > 4 * MAX_CHARACTERS:  # UTF-8 takes at most four bytes for one
+        if size > 4 * MAX_CHARACTERS:  # UTF-8 takes at most four bytes per character
             raise RecipeError(f"{path} is too large for a recipe ({size:,} bytes)")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -72,7 +72,7 @@ def read_recipe_text(path: Path) -> str:
 
 
 def recipe_purpose(path: Path) -> str:
-    """What a recipe is for: the first line of the comment at its head."""
+    """What a recipe is for: the first comment line of its file."""
     first, _, _ = read_recipe_text(path).partition("\n")
     return first.lstrip("# ").strip() if first.startswith("#") else ""
 
@@ -85,8 +85,8 @@ def find_recipe(name_or_path: str | Path) -> Path:
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
     raise RecipeError(
-        f"there is no recipe {str(name_or_path)!r}, neither as a file nor among those that come with cmpagl",
-        hint=f"they are {', '.join(shipped)}" + nearest(str(name_or_path), shipped),
+        f"there is no recipe {str(name_or_path)!r}, neither as a file nor among the shipped ones",
+        hint=f"the shipped ones are {', '.join(shipped)}" + nearest(str(name_or_path), shipped),
     )
 
 
@@ -98,7 +98,7 @@ def _validate(tree: dict[str, Any], where: str) -> Recipe:
 
 
 def require_distinct(overrides: Iterable[str]) -> None:
-    """Refuse overrides of one key in two ways, of which the last would win silently. Raises RecipeError."""
+    """Refuse two overrides of one key, of which the last would silently win. Raises RecipeError."""
     seen: set[str] = set()
     for override in overrides:
         path = override.partition("=")[0].strip()

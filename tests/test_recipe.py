@@ -66,24 +66,24 @@ def test_every_shipped_recipe_comments_every_field_that_it_sets(name: str) -> No
         ("- a list", "a recipe is a mapping of parts, not a list"),
         ("just text", "a mapping of parts, not a str"),
         ("a: [1,\nb: }", "mine.yaml:2: not valid YAML"),
-        ("? [a, b]\n: 1", "mine.yaml:1: a key is no plain word"),
+        ("? [a, b]\n: 1", "mine.yaml:1: a key must be a plain word"),
         ("version: 2", "version = 2"),
-        ("!!python/object/apply:os.system ['true']", r"mine.yaml:1: tags \(!\) are not for recipes"),
+        ("!!python/object/apply:os.system ['true']", r"mine.yaml:1: recipes have no tags \(!\)"),
         ("image_encoder: {size: tiny, depths: [2, 2, 2, 2]}", "depths is fixed by size tiny"),
         ("image_encoder: {size: custom, width: 90, num_heads: [4, 4, 4, 4]}", "num_heads of stage 1 must divide"),
         ("image_encoder: {backbone: tf_efficientnet_lite0}", "set their depths to 0"),
         (
             "image_encoder: {backbone: a, backbone_skip: true, extra_backbones: [b], "
             "extra_backbone_weights: [random], extra_backbone_px: [64, 64]}",
-            "extra_backbone_px needs one side",
+            "extra_backbone_px needs one entry",
         ),
-        ("image_encoder: {backbone_skip_dropout: 0.5}", "backbone_skip_dropout is of backbone_skip's probes"),
+        ("image_encoder: {backbone_skip_dropout: 0.5}", "backbone_skip_dropout needs backbone_skip"),
         (
             "image_encoder: {extra_backbones: [a], extra_backbone_weights: [random]}",
             "set image_encoder.backbone_skip true",
         ),
-        (TWO_BACKBONES.replace("[random]", "[]"), "one source for each extractor"),
-        (TWO_BACKBONES + "losses: {embed_dim: 255}", "255 cannot be shared evenly by 2 extractors"),
+        (TWO_BACKBONES.replace("[random]", "[]"), "needs one entry for each entry"),
+        (TWO_BACKBONES + "losses: {embed_dim: 255}", "255 is not divisible by 2, the number of backbones"),
         ("image_encoder: {global_stages: []}", "global_window true with no global_stages is plain Swin"),
         (
             TWO_BACKBONES.replace("backbone_skip", "global_stages: [2, 4], backbone_skip"),
@@ -92,9 +92,9 @@ def test_every_shipped_recipe_comments_every_field_that_it_sets(name: str) -> No
         (TWO_BACKBONES.replace("backbone_skip", "global_stages: [3], backbone_skip"), "name stages from 4 on"),
         ("image_encoder: {branches: parallel, size: custom, depths: [1, 2, 2, 2]}", "come in pairs"),
         ("losses: {itm: 1.0}\n" + NO_FUSION, "ITM and MLM need fusion layers"),
-        ("losses: {itm: 0.0, mlm: 0.0}", "nothing trains the fusion half"),
-        ("losses: {itc: 0.0, triplet: none, itm: 0.0, mlm: 0.0}\n" + NO_FUSION, "no loss ranks anything"),
-        ("losses: {itc: 0.0, triplet: none}", r"write losses\.pre_alignment false"),
+        ("losses: {itm: 0.0, mlm: 0.0}", "no loss trains the fusion encoder"),
+        ("losses: {itc: 0.0, triplet: none, itm: 0.0, mlm: 0.0}\n" + NO_FUSION, "no loss trains a ranking"),
+        ("losses: {itc: 0.0, triplet: none}", r"set losses\.pre_alignment false"),
     ],
 )
 def test_a_wrong_recipe_has_its_sentence(text: str, said: str) -> None:

@@ -1,1 +1,1 @@
-"""From a recipe and a prepared data set to a run."""
+"""Training: from a recipe and a prepared data set to a run."""

@@ -1,4 +1,4 @@
-"""Learning curves of a run as an image, drawn from its log."""
+"""Learning curves of a run as one figure, drawn from its log."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cmpagl_core.training.journal import read_journal
 
 CURVES_FILE = "curves.png"
 
-_DRAWN = 1e30  # no axis holds more
+_DRAWN = 1e30  # larger values would break matplotlib's axes
 
 Point = tuple[float, float]
 
 
 def draw_curves(root: Path, progress: Progress) -> None:
-    """Draw `curves.png` beside the log of a run; without matplotlib, say how to get it."""
+    """Draw `curves.png` beside a run's log; without matplotlib, print how to install it."""
     try:
         import matplotlib as mpl
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -33,8 +33,8 @@ def draw_curves(root: Path, progress: Progress) -> None:
         return
     try:
         panels = curve_panels(list(read_journal(root / LOG_FILE)))
-    except (DataError, LookupError, TypeError, ValueError, ArithmeticError) as error:  # a finished training is kept
-        progress.say(f"{CURVES_FILE} was not drawn: {LOG_FILE} was changed or is broken ({error})")
+    except (DataError, LookupError, TypeError, ValueError, ArithmeticError) as error:  # the finished run is kept
+        progress.say(f"{CURVES_FILE} was not drawn: {LOG_FILE} was edited or is corrupt ({error})")
         return
     with mpl.rc_context({"font.size": 8, "axes.grid": True, "grid.alpha": 0.3}):
         figure = Figure(figsize=(11, 9), layout="constrained")
@@ -55,7 +55,7 @@ def draw_curves(root: Path, progress: Progress) -> None:
 
 @dataclass(frozen=True)
 class Panel:
-    """One small plot: points (epoch, value) by label, and the warnings given about these lines and when."""
+    """One plot: points (epoch, value) by label, and the warnings about these lines with their epochs."""
 
     title: str
     lines: Mapping[str, Sequence[Point]]
@@ -63,7 +63,7 @@ class Panel:
 
 
 def curve_panels(events: Sequence[dict[str, Any]]) -> list[Panel]:
-    """Every figure that the monitor checks, from the events of a log; lines without a point are left out."""
+    """One panel for each quantity that the monitor checks, from a log's events; lines without points are left out."""
     epochs = [event for event in events if event["event"] == "epoch"]
     validations = [event for event in events if event["event"] == "validation"]
     steps = [event for event in events if event["event"] == "step"]
@@ -108,7 +108,7 @@ def curve_panels(events: Sequence[dict[str, Any]]) -> list[Panel]:
 
 
 def _warnings(events: Sequence[dict[str, Any]], per_epoch: float) -> list[tuple[str, float]]:
-    """Each warning's name and when it was told: after the event before it in the log."""
+    """Each warning's name and epoch, which is that of the event before it in the log."""
     found, now = [], 0.0
     for event in events:
         if event["event"] == "step":
@@ -124,7 +124,7 @@ def _steps_per_epoch(steps: Sequence[dict[str, Any]]) -> float:
 
 
 def _each(epochs: Sequence[dict[str, Any]], key: str) -> dict[str, list[Point]]:
-    """A line for each entry that any epoch has under a key."""
+    """One line for each entry that any epoch has under `key`."""
     names = dict.fromkeys(name for event in epochs for name in event.get(key) or ())
     return {name: _line(epochs, key, name) for name in names}
 

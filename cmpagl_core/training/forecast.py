@@ -1,4 +1,4 @@
-"""What a training will take, from a few measured steps: parameters, peak memory, steps, time (`--dry-run`)."""
+"""Estimates a training's parameters, peak memory, steps and time from a few measured steps (`--dry-run`)."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from cmpagl_core.training.measure import MEASURED_STEPS, Cost, decode_seconds, m
 from cmpagl_core.training.start import TrainRequest, requested_data, requested_recipe
 from cmpagl_core.workspace import Workspace
 
-_USUAL_CAPTION = "there are many buildings and green trees near a road with cars"  # as long as the public sets' mean
+_USUAL_CAPTION = "there are many buildings and green trees near a road with cars"  # of the public sets' mean length
 
 
 @dataclass(frozen=True)
 class TrainingForecast:
-    """Memory in bytes, of the device that computes; times in seconds."""
+    """Memory in bytes, on the computing device; times in seconds."""
 
     recipe: str
     device: str
@@ -41,7 +41,7 @@ class TrainingForecast:
     pairs: int
     steps_per_epoch: int
     steps: int
-    measured_pairs: int  # of the largest micro-batch that was measured; the rest is reckoned from it
+    measured_pairs: int  # largest micro-batch that was measured; larger ones are extrapolated
     peak_bytes: int
     step_s: float
     epoch_s: float
@@ -54,15 +54,15 @@ class TrainingForecast:
         return asdict(self)
 
     def lines(self, duration: Callable[[float], str]) -> list[tuple[str, str]]:
-        """What people read: a name and a value each."""
+        """Name and value of each row, for people."""
         shown = [
-            ("parameters", f"{self.parameters / 1e6:.1f} M, of which {self.learning_parameters / 1e6:.1f} M learn"),
-            ("pairs an epoch", f"{self.pairs:,}"),
-            ("optimiser steps", f"{self.steps:,} ({self.steps_per_epoch:,} an epoch)"),
-            ("peak memory", f"{self.peak_bytes / 2**30:.1f} GiB, beside Python and its libraries"),
-            ("a step", f"{self.step_s:.2f} s (measured with up to {self.measured_pairs} pairs at once)"),
-            ("an epoch", duration(self.epoch_s)),
-            ("the training", duration(self.training_s)),
+            ("parameters", f"{self.parameters / 1e6:.1f} M, {self.learning_parameters / 1e6:.1f} M of them trained"),
+            ("pairs per epoch", f"{self.pairs:,}"),
+            ("optimiser steps", f"{self.steps:,} ({self.steps_per_epoch:,} per epoch)"),
+            ("peak memory", f"{self.peak_bytes / 2**30:.1f} GiB, not counting Python and its libraries"),
+            ("time per step", f"{self.step_s:.2f} s (measured with up to {self.measured_pairs} pairs at once)"),
+            ("time per epoch", duration(self.epoch_s)),
+            ("training time", duration(self.training_s)),
         ]
         if self.cache_bytes:
             shown.append(("backbone cache", f"{self.cache_bytes / 1e6:,.0f} MB, {duration(self.cache_s)} once"))
@@ -71,7 +71,7 @@ class TrainingForecast:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is known of the data: from the prepared set, or from what was published."""
+    """Sizes of the data: from the prepared set, or as published."""
 
     train_images: int
     selection_images: int
@@ -80,10 +80,10 @@ class Sizes:
 
 
 def forecast(request: TrainRequest, workspace: Workspace, progress: Progress, device: torch.device) -> TrainingForecast:
-    """Build the recipe's model with random weights, take a few steps on random pairs, and reckon.
+    """Build the recipe's model with random weights, measure a few steps on random pairs, and extrapolate.
 
-    Needs neither the images of a public data set nor weights from a hub. Raises DataError when the size of the
-    data set cannot be known.
+    Needs neither the images of a public data set nor pretrained weights. Raises DataError if the size of the data set
+    is unknown.
     """
     recipe, name = requested_recipe(request)
     sizes = _sizes(request, recipe, workspace)
@@ -130,15 +130,15 @@ def _sizes(request: TrainRequest, recipe: Recipe, workspace: Workspace) -> Sizes
             raise
         selected = published.val or int(published.train * recipe.data.selection.fraction)
         images = published.train if published.val else published.train - selected
-        return Sizes(images, selected, None, f"{published.title} is not prepared: its published counts are taken")
+        return Sizes(images, selected, None, f"{published.title} is not prepared: using its published counts")
     return Sizes(len(np.unique(train.caption_image)), len(selection), train)
 
 
 def _blank_learner(recipe: Recipe, sizes: Sizes, device: torch.device) -> tuple[Learner, list[str]]:
-    """A learner of the recipe's shape with random weights, and what had to be assumed for it."""
+    """A learner of the recipe's shape with random weights, and the assumptions that it needed."""
     cfg, notes, vocabulary = recipe.text_encoder, [], None
     if not reachable(cfg.weights):
-        notes.append(f"{cfg.weights} is not on this machine: a {cfg.size} with BERT's vocabulary is taken")
+        notes.append(f"{cfg.weights} is not on this machine: assuming a {cfg.size} with BERT's vocabulary")
         cfg, vocabulary = cfg.model_copy(update={"weights": "random"}), BERT_VOCABULARY
     captions = sizes.train.captions if sizes.train is not None else (_USUAL_CAPTION,)
     tokenizer = load_tokenizer(cfg, recipe.data.max_caption_tokens, captions)
@@ -149,7 +149,7 @@ def _blank_learner(recipe: Recipe, sizes: Sizes, device: torch.device) -> tuple[
 
 
 def _likely_origin(name: str, recipe: Recipe) -> str:
-    """Where a parameter would come from if the recipe's weights were imported, as far as rates differ for it."""
+    """A parameter's origin if the recipe's weights were imported, which decides its learning rate."""
     image, text = recipe.image_encoder, recipe.text_encoder
     from_backbone = (
         name.startswith("image_encoder.patch_embed.")

@@ -1,4 +1,4 @@
-"""`log.jsonl`: one event of a training a line, in step with the state that it is resumed from."""
+"""`log.jsonl`: one training event per line, kept in step with the state from which training resumes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _DIGITS = 6
 
 
 class Journal:
-    """Appends events; each line is complete or missing. As a context, it lets go of the file in the end."""
+    """Appends events; every line is complete or absent. As a context manager it closes the file."""
 
     def __init__(self, path: Path, keep_bytes: int = 0) -> None:
-        """Go on after the first `keep_bytes`; what lies behind them belongs to steps that will be taken again."""
+        """Append after the first `keep_bytes`; the rest belongs to steps that will be repeated and is dropped."""
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ class Journal:
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a log. Raises DataError naming the line that is none."""
+    """The events of a log. Raises DataError naming a line that is not an event."""
     try:
         with path.open(encoding="utf-8") as stream:
             for number, line in enumerate(stream, start=1):
@@ -64,7 +64,7 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
                 except (ValueError, RecursionError) as error:
                     raise DataError(f"{path}:{number}: not valid JSON") from error
                 if not isinstance(event, dict) or "event" not in event:
-                    raise DataError(f"{path}:{number}: no event")
+                    raise DataError(f"{path}:{number}: not an event")
                 yield event
     except FileNotFoundError as error:
         raise DataError(f"{path} is not there") from error

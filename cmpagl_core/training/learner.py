@@ -1,4 +1,4 @@
-"""Everything that a training changes, in one place, and as tensors that can be saved and restored."""
+"""All state that training changes, in one place, as tensors that can be saved and restored."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass
 class Learner:
-    """The model, its optimiser and what goes with them."""
+    """The model with its optimiser, gradient scaler, moving average, best weights and cache."""
 
     recipe: Recipe
     device: torch.device
@@ -37,34 +37,34 @@ class Learner:
 
     @property
     def backbone(self) -> Backbone | None:
-        """The timm backbone; None where the recipe embeds patches."""
+        """The timm backbone; None with Swin's patch embedding."""
         backbone = self.model.image_encoder.patch_embed
         return backbone if isinstance(backbone, Backbone) else None
 
     @property
     def losses_meet(self) -> bool:
-        """Whether all losses reach the features through the image tokens: false with `backbone_skip`."""
+        """Whether all losses act through the image tokens: false with `backbone_skip`."""
         return self.model.backbone_skip is None
 
     def encode(self, images: Tensor) -> ImageEncoding:
-        """images: pixel_values [B, 3, S, S], or a frozen backbone's cached maps, flattened: [B, values]."""
+        """images: pixel_values [B, 3, S, S], or a frozen backbone's cached maps, flattened to [B, values]."""
         if images.dim() == 2 and self.cache is not None:
             return encode_flat_maps(self.model, self.cache, images)
         return self.model.encode_images(images)
 
-    def thaw(self, epoch: int) -> None:
-        """Freeze a trainable backbone before its epoch, free it from then on."""
+    def freeze_backbone_until_due(self, epoch: int) -> None:
+        """Freeze a trainable backbone before `backbone_unfreeze_epoch`, unfreeze it from then on."""
         cfg = self.recipe.image_encoder
         if cfg.backbone_trainable and self.recipe.optim.image_lr_scale > 0:
             self.model.image_encoder.set_backbone_trainable(epoch >= cfg.backbone_unfreeze_epoch)
 
-    def remember(self) -> None:
-        """Keep the present weights, averaged if they are, as the best."""
+    def keep_best(self) -> None:
+        """Save the current weights (averaged, if an average is kept) as the best."""
         weights = self.model.state_dict() | (self.average.tensors if self.average is not None else {})
         self.best = {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
 
     def tensors(self) -> Tensors:
-        """All of it, for a resumed training."""
+        """The complete state, for resuming."""
         kept: dict[str, Mapping[str, Tensor]] = {
             "model": self.model.state_dict(),
             "optimizer": optimizer_tensors(self.model, self.optimizer),
@@ -74,7 +74,7 @@ class Learner:
         return {f"{part}/{name}": value for part, values in kept.items() for name, value in values.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `tensors` gave. Raises RuntimeError or KeyError when it is of another model."""
+        """Restore what `tensors` returned. Raises RuntimeError or KeyError for another model's state."""
         parts: dict[str, Tensors] = {"model": {}, "optimizer": {}, "average": {}, "best": {}}
         for key, value in tensors.items():
             part, _, name = key.partition("/")
@@ -89,7 +89,7 @@ class Learner:
 def make_learner(
     recipe: Recipe, tokenizer: CaptionTokenizer, device: torch.device, model: CmpaglModel, origins: Mapping[str, str]
 ) -> Learner:
-    """A learner of a model that lies on `device`; origins say how fast each parameter learns."""
+    """A learner for a model on `device`; `origins` decides each parameter's learning rate (`make_optimizer`)."""
     scaled = usable_precision(device, recipe.train.precision) == "fp16" and device.type != "mps"
     learner = Learner(
         recipe=recipe,
@@ -101,7 +101,7 @@ def make_learner(
         scaler=torch.amp.GradScaler(device.type, enabled=scaled),
         average=None,
     )
-    learner.thaw(0)
+    learner.freeze_backbone_until_due(0)
     if recipe.train.ema_decay > 0:
         learner.average = RunningAverage(model, recipe.train.ema_decay)
     return learner
@@ -118,9 +118,9 @@ def gates_by_stage(model: CmpaglModel) -> dict[str, float]:
 
 
 def caches_until(recipe: Recipe, views: Sequence[int]) -> int:
-    """The epoch before which the backbone's maps come from a cache: all, none, or those before it is unfrozen.
+    """The epoch before which the backbone's maps are cached: every epoch, none, or those before it is unfrozen.
 
-    A backbone that is tuned later is cached only if it stays frozen for more epochs than the cache has views.
+    A backbone that is unfrozen later is cached only if it stays frozen for more epochs than the cache has views.
     """
     cfg = recipe.image_encoder
     if cfg.backbone == "none" or recipe.data.crop_scale_min < 1.0:

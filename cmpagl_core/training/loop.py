@@ -1,4 +1,4 @@
-"""Training from the first batch to the finished run, from top to bottom: `fit`, `train_epoch`, `validate_epoch`."""
+"""The training loop, from the first batch to the finished run: `fit`, `train_epoch`, `validate_epoch`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from cmpagl_core.training.step import StepFigures, accumulate, update
 from cmpagl_core.training.validate import Validation, choose_gammas, validate
 
 STATE_EVERY_S = 20.0
-"""A state is not written more often than this: what a kill loses is computed again, to the same weights."""
+"""Minimum time between two saved states; steps lost to a kill are repeated and give the same weights."""
 
 
 @dataclass
@@ -74,11 +74,11 @@ def fit(
     cache_root: Path | None = None,
     recipe_name: str = "recipe",
 ) -> Run:
-    """Train a recipe on a prepared data set and leave a run in `root`.
+    """Train a recipe on a prepared data set and write a run to `root`.
 
-    resume: go on from the state in `root`, and end with the very same weights (on a CPU). cache_root: where a frozen
-    backbone's maps are kept; in `root` if None. The caller holds `root` (`locks.py`).
-    Raises InterruptedByUserError, saying how to go on, when interrupted.
+    resume: continue from the state in `root`; on a CPU the final weights are identical. cache_root: where a frozen
+    backbone's maps are cached; in `root` if None. The caller holds the lock of `root` (`locks.py`).
+    Raises InterruptedByUserError, saying how to resume, when interrupted.
     """
     interruption = Interruption.current()
     with interruption.caught():
@@ -104,16 +104,16 @@ def open_session(
     resume: bool,
     interruption: Interruption,
 ) -> Session:
-    """A new training, its first state on disk, or one as its last state left it."""
+    """A new training with its first state saved, or one restored from its last state."""
     if resume:
         plan, learner, identity, position = restore_training(recipe, prepared, root, device)
-        progress.say(f"{root.name} goes on after {position.step:,} steps, in epoch {position.epoch + 1}")
+        progress.say(f"resuming {root.name} after {position.step:,} steps, in epoch {position.epoch + 1}")
     else:
         plan, learner, identity = begin(recipe, recipe_name, prepared, root, progress, device)
         position = Position(started_at=datetime.now(UTC).isoformat(timespec="seconds"))
     wanted, usable = recipe.train.precision, usable_precision(device, recipe.train.precision)
     if usable != wanted:
-        progress.say(f"{device} has no {wanted} instructions, so this training is computed in {usable}")
+        progress.say(f"{device} has no {wanted} instructions, so this training runs in {usable}")
     journal = Journal(root / LOG_FILE, position.log_bytes)
     monitor = TrainingMonitor(**position.monitor)
     session = Session(root, plan, learner, identity, position, journal, monitor, progress, interruption)
@@ -126,16 +126,16 @@ def open_session(
 
 
 def prepare_cache(session: Session, cache_root: Path) -> None:
-    """Fill the cache of a frozen backbone, if it is to have one."""
+    """Fill the cache of a frozen backbone, where the plan has one."""
     started_at = time.monotonic()
     fill_cache(session.plan, session.learner, cache_root, session.progress)
     session.position.elapsed_s += time.monotonic() - started_at
 
 
 def train(session: Session) -> None:
-    """All epochs that are left, each validated, until there are no more or patience is out.
+    """Train and validate the remaining epochs, until the last one or until patience runs out.
 
-    An interruption keeps the state as it is between two steps, so that nothing is lost.
+    An interruption saves the state between two steps, so nothing is lost.
     """
     recipe, position = session.recipe, session.position
     images = (recipe.train.epochs - position.epoch) * session.plan.pairs
@@ -153,9 +153,9 @@ def train(session: Session) -> None:
 
 
 def train_epoch(session: Session, advance: Advance) -> None:
-    """The rest of the present epoch, one optimiser step after the other."""
+    """The rest of the current epoch, one optimiser step after another."""
     plan, learner, position = session.plan, session.learner, session.position
-    learner.thaw(position.epoch)
+    learner.freeze_backbone_until_due(position.epoch)
     learner.model.train()
     batches = plan.loader(learner, position.epoch).epoch(position.epoch, first=position.batch)
     while True:
@@ -175,7 +175,7 @@ def train_epoch(session: Session, advance: Advance) -> None:
 
 
 def validate_epoch(session: Session) -> None:
-    """Where it is due, validate and keep the best weights; sum the epoch up and go on to the next."""
+    """Validate if it is due and keep the best weights; log the epoch and advance to the next."""
     plan, learner, position = session.plan, session.learner, session.position
     train_part, number = session.recipe.train, position.epoch + 1
     started_at = time.monotonic()
@@ -185,7 +185,7 @@ def validate_epoch(session: Session) -> None:
         figures = _epoch_figures(session)
         images_per_s = plan.pairs / max(position.tally.elapsed_s, 1e-9)
         session.journal.write("epoch", images_per_s=images_per_s, **vars(figures))
-        _tell(session, session.monitor.epoch(figures))
+        _report(session, session.monitor.epoch(figures))
         position.losses.append(figures.loss)
         if found is not None:
             _note_validation(session, found)
@@ -195,10 +195,10 @@ def validate_epoch(session: Session) -> None:
 
 
 def finish(session: Session) -> Run:
-    """Write the run with the best weights, and SMR's gammas for them; then the state is no longer needed."""
+    """Write the run with the best weights and the SMR gammas chosen for them, then delete the resume state."""
     plan, learner, position, best = session.plan, session.learner, session.position, session.position.best
     if best is None or learner.best is None:
-        raise RuntimeError("a training ended without a validation")
+        raise RuntimeError("training ended without a validation")
     learner.model.load_state_dict(learner.best)
     params = choose_gammas(learner, plan, plan.is_cached(best.epoch - 1))
     info = run_info(plan, learner, session.root.name, session.identity, position, best)
@@ -215,7 +215,7 @@ def finish(session: Session) -> Run:
 
 
 def keep_state(session: Session) -> None:
-    """Write all that a continuation needs, in one file."""
+    """Save everything that resuming needs, in one file."""
     with session.interruption.shielded():
         session.position.log_bytes = session.journal.bytes
         session.position.monitor = session.monitor.state()
@@ -237,7 +237,7 @@ def _note_step(session: Session, figures: StepFigures, gradient_norm: float) -> 
         gradient_norm=gradient_norm,
         unmatched_cosine=figures.unmatched_cosine,
     )
-    _tell(session, session.monitor.step(step, gradient_norm))
+    _report(session, session.monitor.step(step, gradient_norm))
 
 
 def _note_validation(session: Session, found: Validation) -> None:
@@ -246,11 +246,11 @@ def _note_validation(session: Session, found: Validation) -> None:
     position.losses = []
     if position.best is None or found.mr > position.best.mr:
         position.best, position.validations_since_best = BestEpoch(number, found.mr), 0
-        session.learner.remember()
+        session.learner.keep_best()
     else:
         position.validations_since_best += 1
     session.journal.write("validation", epoch=number, mr=found.mr, i2t=vars(found.i2t), t2i=vars(found.t2i))
-    _tell(session, session.monitor.validation(found.mr, loss))
+    _report(session, session.monitor.validation(found.mr, loss))
     session.progress.say(
         f"epoch {number}: loss {loss:.3f}, validation mR {found.mr:.2f} "
         f"(best {position.best.mr:.2f} in epoch {position.best.epoch})"
@@ -273,7 +273,7 @@ def _epoch_figures(session: Session) -> EpochFigures:
     )
 
 
-def _tell(session: Session, warnings: list[TrainingWarning]) -> None:
+def _report(session: Session, warnings: list[TrainingWarning]) -> None:
     for warning in warnings:
         session.journal.write("warning", name=warning.name, sentence=warning.sentence)
         session.progress.say(f"warning: {warning.sentence}")
@@ -286,8 +286,10 @@ def _out_of_patience(session: Session) -> bool:
 
 def _stopped(root: Path) -> InterruptedByUserError:
     if not has_state(root):
-        return InterruptedByUserError(f"training of {root.name} stopped before its first step", hint="start it again")
+        return InterruptedByUserError(
+            f"training of {root.name} was stopped before its first step", hint="start it again"
+        )
     return InterruptedByUserError(
-        f"training of {root.name} stopped; it goes on from its last state",
+        f"training of {root.name} was stopped; its state is saved",
         hint=f"resume it with `cmpagl train --resume --name {root.name}`",
     )

@@ -1,4 +1,4 @@
-"""Time and memory of a few optimiser steps, of decoding an image, and of caching a backbone's maps."""
+"""Measures time and memory: of a few optimiser steps, of decoding an image, of caching a backbone's maps."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from cmpagl_core.training.step import accumulate, update
 MEASURED_STEPS = 3
 CPU_PAIRS = 8
 _QUICK_S = 3.0
-_IN_FLIGHT = 1.3  # what a backward pass holds, beside what was kept for it; measured with ucm-cpu at 64 and 128 pairs
+_IN_FLIGHT = 1.3  # memory of a backward pass beyond the saved activations; measured with ucm-cpu at 64 and 128 pairs
 _DECODED = 16
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one micro-batch, its optimiser step included."""
+    """Cost of one micro-batch, including its optimiser step."""
 
     elapsed_s: float
     activation_bytes: int
 
     @classmethod
     def at(cls, pairs: int, measured: Mapping[int, Cost]) -> Cost:
-        """Reckoned from the measured sizes: on their line, but half as steep as proportional at least.
+        """Extrapolated linearly from the measured sizes, with a slope of at least half of proportional.
 
-        A noisy machine bends that line; growth beyond proportional is noise, as nothing here is quadratic in pairs.
+        On a noisy machine the line is off; growth beyond proportional is noise, as no cost is quadratic in pairs.
         """
         if pairs in measured:
             return measured[pairs]
@@ -52,7 +52,7 @@ class Cost:
 
 
 def measure_sizes(learner: Learner, pairs: int, captions: Sequence[str]) -> dict[int, Cost]:
-    """Costs of micro-batches: on a GPU of the size itself; on a CPU of a few pairs, and of more where that is quick."""
+    """Costs of micro-batches: on a GPU at full size; on a CPU with a few pairs, and with more if that is quick."""
     if learner.device.type == "cuda" or pairs <= CPU_PAIRS:
         return {pairs: measure(learner, pairs, captions)}
     few = measure(learner, CPU_PAIRS, captions)
@@ -61,7 +61,7 @@ def measure_sizes(learner: Learner, pairs: int, captions: Sequence[str]) -> dict
 
 
 def measure(learner: Learner, pairs: int, captions: Sequence[str]) -> Cost:
-    """The quickest of a few steps on random images with captions of a usual length, after one that warms up."""
+    """The fastest of a few steps on random images and captions of typical length, after a warm-up step."""
     learner.model.train()
     batch = _random_batch(learner, pairs, captions)
     kept = _KeptTensors({parameter.untyped_storage().data_ptr() for parameter in learner.model.parameters()})
@@ -77,7 +77,7 @@ def measure(learner: Learner, pairs: int, captions: Sequence[str]) -> Cost:
 
 
 def resident_bytes(learner: Learner) -> int:
-    """What stays in memory all the time: weights, gradients, two moments and the running average."""
+    """Bytes that stay allocated: weights, gradients, AdamW's two moments and the moving average."""
     copies = 4 if learner.average is None else 5
     return sum(
         parameter.numel() * parameter.element_size() * (copies if parameter.requires_grad else 1)
@@ -86,9 +86,9 @@ def resident_bytes(learner: Learner) -> int:
 
 
 def use_cache(learner: Learner, images: int) -> tuple[int, float]:
-    """Let the learner read maps in place of images where its recipe caches them.
+    """Give the learner cached maps instead of images where its recipe caches them.
 
-    Returns the cache's size in bytes and the seconds that filling it takes; zeros without one.
+    Returns the cache's size in bytes and the seconds to fill it; zeros without a cache.
     """
     recipe, backbone = learner.recipe, learner.backbone
     views = views_needed(recipe)
@@ -110,14 +110,14 @@ def use_cache(learner: Learner, images: int) -> tuple[int, float]:
 
 
 def decode_seconds(split: DataSplit | None, recipe: Recipe) -> float:
-    """Median time to decode one of the split's images; 0 where there is none."""
+    """Median seconds to decode an image of the split; 0 without one."""
     if split is None:
         return 0.0
     return statistics.median(_decode(path, recipe.data.image_size_px) for path in split.paths[:_DECODED])
 
 
 class _KeptTensors:
-    """Counts the bytes that autograd keeps for the backward pass, weights left out."""
+    """Counts the bytes that autograd saves for the backward pass, without the weights."""
 
     def __init__(self, weights: set[int]) -> None:
         self._seen = set(weights)

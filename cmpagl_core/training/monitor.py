@@ -1,4 +1,4 @@
-"""The failure signatures that a training can show, each told once, in one line with its likely cause (ours)."""
+"""Detects failure signatures of a training and warns once about each, with its likely cause (ours)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SPIKE_MINIMUM = 20
 
 @dataclass(frozen=True)
 class TrainingWarning:
-    """One thing that goes wrong: a short name, and the sentence for the user."""
+    """A failure signature: its short name, and the sentence for the user."""
 
     name: str
     sentence: str
@@ -34,7 +34,7 @@ class TrainingWarning:
 
 @dataclass(frozen=True)
 class EpochFigures:
-    """What an epoch showed, averaged over its steps unless said otherwise."""
+    """Statistics of an epoch, averaged over its steps unless stated otherwise."""
 
     epoch: int
     warmed_up: bool  # the warm-up of the rate is over
@@ -50,7 +50,7 @@ class EpochFigures:
 
 @dataclass
 class TrainingMonitor:
-    """Remembers just enough of a training to notice; a warning is told once in a run."""
+    """Keeps the little history that the checks need; each warning is given once per run."""
 
     told: list[str] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
@@ -59,11 +59,11 @@ class TrainingMonitor:
     guesses: int = 0  # epochs in a row in which the matching head did no better than guessing
 
     def state(self) -> dict[str, Any]:
-        """What a resumed training needs, as JSON."""
+        """The state for resuming, as JSON."""
         return asdict(self)
 
     def step(self, step: int, gradient_norm: float) -> list[TrainingWarning]:
-        """Look at the gradient norm before clipping (not finite when fp16 overflowed, which is no spike)."""
+        """Check the gradient norm before clipping (not finite after an fp16 overflow, which is no spike)."""
         known = self.gradient_norms
         usual = statistics.median(known) if len(known) >= _SPIKE_MINIMUM else None
         warnings = []
@@ -72,7 +72,7 @@ class TrainingMonitor:
                 TrainingWarning(
                     "gradient spike",
                     f"gradient spike: its norm at step {step} is {gradient_norm:.3g}, {gradient_norm / usual:.0f} "
-                    f"times the usual; the rate is likely too high (optim.lr) or the warm-up too short "
+                    f"times the usual; the learning rate is likely too high (optim.lr) or the warm-up too short "
                     f"(optim.warmup_fraction)",
                 )
             )
@@ -81,7 +81,7 @@ class TrainingMonitor:
         return self._new(warnings)
 
     def epoch(self, figures: EpochFigures) -> list[TrainingWarning]:
-        """Look at a finished epoch."""
+        """Check a finished epoch."""
         idle = figures.warmed_up and _guesses(figures.terms)
         self.guesses = self.guesses + 1 if idle else 0
         looks = (_collapsed, _clamped, _dominated, _dead_gates, _starved)
@@ -89,7 +89,7 @@ class TrainingMonitor:
         return self._new(warnings + ([_idle_matching(figures)] if self.guesses >= GUESSES_IN_A_ROW else []))
 
     def validation(self, mr: float, loss: float) -> list[TrainingWarning]:
-        """Look at a validation: mR in percent, and the training loss since the last one."""
+        """Check a validation: mR in percent, and the training loss since the last one."""
         self.validations = [*self.validations, mr][-FALLS_IN_A_ROW - 1 :]
         self.losses = [*self.losses, loss][-FALLS_IN_A_ROW - 1 :]
         warnings = []
@@ -116,7 +116,8 @@ def _collapsed(figures: EpochFigures) -> TrainingWarning | None:
     return TrainingWarning(
         "collapsed features",
         f"collapsed features: pairs that do not match have a mean cosine of {figures.unmatched_cosine:.2f} after "
-        f"epoch {figures.epoch}; likely the rate is too high (optim.lr), or no loss pushes them apart (losses.itc)",
+        f"epoch {figures.epoch}; likely the learning rate is too high (optim.lr), or no loss separates them "
+        f"(losses.itc)",
     )
 
 
@@ -126,7 +127,7 @@ def _clamped(figures: EpochFigures) -> TrainingWarning | None:
     return TrainingWarning(
         "logit scale at its clamp",
         f"logit scale at its clamp: {figures.logit_scale:.1f} after epoch {figures.epoch}; likely the training pairs "
-        f"are told apart already and it overfits (fewer epochs, more augmentation), or losses.logit_scale_max is low",
+        f"are separated and the model overfits (fewer epochs, more augmentation), or losses.logit_scale_max is too low",
     )
 
 
@@ -138,8 +139,8 @@ def _dominated(figures: EpochFigures) -> TrainingWarning | None:
         return None
     return TrainingWarning(
         "one loss dominates",
-        f"one loss dominates: {name} gives {100 * share:.0f} % of the gradient that reaches the image tokens in epoch "
-        f"{figures.epoch}; likely its weight is too large beside the others (losses.{_WEIGHTS.get(name, name)})",
+        f"one loss dominates: {name} makes up {100 * share:.0f} % of the gradient at the image tokens in epoch "
+        f"{figures.epoch}; likely its weight is too large relative to the others (losses.{_WEIGHTS.get(name, name)})",
     )
 
 
@@ -150,7 +151,7 @@ def _dead_gates(figures: EpochFigures) -> TrainingWarning | None:
     return TrainingWarning(
         "dead global window",
         f"dead global window: the gates of {', '.join(dead)} are still under {DEAD_GATE:g} after epoch "
-        f"{figures.epoch}; likely the rate of new parts is too low (optim.lr) or the training too short",
+        f"{figures.epoch}; likely the learning rate is too low (optim.lr) or the training too short",
     )
 
 
@@ -159,22 +160,22 @@ def _starved(figures: EpochFigures) -> TrainingWarning | None:
         return None
     return TrainingWarning(
         "starving loader",
-        f"starving loader: {100 * figures.waiting_share:.0f} % of epoch {figures.epoch} went by waiting for images; "
-        f"likely too few decoders (data.workers), or the images lie on a slow disk",
+        f"starving loader: {100 * figures.waiting_share:.0f} % of epoch {figures.epoch} was spent waiting for images; "
+        f"likely too few decoding threads (data.workers), or a slow disk",
     )
 
 
 def _idle_matching(figures: EpochFigures) -> TrainingWarning:
     return TrainingWarning(
         "idle matching head",
-        f"idle matching head: after epoch {figures.epoch} ITM's loss is {figures.terms['itm']:.3f}, and guessing gives "
-        f"{GUESSING_LOSS:.3f}; likely its hard negatives are near-copies of the matches, or the training is too short "
-        f"(train.epochs, losses.itm); until then ranking by ITM and `cmpagl explain` mean little",
+        f"idle matching head: after epoch {figures.epoch} ITM's loss is {figures.terms['itm']:.3f}, chance is "
+        f"{GUESSING_LOSS:.3f}; likely its hard negatives are near-duplicates of the matches, or the training is too "
+        f"short (train.epochs, losses.itm); rankings by ITM and `cmpagl explain` then mean little",
     )
 
 
 def matching_is_idle(events: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether ITM still guessed in a training's last epoch, by the events of its log; False where it says nothing."""
+    """Whether ITM was at chance in a training's last epoch, by the events of its log; False if the log lacks it."""
     terms: Mapping[str, float] = {}
     for event in events:
         if event["event"] == "epoch":

@@ -27,13 +27,13 @@ from cmpagl_core.models.cmpagl import CmpaglModel, ImageEncoding, TextEncoding
 from cmpagl_core.models.tokenizer import CaptionTokenizer
 from cmpagl_core.recipe import LossesPart
 
-_TEXT_GROUPS = 3  # with single captions, these take 38 % of the tokens out of a batch of 128 of UCM's
-_PAIR_GROUPS = 3  # take 28 % of the padding out of the pairs of such a batch
+_TEXT_GROUPS = 3  # together with deduplication this removes 38 % of the tokens of a UCM batch of 128
+_PAIR_GROUPS = 3  # removes 28 % of the padding of such a batch's pairs
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The weighted sum that is differentiated, each term before its weight, detached, and with it, not detached."""
+    """total: the weighted sum, differentiable. terms: each loss unweighted, detached. weighted: each with its graph."""
 
     total: Tensor
     terms: dict[str, Tensor]
@@ -42,21 +42,21 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the two encoders say of a batch."""
+    """A batch as encoded by the two encoders."""
 
     images: ImageEncoding
     texts: TextEncoding
 
     @property
     def is_finite(self) -> bool:
-        """Whether all features are numbers."""
+        """Whether all features are finite."""
         return bool(torch.isfinite(self.images.features.sum() + self.texts.features.sum()))
 
 
 def mask_batch(
     cfg: LossesPart, tokenizer: CaptionTokenizer, batch: PairBatch, generator: torch.Generator
 ) -> MaskedTokens | None:
-    """The captions of a batch masked for MLM; None where the recipe has no MLM."""
+    """The batch's captions masked for MLM; None if the recipe has no MLM."""
     if cfg.mlm == 0:
         return None
     return mask_tokens(
@@ -81,10 +81,10 @@ def compute_losses(
 ) -> LossTerms:
     """The recipe's weighted sum for one micro-batch.
 
-    masked: from `mask_batch`. generator: draws the hard negatives. mlm_normaliser: as `mlm_loss` takes it.
+    masked: from `mask_batch`. generator: draws the hard negatives. mlm_normaliser: see `mlm_loss`.
     """
     images, texts, positives = encoded.images, encoded.texts, batch.positives
-    with torch.autocast(images.features.device.type, enabled=False):  # cosines keep all their digits
+    with torch.autocast(images.features.device.type, enabled=False):  # cosines in full precision
         scores = probe_scores(images.features, texts.features, model.probes)  # [P, B, B]
         scale = model.logit_scale.exp()
         logits = scores.mean(dim=0) * scale  # [B, B]
@@ -104,7 +104,9 @@ def compute_losses(
     if cfg.uses_triplet:
         add("triplet", cfg.triplet_weight, _mean(metric_loss(cfg, probe, positives) for probe in scores))
     if cfg.uses_fusion:
-        image_keys = model.cross_attention_cache(images.tokens)  # made once; every image meets several texts
+        image_keys = model.cross_attention_cache(
+            images.tokens
+        )  # computed once; every image is paired with several texts
     if cfg.itm > 0:
         pairs = itm_pairs(logits, positives, generator, cfg.itm_hardness)
         add("itm", cfg.itm, itm_loss(*match_logits(model, texts, image_keys, pairs)))
@@ -116,18 +118,18 @@ def compute_losses(
 
 
 def probe_scores(image_features: Tensor, text_features: Tensor, probes: int) -> Tensor:
-    """[B, D] both, each probe's share of the same length. Returns each probe's cosines, [P, B, B], whose mean ranks.
+    """Cosines of each probe, [P, B, B], from features [B, D] of P equally wide groups; their mean ranks.
 
-    Each probe has losses of its own: together they rank better than one that is trained on their mean (ours).
+    Each probe has its own losses, which ranks better than one loss on the mean of their cosines (ours).
     """
     pairs = zip(image_features.chunk(probes, dim=1), text_features.chunk(probes, dim=1), strict=True)
     return torch.stack([probes * (images @ texts.t()) for images, texts in pairs])
 
 
 def encode_batch_texts(model: CmpaglModel, input_ids: Tensor, attention_mask: Tensor) -> TextEncoding:
-    """What `model.encode_texts` gives, for less: [B, L] ids and mask, padded on the right (ours).
+    """`model.encode_texts`, but faster: [B, L] ids and mask, padded on the right (ours).
 
-    Each different caption goes through once, with others of its length; equal ones also share its dropout.
+    Each distinct caption is encoded once, grouped by length; identical captions therefore share their dropout.
     """
     width = input_ids.shape[1]
     unique, row_of = torch.unique(input_ids.masked_fill(~attention_mask, -1), dim=0, return_inverse=True)
@@ -145,9 +147,9 @@ def encode_batch_texts(model: CmpaglModel, input_ids: Tensor, attention_mask: Te
 def match_logits(
     model: CmpaglModel, texts: TextEncoding, image_keys: CrossAttentionCache, pairs: ItmPairs
 ) -> tuple[Tensor, Tensor]:
-    """ITM's logits [K, 2] and whether each pair matches [K], both by length: groups padded to their own longest text.
+    """ITM logits [K, 2] and whether each pair matches [K], sorted by length: each group is padded to its longest text.
 
-    In the last fusion layer only the first token is computed, since the head reads no other.
+    The last fusion layer computes only the first token, the one that the head reads.
     """
     logits, matches = [], []
     for rows, longest in _groups(texts.attention_mask.sum(dim=1)[pairs.texts], _PAIR_GROUPS):
@@ -159,7 +161,7 @@ def match_logits(
 
 
 def _groups(lengths: Tensor, groups: int) -> list[tuple[Tensor, int]]:
-    """At most so many groups of as many rows each, the short ones first: rows, and their longest length."""
+    """At most `groups` groups of equally many rows, shortest first: the rows, and their greatest length."""
     counted, most = lengths.cpu().numpy(), -(-len(lengths) // groups)
     found = length_groups(counted, lambda texts, shortest, longest: texts <= most)
     return [(torch.from_numpy(rows).to(lengths.device), int(counted[rows[-1]])) for rows in found]

@@ -1,4 +1,4 @@
-"""AdamW with a rate for each origin of the weights, warm-up and cosine decay, and the running average of weights."""
+"""AdamW with learning rates by the weights' origin, warm-up and cosine decay, and the moving average of weights."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _NO_DECAY_WORDS = ("relative_position_bias", "logit_scale", "gate")
 
 
 def make_optimizer(model: nn.Module, origins: Mapping[str, str], cfg: OptimPart) -> torch.optim.AdamW:
-    """AdamW over the parameters that learn (that require gradients now); a group shares a rate and a weight decay.
+    """AdamW over the parameters that require gradients; a group shares its learning rate and weight decay.
 
-    origins: parameter name -> imported_image | imported_text | new. Imported weights learn at `lr` times the
-    scale of their encoder; a scale of 0 freezes them here. Every group remembers its `peak_lr` and `name`.
+    origins: parameter name -> imported_image | imported_text | new. Imported weights learn at `lr` times their
+    encoder's scale; a scale of 0 freezes them here. Every group stores its `peak_lr` and `name`.
     """
     scales = {"new": 1.0, "imported_image": cfg.image_lr_scale, "imported_text": cfg.text_lr_scale}
     groups: dict[tuple[str, bool], list[Tensor]] = {}
@@ -43,12 +43,12 @@ def make_optimizer(model: nn.Module, origins: Mapping[str, str], cfg: OptimPart)
 
 
 def decays(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay is meant for it: matrices yes; norms, biases, gates, scales and bias tables no."""
+    """Whether weight decay applies: to matrices, but not to norms, biases, gates, scales and bias tables."""
     return parameter.dim() > 1 and not any(word in name for word in _NO_DECAY_WORDS)
 
 
 def schedule(step: int, total: int, warmup_fraction: float) -> float:
-    """Share of the peak rate at optimiser step 0 to total - 1: a line up, then half a cosine towards 0."""
+    """Learning rate at optimiser steps 0 to total - 1 as a share of its peak: linear warm-up, then cosine decay."""
     warmup = math.ceil(warmup_fraction * total)
     if step < warmup:
         return (step + 1) / warmup
@@ -56,13 +56,13 @@ def schedule(step: int, total: int, warmup_fraction: float) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
-    """Give every group its share of its peak rate."""
+    """Set every group's learning rate to `share` of its peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * share
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state as `moment/parameter name` -> tensor, for those parameters that have one yet."""
+    """AdamW's state as `moment/parameter name` -> tensor, for the parameters that have one."""
     return {
         f"{moment}/{name}": value
         for name, parameter in model.named_parameters()
@@ -71,7 +71,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave. Raises KeyError for a parameter that is not there."""
+    """Restore what `optimizer_tensors` returned. Raises KeyError for an unknown parameter."""
     parameters = dict(model.named_parameters())
     states: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -83,7 +83,7 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensor
 
 
 class RunningAverage:
-    """Exponential moving average of the parameters that learn (EMA)."""
+    """Exponential moving average (EMA) of the trainable parameters."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._decay = decay
@@ -91,7 +91,7 @@ class RunningAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights after optimiser step number `step` (from 0); early steps count more."""
+        """Add the weights after optimiser step `step` (from 0); early steps have more weight."""
         share = 1.0 - min(self._decay, (1.0 + step) / (10.0 + step))
         for name, parameter in _learning(model):
             average = self.tensors.get(name)
@@ -102,7 +102,7 @@ class RunningAverage:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """The model with averaged weights inside the block, with its own afterwards."""
+        """Gives the model its averaged weights inside the block, and its own back afterwards."""
         own = {name: p.detach().clone() for name, p in _learning(model) if name in self.tensors}
         _copy(model, self.tensors)
         try:

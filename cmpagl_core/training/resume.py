@@ -1,7 +1,7 @@
-"""What a killed training needs to go on and end with the very same weights: one file, replaced whole.
+"""The state from which a killed training resumes and ends with identical weights: one file, replaced atomically.
 
-Random numbers come from seed, epoch and step, so no generator's state has to be kept; where the training stands is
-JSON in the same file as the tensors, so that a kill between two writes cannot tear them apart.
+Random numbers derive from seed, epoch and step, so no generator state is saved; the position in the training is JSON
+in the same file as the tensors, so a kill cannot leave the two out of step.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Tally:
     elapsed_s: float = 0.0
 
     def add(self, figures: StepFigures, waited_s: float, elapsed_s: float) -> None:
-        """Take in a step."""
+        """Add a step."""
         self.steps += 1
         self.loss += figures.loss
         for name, value in figures.terms.items():
@@ -51,9 +51,9 @@ class Tally:
 
 @dataclass
 class Position:
-    """Where a training stands, all of it in JSON."""
+    """The position in a training, as JSON."""
 
-    epoch: int = 0  # of the next batch, from 0
+    epoch: int = 0  # epoch of the next batch, from 0
     batch: int = 0  # of the next batch in its epoch
     step: int = 0  # optimiser steps taken
     best: BestEpoch | None = None
@@ -70,7 +70,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Identity:
-    """What must not change between a training and its continuation."""
+    """What must be the same when a training is resumed."""
 
     recipe_name: str
     recipe_sha256: str
@@ -83,33 +83,33 @@ class Identity:
 
 
 def write_state(root: Path, identity: Identity, position: Position, tensors: Mapping[str, Tensor]) -> None:
-    """Replace the state of the run at `root`. Raises CmpaglError when the disk refuses; the old state then stays."""
+    """Replace the state of the run at `root`. Raises CmpaglError if writing fails; the old state is then kept."""
     about = {"identity": asdict(identity), "position": asdict(position)}
     write_tensors(_state_path(root), tensors, about)
 
 
 def has_state(root: Path) -> bool:
-    """Whether a run was begun and not finished: whether `fit` can resume it."""
+    """Whether a run is unfinished, so that `fit` can resume it."""
     return _state_path(root).is_file() and not (root / INFO_FILE).exists()
 
 
 def read_about(root: Path) -> tuple[Identity, Position]:
-    """What a run's state says, without its tensors. Raises DataError when there is none or it is not one."""
+    """A run's saved state without its tensors. Raises DataError if it is missing or invalid."""
     path = _state_path(root)
     if not path.is_file():
-        raise DataError(f"{root} holds no training to resume", hint="start one with `cmpagl train RECIPE`")
+        raise DataError(f"{root} has no training to resume", hint="start one with `cmpagl train RECIPE`")
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("cmpagl", "null"))
         identity = TypeAdapter(Identity).validate_python(about["identity"])
         position = TypeAdapter(Position).validate_python(about["position"])
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, ValidationError) as error:
-        raise DataError(f"{path} is not the state of a training", hint="delete the run and train again") from error
+        raise DataError(f"{path} is not a training state", hint="delete the run and train again") from error
     return identity, position
 
 
 def read_state(root: Path, recipe_sha256: str, manifest_sha256: str) -> tuple[Identity, Position, dict[str, Tensor]]:
-    """A run's state, checked against what it is to go on with. Raises DataError or MismatchError."""
+    """A run's state, checked against recipe, data set and code. Raises DataError or MismatchError."""
     identity, position = read_about(root)
     checks = (
         ("recipe", identity.recipe_sha256 == recipe_sha256),
@@ -119,15 +119,15 @@ def read_state(root: Path, recipe_sha256: str, manifest_sha256: str) -> tuple[Id
     for what, same in checks:
         if not same:
             raise MismatchError(
-                f"{root} was begun with another {what} and cannot be resumed with this one", hint="train again"
+                f"{root} was started with another {what} and cannot be resumed with this one", hint="train again"
             )
     return identity, position, read_tensors(_state_path(root))
 
 
 def unfinished_run(runs: Path, recipe_name: str | None = None) -> Path:
-    """The run of that recipe (of any, if None) whose state is newest and that has no run.json.
+    """The newest unfinished run of a recipe (of any, if None): it has a state and no run.json.
 
-    Raises DataError when there is none.
+    Raises DataError if there is none.
     """
     found = [run for run in runs.glob("*") if has_state(run)]
     for run in sorted(found, key=lambda run: _state_path(run).stat().st_mtime_ns, reverse=True):

@@ -1,4 +1,4 @@
-"""What a training stands on before its first step: splits, tokenizer, model, cache and loaders."""
+"""Prepares a training before its first step: splits, tokenizer, model, cache and loaders."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _MOST_PAIRS = 40_000  # half a minute through three layers of MiniLM on two core
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training goes through, decided before its first step."""
+    """The data and schedule of a training, fixed before its first step."""
 
     prepared: PreparedDataset
     train: DataSplit
     selection: DataSplit
-    judged: DataSplit  # the part of selection that validation ranks
+    validated: DataSplit  # the part of selection that validation ranks
     files: PairLoader  # decodes images
     views: tuple[int, ...]  # that a cache has to keep
     cached_epochs: int  # before this epoch the backbone is frozen and its maps come from a cache
@@ -54,11 +54,11 @@ class Plan:
         return self.files.pairs
 
     def is_cached(self, epoch: int) -> bool:
-        """Whether images of this epoch are cached maps."""
+        """Whether this epoch reads cached maps instead of images."""
         return epoch < self.cached_epochs
 
     def loader(self, learner: Learner, epoch: int) -> PairLoader:
-        """Where this epoch's batches come from."""
+        """The loader of this epoch's batches."""
         if not self.is_cached(epoch) or learner.cache is None:
             return self.files
         return self.files.reading(learner.cache.source(self.train))
@@ -67,9 +67,9 @@ class Plan:
 def begin(
     recipe: Recipe, recipe_name: str, prepared: PreparedDataset, root: Path, progress: Progress, device: torch.device
 ) -> tuple[Plan, Learner, Identity]:
-    """A new training. Raises GuardError for selection on test, and what data and weights raise.
+    """A new training. Raises GuardError for selection on test, and the errors of data and weights.
 
-    Writes the recipe and the tokenizer into `root`, which a continuation reads.
+    Writes the recipe and the tokenizer to `root`, where resuming reads them.
     """
     train, selection = selection_splits(prepared, recipe.data.selection)
     tokenizer = load_tokenizer(recipe.text_encoder, recipe.data.max_caption_tokens, train.captions)
@@ -94,7 +94,7 @@ def begin(
 def restore_training(
     recipe: Recipe, prepared: PreparedDataset, root: Path, device: torch.device
 ) -> tuple[Plan, Learner, Identity, Position]:
-    """A training that was killed, as its last state left it. Raises DataError or MismatchError."""
+    """A killed training, restored from its last state. Raises DataError or MismatchError."""
     identity, position, tensors = read_state(root, recipe.sha256(), prepared.manifest.sha256)
     train, selection = selection_splits(prepared, recipe.data.selection)
     try:
@@ -102,7 +102,9 @@ def restore_training(
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{root / TOKENIZER_FILE} cannot be read as UTF-8 text", hint="train again") from error
     if sha256_text(text) != identity.tokenizer_sha256:
-        raise MismatchError(f"{root / TOKENIZER_FILE} is not the one that this training began with", hint="train again")
+        raise MismatchError(
+            f"{root / TOKENIZER_FILE} is not the tokenizer with which this training started", hint="train again"
+        )
     tokenizer = CaptionTokenizer.from_json(text, recipe.data.max_caption_tokens)
     shape = BertShape.from_dict(identity.text_shape)
     empty = build_model(recipe, tokenizer.vocab_size, pretrained=False, text_shape=shape)
@@ -115,17 +117,17 @@ def restore_training(
 
 
 def make_plan(learner: Learner, prepared: PreparedDataset, train: DataSplit, selection: DataSplit) -> Plan:
-    """Raises DataError when there are too few captioned images to train on."""
+    """Raises DataError if there are too few captioned images to train on."""
     recipe, views = learner.recipe, views_needed(learner.recipe)
     source = ImageFiles(train, recipe.data.image_size_px)
     files = PairLoader(train, recipe.data, recipe.train.batch_size, learner.tokenizer, source, recipe.train.seed)
-    judged = selection if recipe.losses.pre_alignment else _few_pairs(selection)
+    validated = selection if recipe.losses.pre_alignment else _few_pairs(selection)
     steps = math.ceil(len(files) / recipe.train.accumulate) * recipe.train.epochs
-    return Plan(prepared, train, selection, judged, files, views, caches_until(recipe, views), steps)
+    return Plan(prepared, train, selection, validated, files, views, caches_until(recipe, views), steps)
 
 
 def _few_pairs(selection: DataSplit) -> DataSplit:
-    """Evenly spaced images of a split, so few that the fusion half can match them all with all their texts."""
+    """Evenly spaced images of a split, few enough for ITM to score all of their image-text pairs."""
     texts_per_image = len(set(selection.captions)) / len(selection)
     count = max(2, min(len(selection), int((_MOST_PAIRS / max(1.0, texts_per_image)) ** 0.5)))
     rows = np.linspace(0, len(selection) - 1, min(count, len(selection))).round().astype(int)
@@ -133,7 +135,7 @@ def _few_pairs(selection: DataSplit) -> DataSplit:
 
 
 def fill_cache(plan: Plan, learner: Learner, cache_root: Path, progress: Progress) -> None:
-    """Give the learner the cached maps of all images that it will train and be validated on."""
+    """Give the learner the cached maps of all images used for training and validation."""
     if plan.cached_epochs == 0 or learner.backbone is None:
         return
     folder, settings = backbone_cache_folder(cache_root), backbone_settings(learner.recipe, learner.device)
@@ -144,7 +146,7 @@ def fill_cache(plan: Plan, learner: Learner, cache_root: Path, progress: Progres
 def run_info(
     plan: Plan, learner: Learner, name: str, identity: Identity, position: Position, best: BestEpoch
 ) -> RunInfo:
-    """What run.json says of a finished training."""
+    """The contents of run.json for a finished training."""
     return RunInfo(
         name=name,
         dataset=plan.prepared.name,

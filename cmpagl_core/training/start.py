@@ -1,4 +1,4 @@
-"""From what a user asks for to a training: which recipe, which data, which folder, or which training to go on with."""
+"""From a user's request to a training: which recipe, data set and folder, or which training to resume."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cmpagl_core.workspace import Workspace
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What `cmpagl train` was told; None and empty are the usual choice."""
+    """The arguments of `cmpagl train`; None and empty mean the default."""
 
     recipe: str | None = None
     data: str | None = None
@@ -36,7 +36,7 @@ class TrainRequest:
 
 
 def start_training(request: TrainRequest, workspace: Workspace, progress: Progress, device: torch.device) -> Run:
-    """Train, or go on with a training. Raises UsageError for what does not go together, and all that `fit` raises."""
+    """Start or resume a training. Raises UsageError for contradictory arguments, and everything that `fit` raises."""
     if request.resume:
         return resume_training(request, workspace, progress, device)
     recipe, name = requested_recipe(request)
@@ -55,13 +55,13 @@ def start_training(request: TrainRequest, workspace: Workspace, progress: Progre
 
 
 def resume_training(request: TrainRequest, workspace: Workspace, progress: Progress, device: torch.device) -> Run:
-    """Go on with the training of that name, or the newest unfinished one of that recipe, or of any.
+    """Resume the training of that name, or the newest unfinished one of that recipe or of any.
 
-    The recipe is the one it was begun with. Raises UsageError when it is asked to change, DataError when there is
-    nothing to go on with, BusyError when another process is training it.
+    It keeps its original recipe. Raises UsageError if asked to change it, DataError if there is nothing to resume,
+    BusyError if another process is training it.
     """
     if request.overrides or request.seed is not None:
-        raise UsageError("--set and --seed cannot change a training that has begun", hint="leave out --resume")
+        raise UsageError("--set and --seed cannot change a training that has started", hint="leave out --resume")
     wanted = Path(request.recipe).stem if request.recipe is not None else None
     if request.name is None:
         root = unfinished_run(workspace.root / "runs", wanted)
@@ -72,27 +72,27 @@ def resume_training(request: TrainRequest, workspace: Workspace, progress: Progr
             raise UsageError(f"{root} is finished", hint="train into another --name")
         identity, _ = read_about(root)
         if wanted is not None and wanted != identity.recipe_name:
-            raise UsageError(f"{root} was begun with the recipe {identity.recipe_name}, not {wanted}")
+            raise UsageError(f"{root} was started with the recipe {identity.recipe_name}, not {wanted}")
         recipe = load_recipe(root / RECIPE_FILE)
         prepared = requested_data(request, recipe, workspace)
         return fit(recipe, prepared, root, progress, device, resume=True, cache_root=workspace.cache)
 
 
 def requested_recipe(request: TrainRequest) -> tuple[Recipe, str]:
-    """The recipe with its overrides, and its name. Raises UsageError when none is named, RecipeError."""
+    """The recipe with its overrides, and its name. Raises UsageError if none is given, or RecipeError."""
     if request.recipe is None:
-        raise UsageError("no recipe is named", hint="`cmpagl recipe list` shows them; --resume needs none")
+        raise UsageError("no recipe is given", hint="`cmpagl recipe list` shows them; --resume needs none")
     seed = () if request.seed is None else (f"train.seed={request.seed}",)
     return load_recipe(request.recipe, (*request.overrides, *seed)), find_recipe(request.recipe).stem
 
 
 def requested_data(request: TrainRequest, recipe: Recipe, workspace: Workspace) -> PreparedDataset:
-    """The data set that was asked for, else the recipe's, else the newest. Raises DataError when it is not there."""
+    """The requested data set, else the recipe's, else the newest. Raises DataError if it does not exist."""
     return open_prepared(workspace.find("data", request.data or recipe.data.dataset or None))
 
 
 def name_data(recipe: Recipe, prepared: PreparedDataset, workspace: Workspace) -> Recipe:
-    """The recipe with its data set named, so that a continuation finds it when a newer one is there."""
+    """The recipe with its data set filled in, so that resuming finds it even if a newer one exists."""
     place = prepared.root
     name = place.name if place == workspace.folder("data", place.name) else str(place.absolute())
     return override_recipe(recipe, (f"data.dataset={json.dumps(name)}",))
@@ -100,10 +100,10 @@ def name_data(recipe: Recipe, prepared: PreparedDataset, workspace: Workspace) -
 
 @contextmanager
 def new_run_folder(workspace: Workspace, name: str | None, recipe_name: str) -> Iterator[Path]:
-    """Hold the folder of a new run: of the name that was asked for, else the recipe's with a number if that is taken.
+    """Lock the folder of a new run: the requested name, else the recipe's, with a number appended if that is taken.
 
-    Raises UsageError when the name that was asked for is taken, since nothing is overwritten, and BusyError when
-    another process is training into it.
+    Raises UsageError if the requested name is taken, since nothing is overwritten, and BusyError if another process
+    is training into it.
     """
     if name is None:
         with _first_free(workspace, recipe_name) as root:
@@ -113,8 +113,8 @@ def new_run_folder(workspace: Workspace, name: str | None, recipe_name: str) -> 
     with hold(root, instead="choose another --name"):
         if _is_taken(root):
             unfinished = not (root / INFO_FILE).is_file()
-            hint = "go on with it with --resume, or choose another --name" if unfinished else "choose another --name"
-            raise UsageError(f"{root} is there already", hint=hint)
+            hint = "resume it with --resume, or choose another --name" if unfinished else "choose another --name"
+            raise UsageError(f"{root} already exists", hint=hint)
         yield root
 
 
@@ -128,8 +128,8 @@ def _first_free(workspace: Workspace, recipe_name: str) -> Iterator[Path]:
             try:
                 stack.enter_context(hold(root))
             except BusyError:
-                continue  # another training has taken the name, though not written its first state
-            if not _is_taken(root):  # nor just finished what we found free
+                continue  # another training has taken the name but not yet saved its first state
+            if not _is_taken(root):  # it may have finished meanwhile
                 yield root
                 return
 

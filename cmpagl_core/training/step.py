@@ -1,4 +1,4 @@
-"""One optimiser step: forward and backward over its micro-batches, then clipping, AdamW and the running average."""
+"""One optimiser step: forward and backward over its micro-batches, then clipping, AdamW and the moving average."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from cmpagl_core.training.learner import Learner
 from cmpagl_core.training.objective import Encoded, LossTerms, compute_losses, encode_batch_texts, mask_batch
 from cmpagl_core.training.optim import set_rate
 
-_MODEL_STREAM = 3  # keeps dropout, drop path, masking and hard negatives apart from the loader's choices
-_CALMER = "train again with a lower optim.lr, a longer optim.warmup_fraction, or train.precision=fp32"
+_MODEL_STREAM = 3  # separates the random numbers of the model from those of the loader
+_STABILISE = "train again with a lower optim.lr, a longer optim.warmup_fraction, or train.precision=fp32"
 
 
 @dataclass(frozen=True)
 class StepFigures:
-    """What a step showed; the losses are means over its micro-batches."""
+    """Statistics of a step; the losses are means over its micro-batches."""
 
     loss: float
     terms: dict[str, float]
@@ -32,11 +32,11 @@ class StepFigures:
 
 
 def accumulate(learner: Learner, batches: Sequence[PairBatch], epoch: int, step: int, with_shares: bool) -> StepFigures:
-    """Gradients of the mean loss over micro-batches; random numbers by seed, epoch and step alone.
+    """Gradients of the mean loss over micro-batches; random numbers depend on seed, epoch and step alone.
 
     with_shares: also measure each loss's share of the gradient, on the first micro-batch. ITC, triplet and ITM see the
-    negatives of their micro-batch; MLM is normalised over all tokens of the step, so accumulation changes nothing.
-    Raises CmpaglError when features or loss are not numbers.
+    negatives of their micro-batch; MLM is normalised over all tokens of the step, so accumulation does not change it.
+    Raises CmpaglError if features or loss are not finite.
     """
     cfg, where = learner.recipe.losses, f"step {step + 1} of epoch {epoch + 1}"
     generator = seed_step(learner.recipe.train.seed, epoch, step)
@@ -52,7 +52,7 @@ def accumulate(learner: Learner, batches: Sequence[PairBatch], epoch: int, step:
             texts = encode_batch_texts(learner.model, batch.input_ids, batch.attention_mask)
             encoded = Encoded(images, texts)
             if not encoded.is_finite:
-                raise CmpaglError(f"the features are no finite numbers at {where}", hint=_CALMER)
+                raise CmpaglError(f"the features are not finite at {where}", hint=_STABILISE)
             losses = compute_losses(learner.model, cfg, encoded, batch, mask, generator, mlm_normaliser=tokens)
         if with_shares and number == 0 and learner.losses_meet:
             shares = gradient_shares(losses.weighted, encoded.images.tokens)
@@ -62,15 +62,15 @@ def accumulate(learner: Learner, batches: Sequence[PairBatch], epoch: int, step:
 
 
 def update(learner: Learner, step: int, share: float) -> float:
-    """Clip, take AdamW's step at `share` of the peak rates, average. Returns the gradient's norm before clipping.
+    """Clip, step AdamW at `share` of the peak rates, update the average. Returns the gradient norm before clipping.
 
-    Raises CmpaglError when the gradient is not finite where no scaler would skip such a step.
+    Raises CmpaglError for a gradient that is not finite, unless a gradient scaler skips such steps.
     """
     learner.scaler.unscale_(learner.optimizer)
     parameters = [p for group in learner.optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, learner.recipe.optim.clip_norm))
     if not math.isfinite(norm) and not learner.scaler.is_enabled():
-        raise CmpaglError(f"the gradient is no finite number at step {step + 1}", hint=_CALMER)
+        raise CmpaglError(f"the gradient is not finite at step {step + 1}", hint=_STABILISE)
     set_rate(learner.optimizer, share)
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
@@ -81,7 +81,7 @@ def update(learner: Learner, step: int, share: float) -> float:
 
 
 def seed_step(seed: int, epoch: int, step: int) -> torch.Generator:
-    """Seed torch for dropout and drop path; returns the generator of masks and hard negatives, on the CPU."""
+    """Seed torch for dropout and drop path; returns the CPU generator for masks and hard negatives."""
     sequence = np.random.SeedSequence([seed, _MODEL_STREAM, epoch, step])
     number = int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
     torch.manual_seed(number)
@@ -89,7 +89,7 @@ def seed_step(seed: int, epoch: int, step: int) -> torch.Generator:
 
 
 def gradient_shares(weighted: dict[str, Tensor], image_tokens: Tensor) -> dict[str, float]:
-    """Each loss's share of the gradient norms that reach the image tokens, where all losses meet; they sum to 1."""
+    """Each loss's share of the gradient norm at the image tokens, through which all losses act; they sum to 1."""
     if not image_tokens.requires_grad:
         return {}
     norms: dict[str, float] = {}
@@ -104,7 +104,7 @@ def gradient_shares(weighted: dict[str, Tensor], image_tokens: Tensor) -> dict[s
 
 @torch.no_grad()
 def unmatched_cosine(encoded: Encoded, positives: Tensor) -> Tensor:
-    """Mean cosine of the images and captions that do not match: near 1 when features have collapsed."""
+    """Mean cosine of images and captions that do not match; near 1 if the features have collapsed."""
     unmatched = ~positives
     scores = encoded.images.features.float() @ encoded.texts.features.float().t()
     return (scores * unmatched).sum() / unmatched.sum().clamp(min=1)
@@ -116,11 +116,11 @@ def _figures(losses: LossTerms, encoded: Encoded, positives: Tensor) -> dict[str
 
 
 def _summarised(seen: Sequence[dict[str, Tensor]], shares: dict[str, float], where: str) -> StepFigures:
-    """Means over micro-batches, fetched from the device at once."""
+    """Means over micro-batches, transferred from the device in one go."""
     means = torch.stack([torch.stack([one[name].float() for one in seen]).mean() for name in seen[0]]).tolist()
     figures: dict[str, float] = dict(zip(seen[0], means, strict=True))
     loss, cosine = figures.pop("loss"), figures.pop("unmatched_cosine")
     if not math.isfinite(loss):
         listed = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
-        raise CmpaglError(f"the loss is no finite number at {where} ({listed})", hint=_CALMER)
+        raise CmpaglError(f"the loss is not finite at {where} ({listed})", hint=_STABILISE)
     return StepFigures(loss, figures, cosine, shares)

@@ -1,4 +1,4 @@
-"""How good the present weights are on the selection split, and SMR's gammas for the final ones (section 4)."""
+"""Validates the current weights on the selection split, and chooses SMR's gammas for the final ones (section 4)."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ class Validation:
 
 
 def validate(learner: Learner, plan: Plan, cached: bool) -> Validation:
-    """Recalls of the present (averaged, if they are) weights.
+    """Recalls of the current weights, averaged if an average is kept.
 
-    Ranked by cosine; by ITM where nothing aligns the features. cached: whether the backbone's maps come from the
-    learner's cache. If they do in every epoch, the views are averaged as in the end; else one view of each image
-    has to do, in every epoch alike.
+    Ranked by cosine, or by ITM if no loss aligns the features. cached: whether the backbone's maps come from the
+    learner's cache. If they do in every epoch, validation uses the recipe's test-time augmentation; otherwise a
+    single view of each image, in every epoch.
     """
     always_cached = plan.is_cached(learner.recipe.train.epochs - 1)
     with evaluated(learner) as loaded:
-        scores = selection_scores(loaded, learner, plan.judged, cached, _views(learner) if always_cached else 1)
-    result = recall(scores, Matches.own(plan.judged.caption_image, len(plan.judged)))
+        scores = selection_scores(loaded, learner, plan.validated, cached, _views(learner) if always_cached else 1)
+    result = recall(scores, Matches.own(plan.validated.caption_image, len(plan.validated)))
     return Validation(result.mr, result.i2t, result.t2i)
 
 
 def choose_gammas(learner: Learner, plan: Plan, cached: bool) -> dict[str, RerankParams]:
-    """SMR's gammas for the model as it is evaluated, by the scores that it ranks by; empty where there is no SMR."""
+    """SMR's gammas for the final model, chosen on the scores that it ranks by; empty if SMR is off."""
     cfg = learner.recipe.evaluate
     if not cfg.smr:
         return {}
     loaded = loaded_model(learner)
-    scores = selection_scores(loaded, learner, plan.judged, cached, _views(learner))
-    found = choose_smr(scores, plan.judged.caption_image, SmrGrid.of(cfg))
+    scores = selection_scores(loaded, learner, plan.validated, cached, _views(learner))
+    found = choose_smr(scores, plan.validated.caption_image, SmrGrid.of(cfg))
     plain: Base = "cosine" if learner.recipe.losses.pre_alignment else "itm"
     name = Available((plain,), ChosenParams(), ALL_PAIRS).scores_of(plain)
     return {name: found.added_to(RerankParams())}
@@ -66,7 +66,7 @@ def _views(learner: Learner) -> int:
 
 @contextmanager
 def evaluated(learner: Learner) -> Iterator[LoadedModel]:
-    """The model with its averaged weights in evaluation mode inside the block, as it was afterwards."""
+    """The model with averaged weights in evaluation mode inside the block; restored afterwards."""
     averaged = learner.average.applied(learner.model) if learner.average is not None else nullcontext()
     with averaged:
         try:
@@ -76,7 +76,7 @@ def evaluated(learner: Learner) -> Iterator[LoadedModel]:
 
 
 def loaded_model(learner: Learner) -> LoadedModel:
-    """The model as the encoders of features take it, in evaluation mode."""
+    """The model as `encoders/` takes it, in evaluation mode."""
     return LoadedModel(learner.model.eval(), learner.tokenizer, learner.recipe, "", learner.device)
 
 

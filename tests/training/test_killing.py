@@ -42,7 +42,7 @@ def test_kills_and_interrupts_change_no_byte_of_the_weights(
     check_same_weights(results)
     assert results["step:5"]["ended"] == results["before:4"]["ended"] == "signal 9"
     assert results["ctrl-c:5"]["ended"] == (
-        "130: training of ctrl-c-5 stopped; it goes on from its last state; "
+        "130: training of ctrl-c-5 was stopped; its state is saved; "
         "resume it with `cmpagl train --resume --name ctrl-c-5`"
     )
 

@@ -38,7 +38,7 @@ def test_a_healthy_training_gets_no_warning() -> None:
         ({"logit_scale": 100.0}, "logit scale at its clamp: 100.0 after epoch 3; likely"),
         (
             {"gradient_shares": {"itc": 0.01, "triplet": 0.99}},
-            "one loss dominates: triplet gives 99 % of the gradient.*losses.triplet_weight",
+            "one loss dominates: triplet makes up 99 % of the gradient.*losses.triplet_weight",
         ),
         ({"gates": {"stage 3": 0.02, "stage 4": 1e-5}}, "dead global window: the gates of stage 4 are still under"),
         ({"waiting_share": 0.8}, r"starving loader: 80 % of epoch 3 .*data\.workers"),
@@ -58,9 +58,7 @@ def test_a_matching_head_that_only_guesses_is_told_after_three_epochs() -> None:
     monitor = TrainingMonitor()
     assert [monitor.epoch(one) for one in (idle, idle, learning, idle, idle)] == [[]] * 5
     (warning,) = monitor.epoch(idle)
-    assert warning.sentence.startswith(
-        "idle matching head: after epoch 3 ITM's loss is 0.636, and guessing gives 0.637"
-    )
+    assert warning.sentence.startswith("idle matching head: after epoch 3 ITM's loss is 0.636, chance is 0.637")
     warming = replace(idle, warmed_up=False)
     assert [warning for _ in range(5) for warning in TrainingMonitor().epoch(warming)] == []
 
@@ -91,7 +89,7 @@ def test_a_gradient_spike_is_told_beside_the_usual_norm() -> None:
         assert monitor.step(step, 2.0) == []
     (warning,) = monitor.step(30, 50.0)
     assert warning.sentence.startswith(
-        "gradient spike: its norm at step 30 is 50, 25 times the usual; the rate is likely"
+        "gradient spike: its norm at step 30 is 50, 25 times the usual; the learning rate is likely"
     )
 
 

@@ -88,7 +88,7 @@ def test_a_loss_with_too_large_a_weight_is_told_as_dominating(
     recipe = tiny_recipe("losses.triplet_weight=1000", "train.epochs=1")
     _, events = trained(recipe, squares, tmp_path / "run")
     told = sentence(events, "one loss dominates")
-    assert told.startswith("one loss dominates: triplet gives")
+    assert told.startswith("one loss dominates: triplet makes up")
     assert "losses.triplet_weight" in told
     assert of(events, "epoch")[0]["gradient_shares"]["triplet"] > DOMINATING_SHARE
 

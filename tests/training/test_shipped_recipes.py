@@ -60,7 +60,7 @@ def meant_to_stay(learner: Learner, name: str) -> bool:
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_every_parameter_of_a_shipped_recipe_gets_a_gradient(name: str) -> None:
     learner = learner_of(load_recipe(name, ["image_encoder.drop_path=0"]))  # four images may all be dropped
-    learner.thaw(learner.recipe.train.epochs - 1)
+    learner.freeze_backbone_until_due(learner.recipe.train.epochs - 1)
     model = learner.model.train()
     open_gates(model)
     tokens, size = learner.tokenizer(CAPTIONS), learner.recipe.data.image_size_px

@@ -97,10 +97,10 @@ def test_a_name_that_is_taken_is_refused(workspace: Workspace) -> None:
 
     assert claim() == workspace.root / "runs" / "mine"  # killed before its first state
     state.touch()
-    with pytest.raises(UsageError, match=r"mine is there already; go on with it with --resume, or choose another"):
+    with pytest.raises(UsageError, match=r"mine already exists; resume it with --resume, or choose another"):
         claim()
     (workspace.root / "runs" / "mine" / "run.json").write_text("{}")
-    with pytest.raises(UsageError, match=r"mine is there already; choose another --name"):
+    with pytest.raises(UsageError, match=r"mine already exists; choose another --name"):
         claim()
     with pytest.raises(UsageError, match="cannot be a name"):
         claim("../mine")
@@ -125,7 +125,7 @@ def test_resume_goes_on_with_the_newest_unfinished_training_of_the_recipe(
     resumed = train("tiny", "--resume", "--format", "json")
     assert resumed.exit_code == 0, resumed.output
     assert json.loads(resumed.stdout)["run"] == "newer"
-    assert "newer goes on after 3 steps, in epoch 2" in resumed.stderr
+    assert "resuming newer after 3 steps, in epoch 2" in resumed.stderr
     assert json.loads(train("--resume", "--name", "older", "--format", "json").stdout)["run"] == "older"
     weights = {open_run(workspace.root / "runs" / name).info.weights_sha256 for name in ("older", "newer")}
     assert len(weights) == 1
@@ -136,13 +136,13 @@ def test_resume_goes_on_with_the_newest_unfinished_training_of_the_recipe(
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        ((), 2, "no recipe is named; `cmpagl recipe list` shows them; --resume needs none"),
+        ((), 2, "no recipe is given; `cmpagl recipe list` shows them; --resume needs none"),
         (("tiny.yamll",), 2, "there is no recipe 'tiny.yamll'"),
         (("{recipe}", "--set", "optim.lerning_rate=1"), 2, "unknown key 'optim.lerning_rate'"),
         (("{recipe}", "--set", "data.selection.split=test"), 4, "choosing models or gammas on the test split"),
         (("{recipe}", "--data", "nowhere"), 3, "no manifest.json under nowhere"),
-        (("--resume", "--seed", "2"), 2, "--set and --seed cannot change a training that has begun"),
-        (("--resume", "--name", "nothing"), 3, "holds no training to resume"),
+        (("--resume", "--seed", "2"), 2, "--set and --seed cannot change a training that has started"),
+        (("--resume", "--name", "nothing"), 3, "has no training to resume"),
     ],
 )
 def test_what_cannot_be_trained_is_said_in_one_sentence(
@@ -197,7 +197,7 @@ def test_resuming_a_finished_run_or_with_another_recipe_is_refused(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped(workspace, monkeypatch, "mine")
-    with pytest.raises(UsageError, match="mine was begun with the recipe tiny, not ucm"):
+    with pytest.raises(UsageError, match="mine was started with the recipe tiny, not ucm"):
         start_training(TrainRequest("ucm", name="mine", resume=True), workspace, Silent(), CPU)
     (workspace.root / "runs" / "mine" / "run.json").write_text("{}")
     with pytest.raises(UsageError, match="mine is finished"):
@@ -225,7 +225,7 @@ def test_ctrl_c_says_how_to_resume_and_exits_130(workspace: Workspace) -> None:
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
-    assert "training of tiny stopped; it goes on from its last state" in stderr
+    assert "training of tiny was stopped; its state is saved" in stderr
     assert "resume it with `cmpagl train --resume --name tiny`" in stderr
     assert "Traceback" not in stderr
     assert resume.read_about(workspace.root / "runs" / "tiny")[1].step > 0

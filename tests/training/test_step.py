@@ -156,7 +156,7 @@ def test_a_gradient_that_is_no_number_stops_before_the_weights_are_touched(tiny_
     gradient = learner.model.logit_scale.grad
     assert gradient is not None
     gradient.fill_(float("nan"))
-    with pytest.raises(CmpaglError, match="the gradient is no finite number at step 8; train again with a lower"):
+    with pytest.raises(CmpaglError, match="the gradient is not finite at step 8; train again with a lower"):
         update(learner, step=7, share=1.0)
     assert all(torch.equal(p, old) for p, old in zip(learner.model.parameters(), before, strict=True))
 

@@ -192,7 +192,7 @@ def main(root: Path) -> dict[str, Any]:
     return {
         "trainings": meet(bench.training(seed=0), "training tiny on", bench.training(seed=1)),
         "one_name": meet(named, "training tiny on", named),
-        "resumed": meet(resumed, "goes on after", resumed),
+        "resumed": meet(resumed, "resuming", resumed),
         "backbone": meet(bench.training("backbone"), "caching the frozen", bench.training("backbone")),
         "studies": meet(bench.study, "epoch 1:", bench.study),
         "retrievals": meet(bench.retrieval, "encode images", bench.retrieval),
