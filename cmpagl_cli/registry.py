@@ -27,10 +27,16 @@ COMMANDS = {
     "tune": "Choose what re-rankings need, never on the test split.",
     "recipe": "List, show and validate recipes.",
     "runs": "See what has been trained.",
+    "models": "See which models of others can be used by name.",
 }
 """Each is the function of that name in the module of that name, but for groups."""
 
-GROUPS = {"tune": ("smr", "sensitivity"), "recipe": ("list", "show", "validate", "schema"), "runs": ("list",)}
+GROUPS = {
+    "tune": ("smr", "sensitivity"),
+    "recipe": ("list", "show", "validate", "schema"),
+    "runs": ("list",),
+    "models": ("list", "show"),
+}
 """Commands with commands of their own: `recipe list` is the function `recipe_list`."""
 
 _SHARED_HELP = "Also before or after any command: --workspace, --device, --threads, --quiet, --debug."

@@ -25,7 +25,7 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class Workspace:
-    """A folder with `data/`, `runs/` and `indexes/` in it."""
+    """A folder with `data/`, `runs/` and `indexes/` in it, and `models/` for weights of others."""
 
     root: Path
 
@@ -48,6 +48,11 @@ class Workspace:
     def cache(self) -> Path:
         """Where what can be made again is kept."""
         return self.root / "cache"
+
+    @property
+    def models(self) -> Path:
+        """Where the weights of other people's models are looked for."""
+        return self.root / "models"
 
     def folder(self, kind: ArtefactKind, name: str) -> Path:
         """Where an artefact of that name belongs. Raises UsageError for a name that could leave the workspace."""

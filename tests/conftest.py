@@ -13,6 +13,8 @@ import pytest
 from hypothesis import settings
 from typer.testing import CliRunner, Result
 
+from cmpagl_core.progress import Silent
+
 REPOSITORY = Path(__file__).parent.parent
 
 # Set before torch is imported, and passed on to the processes that tests start.
@@ -120,6 +122,16 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         torch.save(open_clip.create_model("tiny-clip").eval().state_dict(), folder / "plain.pt")
     return folder
+
+
+class Told(Silent):
+    """Remembers what was said."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.messages.append(message)
 
 
 class FakeEncoder:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cmpagl_cli.commands.options import (
+    ActivationOption,
+    DownloadOption,
     FormatOption,
     ModelOption,
     OutOption,
@@ -23,6 +25,7 @@ from cmpagl_cli.views import Column, emit
 if TYPE_CHECKING:
     from cmpagl_core.datasets.prepared import PreparedDataset
     from cmpagl_core.encoders.feature_set import FeatureSet
+    from cmpagl_core.encoders.open_clip import ClipOptions
     from cmpagl_core.evaluation.score_files import ScoresInfo
     from cmpagl_core.runs import Run
 
@@ -34,6 +37,8 @@ def export(
     run: RunOption = None,
     data: TestedDataOption = None,
     model: ModelOption = None,
+    activation: ActivationOption = None,
+    download: DownloadOption = False,
     scores: Annotated[
         bool,
         typer.Option("--scores", help="Write scores of images x captions (.npy) in place of features, and what of."),
@@ -43,14 +48,14 @@ def export(
     """Write the image and text features of a split to one safetensors file; a re-run gives the same bytes.
 
     With --scores, the plain ranking's scores are written as a matrix, and beside it NAME.npy.json, by which
-    `cmpagl evaluate --choose-on` knows the split. A foreign model is any that open_clip knows, with a local
-    checkpoint, or a tag of one that open_clip then fetches.
+    `cmpagl evaluate --choose-on` knows the split. --model takes a published remote-sensing model or any that
+    open_clip knows, so that it can be scored under the same protocol.
 
     Examples:
       cmpagl export --split test --out ucm.safetensors
       cmpagl export --split all --run ucm-cpu --data ucm
       cmpagl export --scores --split val --out V.npy
-      cmpagl export --model open_clip:ViT-B-32:RemoteCLIP-ViT-B-32.pt --data rsicd --out remoteclip.safetensors
+      cmpagl export --model remoteclip-b32:RemoteCLIP-ViT-B-32.pt --data rsicd --out remoteclip.safetensors
     """
     from cmpagl_core.errors import UsageError
 
@@ -60,9 +65,15 @@ def export(
     if scores:
         _show_scores(*_scores_of_run(given, model, run, data, split, out), format)
         return
-    features, path = (
-        _of_run(given, run, data, split, out) if model is None else _of_foreign(given, model, data, split, out)
-    )
+    if model is None:
+        if activation is not None or download:
+            raise UsageError("--activation and --download are for --model", hint="leave them out, or name a model")
+        features, path = _of_run(given, run, data, split, out)
+    else:
+        from cmpagl_core.encoders.open_clip import ClipOptions
+
+        options = ClipOptions(activation, given.workspace.models, download)
+        features, path = _of_foreign(given, model, options, data, split, out)
     info = features.info
     row = {
         "file": str(path),
@@ -126,13 +137,15 @@ def _of_run(
     return export_features(found, chosen, path, given.progress, given.compute_device(), manifest, overlap), path
 
 
-def _of_foreign(given: Settings, model: str, data: str | None, split: str, out: Path | None) -> tuple[FeatureSet, Path]:
+def _of_foreign(
+    given: Settings, model: str, options: ClipOptions, data: str | None, split: str, out: Path | None
+) -> tuple[FeatureSet, Path]:
     from cmpagl_core.encoders.feature_set import save_feature_set
     from cmpagl_core.encoders.open_clip import encoder_features, open_clip_encoder
 
     prepared = _data(given, data)
     chosen = prepared.split(split)
-    encoder = open_clip_encoder(model, given.progress, given.compute_device())
+    encoder = open_clip_encoder(model, given.progress, given.compute_device(), options)
     path = out or Path(f"{encoder.name.replace(':', '-')}-{prepared.name}-{split}.safetensors")
     features = encoder_features(encoder, chosen, given.progress, prepared.manifest.sha256)
     save_feature_set(path, features)

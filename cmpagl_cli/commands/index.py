@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cmpagl_cli.commands.options import DataOption, FormatOption, ModelOption, NameOption, RunOption, settings
+from cmpagl_cli.commands.options import (
+    ActivationOption,
+    DataOption,
+    DownloadOption,
+    FormatOption,
+    ModelOption,
+    NameOption,
+    RunOption,
+    settings,
+)
 from cmpagl_cli.views import Column, duration, emit
 
 if TYPE_CHECKING:
@@ -25,6 +34,8 @@ def index(
     data: DataOption = None,
     run: RunOption = None,
     model: ModelOption = None,
+    activation: ActivationOption = None,
+    download: DownloadOption = False,
     name: NameOption = None,
     tta: Annotated[
         Tta | None,
@@ -39,20 +50,21 @@ def index(
     """Encode a folder of images with a run, so that `cmpagl retrieve` finds them; no captions are needed.
 
     Without DIR, all images of the run's data set are taken, with their captions. Called again, only images that
-    are new or have changed are encoded; broken ones are named and left out. With --model, any open_clip model takes a
-    run's place: nothing has to be trained.
+    are new or have changed are encoded; broken ones are named and left out. With --model, a published remote-sensing
+    model or any of open_clip takes a run's place: nothing has to be trained.
 
     Examples:
       cmpagl index ~/aerial-archive
       cmpagl index ~/aerial-archive --name archive --run ucm-cpu --tta none
       cmpagl index --data ucm
-      cmpagl index ~/aerial-archive --model open_clip:ViT-B-32:RemoteCLIP-ViT-B-32.pt
+      cmpagl index ~/aerial-archive --model remoteclip-b32 --download
+      cmpagl index ~/aerial-archive --model open_clip:ViT-B-32:mine.pt --activation gelu
     """
     from cmpagl_core.search.build import IndexRequest, make_index
 
     given = settings(ctx)
     started_at = time.monotonic()
-    built = make_index(given.session, IndexRequest(folder, data, run, model, name, tta))
+    built = make_index(given.session, IndexRequest(folder, data, run, model, name, tta, activation, download))
     _show(built, time.monotonic() - started_at, format)
     given.progress.say(f'now ask it: cmpagl retrieve "..." --index {built.index.info.name}')
 

@@ -32,8 +32,17 @@ RunOption = Annotated[str | None, typer.Option("--run", metavar="NAME|DIR", help
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        "--model", metavar="open_clip:NAME:CHECKPOINT", help="A model of open_clip in place of a run (extra clip)."
+        "--model",
+        metavar="NAME[:FILE]|open_clip:NAME:CHECKPOINT",
+        help="In place of a run: a published model (`cmpagl models list`) or any of open_clip (extra clip).",
     ),
+]
+ActivationOption = Annotated[
+    Literal["quickgelu", "gelu"] | None,
+    typer.Option("--activation", help="Of a --model file that does not say what it was trained with."),
+]
+DownloadOption = Annotated[
+    bool, typer.Option("--download", help="Fetch the weights of --model if they are not on this machine.")
 ]
 IndexOption = Annotated[
     str | None, typer.Option("--index", metavar="NAME|DIR", help="Gallery index; the newest if left out.")

@@ -1,7 +1,7 @@
-"""An open_clip model as an Encoder: a local checkpoint, or one that open_clip fetches when it is named.
+"""An open_clip model as an Encoder: a published one by its name, a local checkpoint, or a tag of open_clip's.
 
 RemoteCLIP, GeoRSCLIP and SkyCLIP are checkpoints of open_clip models, so that they can be searched with, and scored
-under our protocol. Needs the extra `clip`.
+under our protocol. Nothing is fetched unless asked for. Needs the extra `clip`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,21 @@ import torch
 from torch import Tensor, nn
 
 from cmpagl_core.datasets.prepared import DataSplit
+from cmpagl_core.encoders.clip_checkpoint import load_checkpoint
 from cmpagl_core.encoders.decode import image_decoder
 from cmpagl_core.encoders.encode import encode_with, unit_rows
 from cmpagl_core.encoders.encoder import EncodedBatch, Encoder, Features, Fingerprint, Origin, collect
 from cmpagl_core.encoders.export import absolute_paths
 from cmpagl_core.encoders.feature_set import FeatureInfo, FeatureSet, unique_texts
-from cmpagl_core.errors import CmpaglError, DataError, MismatchError, UsageError
-from cmpagl_core.files import canonical_json
+from cmpagl_core.encoders.published_models import (
+    PUBLISHED_MODELS,
+    Activation,
+    published_file,
+    published_model,
+    recognised,
+)
+from cmpagl_core.errors import CmpaglError, DataError, UsageError
+from cmpagl_core.files import canonical_json, sha256_file
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.progress import Progress
 
@@ -33,6 +41,8 @@ _IMAGES_AT_ONCE = 32
 _TEXTS_AT_ONCE = 256
 _MAX_CONFIG_BYTES = 1 << 20
 _EXAMPLE = "open_clip:ViT-B-32:RemoteCLIP-ViT-B-32.pt"
+_QUICK = "-quickgelu"
+_PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
 class OpenClipEncoder:
@@ -96,18 +106,32 @@ class _Built:
     preprocessing: str
 
 
-def open_clip_encoder(spec: str, progress: Progress, device: torch.device, may_fetch: bool = True) -> OpenClipEncoder:
-    """Build `open_clip:NAME:CHECKPOINT`.
+@dataclass(frozen=True)
+class ClipOptions:
+    """How a model of open_clip is found and built.
 
-    NAME: an open_clip architecture, or a JSON file that describes one. CHECKPOINT: a local file, or a tag of
-    open_clip's, which fetches it if it is not on this machine and `may_fetch`. Raises UsageError for a name that is
-    not known, a checkpoint left out, or when open_clip is not installed, DataError for one that is not there,
-    MismatchError when the checkpoint is not of that architecture.
+    activation: of the file's weights, where neither its name nor its content says. models: folder in which files of
+    published models lie. download: fetch what is not on this machine. as_indexed: the model of an index, whose
+    activation was settled when the index was made.
     """
-    kind, _, rest = spec.partition(":")
-    name, _, checkpoint = rest.partition(":")
-    if kind != "open_clip" or not name:
-        raise UsageError(f"model {spec!r} is not open_clip:NAME:CHECKPOINT", hint=f"for instance {_EXAMPLE}")
+
+    activation: Activation | None = None
+    models: Path | None = None
+    download: bool = False
+    as_indexed: bool = False
+
+
+def open_clip_encoder(
+    spec: str, progress: Progress, device: torch.device, options: ClipOptions = ClipOptions()
+) -> OpenClipEncoder:
+    """Build a published model, `NAME` or `NAME:FILE`, or `open_clip:NAME:CHECKPOINT`.
+
+    NAME: of the table in `published_models.py`, or after `open_clip:` an architecture or a JSON file that describes
+    one. CHECKPOINT: a local file, or a tag of open_clip's. Raises UsageError for a name that is not known, a
+    checkpoint left out, an activation that has to be said, or when open_clip is not installed, DataError for a
+    checkpoint that is not there, MismatchError when it is not of that architecture.
+    """
+    name, checkpoint = _taken_apart(spec, options, progress)
     try:
         import open_clip
     except ImportError as error:
@@ -120,16 +144,19 @@ def open_clip_encoder(spec: str, progress: Progress, device: torch.device, may_f
             hint=f"add a file, as in {_EXAMPLE}" + (f", or a tag that open_clip fetches ({tags})" if tags else ""),
         )
     file = Path(checkpoint)
-    if not file.is_file():
-        _check_tag(open_clip, known, checkpoint, may_fetch)
-    model, transform, tokenize = _build(open_clip, known, None if file.is_file() else checkpoint)
     if file.is_file():
-        _load_checkpoint(model, file, known)
-    parts = (part.absolute() if part.is_file() else part for part in (Path(name), file))
+        if not options.as_indexed:
+            known = _with_activation(open_clip, known, file, options.activation, progress)
+        model, transform, tokenize = _build(open_clip, known, None)
+        load_checkpoint(model, file, known)
+    else:
+        _check_tag(open_clip, known, checkpoint, options)
+        model, transform, tokenize = _build(open_clip, known, checkpoint)
+    described = Path(name).absolute() if Path(name).is_file() else known
     built = _Built(
         name=known,
         checkpoint=checkpoint,
-        source=":".join(map(str, parts)),
+        source=f"{described}:{file.absolute() if file.is_file() else file}",
         model=model,
         dim=int(open_clip.get_model_config(known)["embed_dim"]),
         transform=transform,
@@ -187,13 +214,62 @@ def _check_config(path: Path) -> None:
         )
 
 
-def _check_tag(open_clip: Any, name: str, tag: str, may_fetch: bool) -> None:
+def _taken_apart(spec: str, options: ClipOptions, progress: Progress) -> tuple[str, str]:
+    """Architecture and checkpoint of a spec."""
+    kind, _, rest = spec.partition(":")
+    if kind == "open_clip":
+        name, _, checkpoint = rest.partition(":")
+        if name:
+            return name, checkpoint
+    if not kind or kind == "open_clip" or (rest and not any(kind == model.name for model in PUBLISHED_MODELS)):
+        names = ", ".join(model.name for model in PUBLISHED_MODELS)
+        raise UsageError(f"model {spec!r} is not open_clip:NAME:CHECKPOINT", hint=f"as {_EXAMPLE}; or one of {names}")
+    model = published_model(kind)
+    file = Path(rest) if rest else published_file(model, options.models, options.download)
+    if not file.is_file():
+        raise DataError(
+            f"there are no weights at {file}", hint=f"`cmpagl models show {model.name}` says where they are"
+        )
+    if model.sha256 and sha256_file(file) != model.sha256:
+        progress.say(f"{file} has another SHA-256 than the file that is known as {model.name}; it is loaded as that")
+    return model.spec, str(file)
+
+
+def _with_activation(open_clip: Any, name: str, file: Path, asked: Activation | None, progress: Progress) -> str:
+    """The architecture's name with the activation that the file's weights were trained with.
+
+    Raises UsageError where that has to be said: an OpenAI architecture exists with either.
+    """
+    other = f"{name}{_QUICK}"
+    if name.endswith(_QUICK):
+        if asked == "gelu":
+            raise UsageError(f"{name} has QuickGELU, and --activation says gelu", hint="name it without -quickgelu")
+        return name
+    if other not in open_clip.list_models():
+        if asked is not None:
+            raise UsageError(f"--activation is for OpenAI's architectures, and {name} has its own", hint="leave it out")
+        return name
+    if asked is not None:
+        return other if asked == "quickgelu" else name
+    model = recognised(name, file, sha256_file(file))
+    if model is None:
+        raise UsageError(
+            f"{file.name} does not say which activation it was trained with, and {name} exists with both",
+            hint="pass --activation quickgelu (trained from OpenAI's weights) or gelu (from LAION's, or from scratch)",
+        )
+    progress.say(f"{file.name} is {model.name}: built with {model.activation}")
+    return model.spec if model.architecture == name else name
+
+
+def _check_tag(open_clip: Any, name: str, tag: str, options: ClipOptions) -> None:
     if tag not in open_clip.list_pretrained_tags_by_model(name):
         raise DataError(f"checkpoint {tag} is neither a file nor one of open_clip's for {name}")
-    if not may_fetch and not _is_here(open_clip, name, tag):
+    if options.activation is not None:
+        raise UsageError("--activation is for files: open_clip knows that of its own tags", hint="leave it out")
+    if not options.download and not _is_here(open_clip, name, tag):
         raise DataError(
-            f"open_clip's checkpoint {tag} for {name} is not on this machine, and nothing is fetched to answer a query",
-            hint="run the `cmpagl index` again that made the index, which fetches it",
+            f"open_clip's checkpoint {tag} for {name} is not on this machine, and nothing is fetched unasked",
+            hint="pass --download to `cmpagl index` or `cmpagl export`",
         )
 
 
@@ -208,9 +284,11 @@ def _is_here(open_clip: Any, name: str, tag: str) -> bool:
 
 
 def _build(open_clip: Any, name: str, tag: str | None) -> tuple[nn.Module, Callable[[Any], Tensor], Any]:
+    """The model, its preprocessing and its tokenizer. tag: of weights; None: random ones, about to be replaced."""
     try:
         logging.disable(logging.WARNING)  # it warns of random weights, which our checkpoint is about to replace
-        model, _, transform = open_clip.create_model_and_transforms(name, pretrained=tag)
+        preprocessing = {} if tag else _preprocessing(open_clip, name)
+        model, _, transform = open_clip.create_model_and_transforms(name, pretrained=tag, **preprocessing)
         return model, transform, open_clip.get_tokenizer(name)
     except Exception as error:  # a hub that cannot be reached raises one of many kinds
         reason = " ".join(str(error).split())[:200]
@@ -221,17 +299,14 @@ def _build(open_clip: Any, name: str, tag: str | None) -> tuple[nn.Module, Calla
         logging.disable(logging.NOTSET)
 
 
-def _load_checkpoint(model: nn.Module, path: Path, name: str) -> None:
-    """Tensors only (weights_only=True), also where they lie under state_dict or carry a trainer's `module.`."""
-    from cmpagl_core.models.weights import read_foreign
-
-    tensors = read_foreign(path)
-    state = {key.removeprefix("module."): value for key, value in tensors.items()}
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        first = " ".join(str(error).split())[:200]
-        raise MismatchError(f"{path} does not hold the weights of open_clip's {name} ({first})") from error
+def _preprocessing(open_clip: Any, name: str) -> dict[str, Any]:
+    """That of an architecture's published weights where all have the same; open_clip gives a file OpenAI's."""
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    found = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
+    same = {key: {canonical_json(cfg.get(key)) for cfg in found} for key in _PREPROCESSING}
+    if not found or any(len(values) != 1 for values in same.values()):
+        return {}
+    return {f"image_{key}": found[0][key] for key in _PREPROCESSING if found[0].get(key) is not None}
 
 
 def _sha256(state: Mapping[str, Tensor]) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -99,6 +100,14 @@ _PACKAGES = {
         sha256={"efficientnet-lite2-9656183e.pth": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"},
     ),
 }
+_SCALAR: Any = np.float64(0).__reduce__()[0]  # what NumPy makes a number of its own again by
+_NUMPY_NUMBERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    np.dtype,
+    (_SCALAR, "numpy.core.multiarray.scalar"),  # NumPy 1's name
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
+]
+"""What a trainer's file may hold beside tensors, such as its best score: numbers, which run no code."""
 _NAMED = 4  # tensors that are left over, named in a sentence
 _OFFLINE_HINT = "install it with `pip install 'cmpagl[offline]'`"
 
@@ -175,7 +184,8 @@ def read_foreign(path: Path) -> Tensors:
             warnings.simplefilter(
                 "ignore", UserWarning
             )  # about pickles of other versions, which are tried all the same
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_NUMPY_NUMBERS):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError) as error:
         raise DataError(f"{path} cannot be read ({error})") from error
     except Exception as error:  # bytes of any kind break the readers in ways without a common base

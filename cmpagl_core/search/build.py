@@ -10,14 +10,16 @@ from cmpagl_core.datasets.augment import Tta
 from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
 from cmpagl_core.encoders.cmpagl import CmpaglEncoder
 from cmpagl_core.encoders.encoder import Encoder
-from cmpagl_core.errors import CmpaglError, UsageError
+from cmpagl_core.encoders.published_models import Activation
+from cmpagl_core.errors import CmpaglError, DataError, UsageError
+from cmpagl_core.files import newest
 from cmpagl_core.run_data import own_data
 from cmpagl_core.runs import Run, open_run
 from cmpagl_core.search.index import IndexInfo, open_index
 from cmpagl_core.search.indexing import BuiltIndex, build_index
 from cmpagl_core.search.listing import GallerySource, dataset_source, folder_source
 from cmpagl_core.session import Session
-from cmpagl_core.workspace import Workspace
+from cmpagl_core.workspace import MARKERS, Workspace
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ class IndexRequest:
     """What a user asks to be indexed, and with what; None where it is left to us.
 
     folder: of images; data: a prepared data set, the run's own or the newest if both are None. run: the newest.
-    model: open_clip:NAME:CHECKPOINT in place of a run. tta: as the index that is there was made, else as the recipe
-    says. wait: for another process that is making the same index, rather than be refused.
+    model: in place of a run, see `open_clip_encoder`; activation, download: as in its ClipOptions. tta: as the index
+    that is there was made, else as the recipe says. wait: for another process that is making the same index, rather
+    than be refused.
     Raises UsageError for what contradicts itself.
     """
 
@@ -36,6 +39,8 @@ class IndexRequest:
     model: str | None = None
     name: str | None = None
     tta: Tta | None = None
+    activation: Activation | None = None
+    download: bool = False
     wait: bool = False
 
     def __post_init__(self) -> None:
@@ -45,16 +50,29 @@ class IndexRequest:
             raise UsageError("--model and --run both name a model", hint="give one of them")
         if self.model is not None and self.tta is not None:
             raise UsageError("--tta is for runs: an open_clip model sees each image as it is", hint="leave it out")
+        if self.model is None and (self.activation is not None or self.download):
+            raise UsageError("--activation and --download are for --model", hint="leave them out, or name a model")
 
 
 def make_index(session: Session, request: IndexRequest) -> BuiltIndex:
     """Make the index, or bring it up to date. Raises what `build_index`, `open_run` and `open_clip_encoder` raise."""
     workspace = session.workspace
     request = _as_it_was_made(workspace, request)
-    run = open_run(workspace.find("runs", request.run)) if request.model is None else None
+    run = _run(workspace, request) if request.model is None else None
     source, usual = _source(workspace, request, run)
     root = workspace.folder("indexes", request.name or as_name(usual))
     return build_index(_encoder(session, request, run, root), source, root, session.progress, request.wait)
+
+
+def _run(workspace: Workspace, request: IndexRequest) -> Run:
+    """The run whose model encodes. Raises DataError, naming the models that need no training, where there is none."""
+    if request.run is None and request.folder is not None and newest(workspace.root / "runs", MARKERS["runs"]) is None:
+        raise DataError(
+            f"there is no run in {workspace.root / 'runs'} to encode images with",
+            hint="train one (`cmpagl train`), or search with a published model: --model remoteclip-b32, "
+            "see `cmpagl models list`",
+        )
+    return open_run(workspace.find("runs", request.run))
 
 
 def _as_it_was_made(workspace: Workspace, request: IndexRequest) -> IndexRequest:
@@ -79,7 +97,8 @@ def _source(workspace: Workspace, request: IndexRequest, run: Run | None) -> tup
         own = prepared.name == run.info.dataset
         return dataset_source(prepared), run.root.name if own else f"{run.root.name}-{prepared.name}"
     prepared = _data(workspace, request)
-    model = Path((request.model or "").split(":")[1]).stem
+    name, _, rest = (request.model or "").partition(":")
+    model = Path(rest.partition(":")[0]).stem if name == "open_clip" else name
     return dataset_source(prepared), f"{model}-{prepared.name}"
 
 
@@ -89,12 +108,14 @@ def _data(workspace: Workspace, request: IndexRequest) -> PreparedDataset:
 
 def _encoder(session: Session, request: IndexRequest, run: Run | None, root: Path) -> Encoder:
     """The encoder, seeing images as asked, else as the index that is there did."""
-    if run is None:
-        from cmpagl_core.encoders.open_clip import open_clip_encoder
-
-        return open_clip_encoder(request.model or "", session.progress, session.device())
-    encoder = CmpaglEncoder(run, session.progress, session.device(), session.workspace.cache)
     before = _info_of(root)
+    if run is None:
+        from cmpagl_core.encoders.open_clip import ClipOptions, open_clip_encoder
+
+        settled = before is not None and request.model == f"open_clip:{before.model_source}"
+        options = ClipOptions(request.activation, session.workspace.models, request.download, settled)
+        return open_clip_encoder(request.model or "", session.progress, session.device(), options)
+    encoder = CmpaglEncoder(run, session.progress, session.device(), session.workspace.cache)
     if request.tta is not None:
         return encoder.with_tta(request.tta)
     return encoder if before is None else encoder.preparing_as(before.preprocessing)

@@ -77,10 +77,10 @@ def _encoder_of(gallery: GalleryIndex, session: Session, run: str | None) -> Enc
     """
     if gallery.info.model_kind == "open_clip":
         from cmpagl_core.encoders.feature_set import require_same_model
-        from cmpagl_core.encoders.open_clip import open_clip_encoder
+        from cmpagl_core.encoders.open_clip import ClipOptions, open_clip_encoder
 
         spec = f"open_clip:{gallery.info.model_source}"
-        encoder = open_clip_encoder(spec, session.progress, session.device(), may_fetch=False)
+        encoder = open_clip_encoder(spec, session.progress, session.device(), ClipOptions(as_indexed=True))
         found = encoder.fingerprint.model_sha256
         require_same_model(gallery.info.model_sha256, found, str(gallery.root), encoder.name)
         return encoder

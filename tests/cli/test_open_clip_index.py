@@ -77,3 +77,27 @@ def test_what_contradicts_itself_is_refused(cmpagl: Ask, spec: str, more: list[s
     result = cmpagl("index", ".", "--model", spec, *more)
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+def test_models_are_listed_and_shown(cmpagl: Ask, tmp_path: Path) -> None:
+    rows = answer(cmpagl("models", "list", "--format", "json"))
+    assert {"remoteclip-b32", "georsclip-h14", "skyclip-l14"} <= {row["name"] for row in rows}
+    assert not any(row["here"] or row["verified"] for row in rows)
+    shown = answer(cmpagl("models", "show", "remoteclip-b32", "--format", "json"))
+    assert (shown["activation"], shown["licence"]) == ("quickgelu", "Apache-2.0")
+    unknown = cmpagl("models", "show", "remoteclip")
+    assert unknown.exit_code == 2
+    assert "known are remoteclip-b32" in unknown.stderr
+
+
+def test_an_index_without_a_run_names_the_models_that_need_none(cmpagl: Ask, tiny_images: Path) -> None:
+    result = cmpagl("index", tiny_images)
+    assert result.exit_code == 3
+    assert "or search with a published model: --model remoteclip-b32" in result.stderr
+
+
+def test_options_of_a_model_need_one(cmpagl: Ask, tiny_images: Path) -> None:
+    for command in (("index", tiny_images), ("export",)):
+        result = cmpagl(*command, "--download")
+        assert result.exit_code == 2
+        assert "--activation and --download are for --model" in result.stderr

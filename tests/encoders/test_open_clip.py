@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cmpagl_core.datasets.prepared import DataSplit, open_prepared
-from cmpagl_core.encoders.open_clip import encoder_features, open_clip_encoder
+from cmpagl_core.encoders.open_clip import ClipOptions, encoder_features, open_clip_encoder
 from cmpagl_core.errors import CmpaglError, DataError, MismatchError, UsageError
 from cmpagl_core.imagery.images import open_image
 from cmpagl_core.progress import Silent
@@ -132,6 +132,7 @@ def test_without_open_clip_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch) 
         open_clip_encoder("open_clip:ViT-B-32", Silent(), CPU)
 
 
-def test_nothing_is_fetched_to_answer_a_query(open_clip: Any) -> None:
-    with pytest.raises(DataError, match="openai for ViT-B-32 is not on this machine, and nothing is fetched"):
-        open_clip_encoder("open_clip:ViT-B-32:openai", Silent(), CPU, may_fetch=False)
+@pytest.mark.parametrize("options", [ClipOptions(), ClipOptions(as_indexed=True)])
+def test_nothing_is_fetched_unasked(open_clip: Any, options: ClipOptions) -> None:
+    with pytest.raises(DataError, match="openai for ViT-B-32 is not on this machine, and nothing is fetched unasked"):
+        open_clip_encoder("open_clip:ViT-B-32:openai", Silent(), CPU, options)

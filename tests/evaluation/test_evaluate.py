@@ -32,7 +32,7 @@ from cmpagl_core.run_data import EvalSplit, open_tested
 from cmpagl_core.runs import Run, open_run
 from cmpagl_core.session import Session
 from cmpagl_core.workspace import Workspace
-from tests.conftest import rewrite_info
+from tests.conftest import Told, rewrite_info
 
 CPU = torch.device("cpu")
 QUICK = EvaluateOptions(samples=20)
@@ -44,16 +44,6 @@ def session_in(root: Path) -> Session:
 
 
 CHOSEN = ChosenParams({"cosine": RerankParams(GAMMAS, 20.0, 10.0)}, "5" * 64)
-
-
-class Told(Silent):
-    """Remembers what was said."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.messages.append(message)
 
 
 @pytest.fixture

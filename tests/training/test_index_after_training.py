@@ -21,18 +21,9 @@ from cmpagl_core.search.index import GalleryIndex
 from cmpagl_core.search.indexing import build_index
 from cmpagl_core.search.listing import dataset_source, folder_source
 from cmpagl_core.training import loop
+from tests.conftest import Told
 
 CPU = torch.device("cpu")
-
-
-class Told(Silent):
-    """Keeps what was said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
 
 
 @pytest.fixture
@@ -65,7 +56,7 @@ def test_an_index_takes_cached_maps_and_encodes_the_rest(
     expected = index_of(run, squares, tmp_path / "plain", Told(), None)
     decoded, told = decoded_files(monkeypatch), Told()
     found = index_of(run, squares, tmp_path / "cached", told, tmp_path / "cache")
-    assert told.lines[0] == "24 of 28 images have maps that a training cached"
+    assert told.messages[0] == "24 of 28 images have maps that a training cached"
     assert sorted(decoded) == sorted(squares.split("test").paths)
     assert list(found.image_ids) == list(expected.image_ids)
     assert found.stamps is not None
@@ -100,7 +91,7 @@ def test_nothing_is_said_where_no_image_was_cached(run: Run, squares: PreparedDa
     told = Told()
     encoder = CmpaglEncoder(run, told, CPU, tmp_path / "cache")
     built = build_index(encoder, folder_source(path), tmp_path / "index", told)
-    assert (built.encoded, told.lines) == (1, [])
+    assert (built.encoded, told.messages) == (1, [])
 
 
 def test_maps_of_other_weights_or_broken_ones_are_not_taken(run: Run, squares: PreparedDataset, tmp_path: Path) -> None:
@@ -109,8 +100,8 @@ def test_maps_of_other_weights_or_broken_ones_are_not_taken(run: Run, squares: P
     for shard in home.iterdir():
         shard.write_bytes(b"no tensors")
     index_of(run, squares, tmp_path / "broken", told, tmp_path / "cache")
-    assert told.lines[0].startswith("cached maps are not used: ")
+    assert told.messages[0].startswith("cached maps are not used: ")
     home.rename(home.with_name("0" * 24))
     told = Told()
     index_of(run, squares, tmp_path / "other", told, tmp_path / "cache")
-    assert told.lines == []
+    assert told.messages == []

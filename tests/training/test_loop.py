@@ -24,19 +24,10 @@ from cmpagl_core.run_data import is_own
 from cmpagl_core.runs import Run, open_run, read_tensors
 from cmpagl_core.training import loop
 from cmpagl_core.training.journal import read_journal
+from tests.conftest import Told
 
 MakeRecipe = Callable[..., Recipe]
 CPU = torch.device("cpu")
-
-
-class Told(Silent):
-    """Remembers what was said."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.messages.append(message)
 
 
 def train(recipe: Recipe, data: PreparedDataset, root: Path, curves: bool = False, **options: Any) -> Run:
