@@ -1,8 +1,8 @@
-"""The app: every command by name, the options they share, and errors as one sentence and an exit code.
+"""The app: its commands, the options they share, and errors as one sentence and an exit code.
 
-Command modules import only Typer and the standard library at their top and take the core inside their
-bodies, so that `--help` needs no torch. A command's docstring is its help; lines after "Examples:" come last. What
-commands there are stands in `registry`.
+Command modules import only Typer and the standard library at the top and the core inside their bodies, so that
+`--help` needs no torch. A command's docstring is its help; lines after "Examples:" come last. `registry` lists the
+commands.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ from cmpagl_core.workspace import Workspace
 _SHARED_WITH_VALUE = ("--workspace", "--device", "--threads")
 _SHARED_FLAGS = ("--quiet", "-q", "--debug")
 _RENAMED = {"--views": "--tta"}
-_INTERRUPTED = "interrupted; what was finished is kept and nothing is half written, run the same command again"
+_INTERRUPTED = (
+    "interrupted; finished work is kept and no file is left half written: run the same command again to continue"
+)
 _NO_MEMORY = (
-    "there is not enough memory; make batches smaller (train.batch_size, evaluate.batch_size), or the model "
+    "out of memory; reduce the batch size (train.batch_size, evaluate.batch_size) or the size of the model "
     "(image_encoder, text_encoder, losses.embed_dim)"
 )
 
@@ -43,7 +45,7 @@ _EXAMPLES = """Examples:
 
 
 class CmpaglGroup(TyperGroup):
-    """The root group: shared options may stand anywhere, and errors leave as one sentence.
+    """The root group: accepts shared options anywhere, and reports errors as one sentence.
 
     Translating in `invoke` makes the shell and Typer's CliRunner see the same exit code.
     """
@@ -79,18 +81,18 @@ class CmpaglGroup(TyperGroup):
         except KeyboardInterrupt:
             _fail(_INTERRUPTED, ExitCode.INTERRUPTED, debug)
         except BrokenPipeError:
-            silence(sys.stdout)  # the reader (`| head`) has enough
+            silence(sys.stdout)  # the reader (`| head`) has closed the pipe
             raise typer.Exit(ExitCode.DONE) from None
         except Exception as error:
             if _is_typers_own(error):
                 raise
-            if Interruption.current().asked:  # an import turns Ctrl-C into an error of its own
+            if Interruption.current().asked:  # an import may turn Ctrl-C into another exception
                 _fail(_INTERRUPTED, ExitCode.INTERRUPTED, debug)
             _fail(_sentence(error), ExitCode.FAILURE, debug)
 
 
 def shared_options_first(args: Sequence[str]) -> list[str]:
-    """The arguments with the options that every command understands moved before the command's name."""
+    """The arguments, with the options that every command accepts moved before the command's name."""
     front: list[str] = []
     rest: list[str] = []
     waiting = list(args)
@@ -113,7 +115,7 @@ def shared_options_first(args: Sequence[str]) -> list[str]:
 
 
 def _show_help_early(group: TyperGroup, ctx: Any, args: Sequence[str]) -> None:
-    """Show a command's help before any value is read: Typer reads values through pydantic, which takes its time."""
+    """Show a command's help before values are parsed: Typer parses them through pydantic, which is slow to import."""
     before = args[: args.index("--")] if "--" in args else args
     if not {"-h", "--help"}.intersection(before):
         return
@@ -128,12 +130,12 @@ def _show_help_early(group: TyperGroup, ctx: Any, args: Sequence[str]) -> None:
 
 
 def _is_typers_own(error: Exception) -> bool:
-    """Usage errors, exits and aborts, which Typer shows itself (its click is not ours to import)."""
+    """Usage errors, exits and aborts, which Typer shows itself (recognised without importing click)."""
     return isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "exit_code")
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Python's own, and torch's on either kind of device (torch is not to be imported for asking)."""
+    """Python's own error, or torch's on either kind of device, recognised without importing torch."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -157,7 +159,7 @@ def _sentence(error: Exception) -> str:
         return _NO_MEMORY
     if isinstance(error, OSError) and error.filename is not None:
         place = error.filename.decode(errors="replace") if isinstance(error.filename, bytes) else error.filename
-        return f"{place} cannot be used ({error.strerror}); check that it is there, and what you may do with it"
+        return f"{place} cannot be used ({error.strerror}); check that it exists and that you have permission"
     return _unexpected(error)
 
 
@@ -165,7 +167,7 @@ def _unexpected(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     said = " ".join(str(error).split()) or "no message"
-    return f"unexpected {type(error).__name__}{place} ({said}); run again with --debug for the whole story"
+    return f"unexpected {type(error).__name__}{place} ({said}); run again with --debug for the traceback"
 
 
 def _show_version(asked: bool) -> None:
@@ -180,7 +182,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: drawing boxes would double the time that --help takes
+    rich_markup_mode=None,  # plain help: drawing boxes would double the time of --help
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=as_it_is(_EXAMPLES),
 )
@@ -193,17 +195,15 @@ def shared_options(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder with data/, runs/ and indexes/; CMPAGL_WORKSPACE or the current folder if left out.",
+            help="Folder with data/, runs/ and indexes/. Default: CMPAGL_WORKSPACE, or the current folder.",
         ),
     ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="CPU threads; torch's choice if left out.")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads. Default: torch's.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages on stderr.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and stop.")
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Find remote-sensing images by text and text by image: CMPAGL (TGRS 2024), tested and reproducible."""

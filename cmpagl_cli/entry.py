@@ -1,6 +1,6 @@
-"""Where the `cmpagl` command begins: signals and streams are made ready before anything slow is imported.
+"""Entry point of the `cmpagl` command: sets up signals and streams before anything slow is imported.
 
-Only the standard library stands at the top, so that Ctrl-C in the first tenths of a second finds its handler here.
+Only the standard library is imported at the top, so that Ctrl-C is handled even in the first tenths of a second.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _FAILURE = 1
 
 
 def main() -> NoReturn:
-    """Run the command line and leave with its exit code."""
+    """Run the command line and exit with its code."""
     interruption = Interruption()
     try:
         interruption.listen()
@@ -31,22 +31,22 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         _say("error: interrupted")
         code = _INTERRUPTED
-    except OSError as error:  # of what Typer itself writes, as a help text
+    except OSError as error:  # of Typer's own output, such as a help text
         silence(sys.stdout)
         _say(f"error: the output cannot be written ({error.strerror or error})")
         code = _FAILURE
     asked = interruption.asked
     interruption.leave()
     code = _flushed(code)
-    if asked:  # Python would end by SIGINT, whatever the code, where an import was interrupted
+    if asked:  # if an import was interrupted, Python would exit by SIGINT whatever the code
         os._exit(code)
     sys.exit(code)
 
 
 def prepare_streams() -> None:
-    """Give a closed stream a place to write to, and let what an encoding cannot say be written as an escape.
+    """Replace closed streams, and write characters outside a stream's encoding as escapes.
 
-    A file that is opened while stdout is closed would else become stdout.
+    Otherwise a file opened while stdout is closed would become stdout.
     """
     with suppress(OSError):
         while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -61,7 +61,7 @@ def prepare_streams() -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Send what a stream could not write, and all that follows, nowhere: Python would fail again when it ends."""
+    """Discard what a stream could not write and all that follows; else Python would fail again at exit."""
     with suppress(OSError, ValueError):
         handle = os.open(os.devnull, os.O_WRONLY)
         os.dup2(handle, stream.fileno())
@@ -70,13 +70,13 @@ def silence(stream: TextIO) -> None:
 
 def _say(sentence: str) -> None:
     try:
-        print(sentence, file=sys.stderr, flush=True)  # noqa: T201  # Typer may not be there yet
+        print(sentence, file=sys.stderr, flush=True)  # noqa: T201  # Typer may not be imported yet
     except OSError:
         silence(sys.stderr)
 
 
 def _flushed(code: int) -> int:
-    """Write out what waits; the exit code, which is a failure's if that fails."""
+    """Flush the streams and return the exit code, which becomes that of a failure if flushing fails."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -1,6 +1,6 @@
-"""Every command by its name, with its line in the root's help; a command is imported and built when it is asked for.
+"""All commands with their line in the root help; a command is imported and built only when it is needed.
 
-Building all of them takes Typer as long as importing Typer does, and most calls need one or none.
+Building all of them takes as long as importing Typer, and most calls need one or none.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Any
 import typer
 
 COMMANDS = {
-    "prepare": "Check a data set's images and captions, and fix its splits.",
+    "prepare": "Check a data set's images and captions and define its splits.",
     "train": "Train a recipe on a prepared data set.",
-    "evaluate": "Recalls of a run on a split, before and after re-ranking.",
-    "compare": "Test whether two evaluated runs, or one at two stages, differ.",
+    "evaluate": "Measure a run's recalls, before and after re-ranking.",
+    "compare": "Test whether two runs, or two stages of one, differ.",
     "export": "Write a split's features to one safetensors file.",
-    "index": "Encode a folder of images, so that `retrieve` finds them.",
-    "retrieve": "Find images by text, or by another image.",
-    "explain": "Show where a run's fusion half looks for each word.",
+    "index": "Encode a folder of images for `retrieve` to search.",
+    "retrieve": "Find images by text or by example image.",
+    "explain": "Show which image regions the ITM head uses for each word.",
     "ablate": "Train a recipe with and without each claim of the paper.",
-    "report": "Write one HTML page about a run, or about several.",
+    "report": "Write one HTML page about one or more runs.",
     "doctor": "Check versions, device, weights and workspace.",
-    "tune": "Choose what re-rankings need, never on the test split.",
+    "tune": "Choose the parameters of re-rankings, never on test.",
     "recipe": "List, show and validate recipes.",
-    "runs": "See what has been trained.",
-    "models": "See which models of others can be used by name.",
+    "runs": "List finished runs.",
+    "models": "List published models that can be used by name.",
 }
-"""Each is the function of that name in the module of that name, but for groups."""
+"""Each is the function of that name in the module of that name, except for groups."""
 
 GROUPS = {
     "tune": ("smr", "sensitivity"),
@@ -37,13 +37,13 @@ GROUPS = {
     "runs": ("list",),
     "models": ("list", "show"),
 }
-"""Commands with commands of their own: `recipe list` is the function `recipe_list`."""
+"""Commands with subcommands: `recipe list` is the function `recipe_list`."""
 
 _SHARED_HELP = "Also before or after any command: --workspace, --device, --threads, --quiet, --debug."
 
 
 class Commands(Mapping[str, Any]):
-    """Those of `COMMANDS`, each built when it is first asked for, behind those that Typer has built already."""
+    """The commands that Typer has built already, then those of `COMMANDS`, each built on first access."""
 
     def __init__(self, built: Mapping[str, Any]) -> None:
         self._built = dict(built)
@@ -62,7 +62,7 @@ class Commands(Mapping[str, Any]):
 
 
 def as_it_is(text: str) -> str:
-    """Help text whose lines are not to be wrapped."""
+    """Help text that is not rewrapped."""
     return "\b\n" + text
 
 

@@ -1,4 +1,4 @@
-"""What the user sees: tables and machine formats on stdout, bars and messages on stderr; the only printing."""
+"""All output: tables and machine formats on stdout, progress bars and messages on stderr."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Column:
-    """One column: the row's key, its head, and how many decimals a number gets where people read it."""
+    """A column: the row's key, its heading, and the decimals of numbers in tables for people."""
 
     key: str
     head: str = ""
@@ -52,7 +52,7 @@ def emit(
     title: str = "",
     document: Any = None,
 ) -> None:
-    """Write rows to stdout. `json` writes `document` where one is given; machine formats keep every digit."""
+    """Write rows to stdout. `json` writes `document` if one is given; machine formats keep all digits."""
     chosen = [Column(column) if isinstance(column, str) else column for column in columns]
     echo(render(rows, chosen, format, document, title))
 
@@ -64,7 +64,7 @@ def render(
     document: Any = None,
     title: str = "",
 ) -> str:
-    """Rows as text in one of the formats, without the last newline."""
+    """Rows as text in one of the formats, without a trailing newline."""
     if format == "table":
         return _table(rows, columns, title)
     if format == "json":
@@ -81,9 +81,9 @@ def render(
 
 
 def echo(text: str) -> None:
-    """Text to stdout as it is; what UTF-8 cannot say is written as an escape.
+    """Write text to stdout unchanged, except that characters outside UTF-8 become escapes.
 
-    Raises CmpaglError when it cannot be written, BrokenPipeError when nobody reads any more.
+    Raises CmpaglError if it cannot be written, BrokenPipeError if the reader is gone.
     """
     try:
         typer.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))
@@ -92,12 +92,12 @@ def echo(text: str) -> None:
     except OSError as error:
         silence(sys.stdout)
         raise CmpaglError(
-            f"the result cannot be written to stdout ({error.strerror or error})", hint="send it to a place with room"
+            f"the result cannot be written to stdout ({error.strerror or error})", hint="write it where there is space"
         ) from error
 
 
 def note(text: str) -> None:
-    """One line to stderr; where that takes nothing, the work goes on without."""
+    """Write one line to stderr, ignoring failures."""
     try:
         typer.echo(clean(text), err=True)
     except OSError:
@@ -105,13 +105,13 @@ def note(text: str) -> None:
 
 
 def clean(text: str) -> str:
-    """Text without control characters, which a caption or a file name could use to command the terminal."""
+    """Text without control characters, with which a caption or file name could control the terminal."""
     safe = "".join(sign if sign.isprintable() or sign in "\n\t" else "\N{REPLACEMENT CHARACTER}" for sign in text)
     return safe.encode("utf-8", "replace").decode("utf-8")
 
 
 def shown(value: Any, digits: int = 2) -> str:
-    """A value as people read it: numbers rounded, lists joined, nothing for None."""
+    """A value for people: numbers rounded, lists joined, None empty."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -126,14 +126,14 @@ def shown(value: Any, digits: int = 2) -> str:
 
 
 def make_progress(quiet: bool) -> Progress:
-    """Bars on a terminal, plain lines elsewhere, nothing when quiet."""
+    """Progress bars on a terminal, plain lines elsewhere, nothing if quiet."""
     if quiet:
         return Silent()
     return RichProgress() if sys.stderr.isatty() else PlainProgress()
 
 
 class RichProgress:
-    """Bars on stderr with rate and time left; nested tasks share one display."""
+    """Progress bars on stderr with rate and time left; nested tasks share one display."""
 
     def __init__(self, console: rich.console.Console | None = None) -> None:
         self._console = console
@@ -190,7 +190,7 @@ class RichProgress:
 
 
 class PlainProgress:
-    """One line now and then, for logs and pipes: a task that ends within a second says nothing."""
+    """Occasional lines, for logs and pipes; a task that ends within a second prints nothing."""
 
     @contextmanager
     def task(self, description: str, total: int, unit: str = "") -> Iterator[Advance]:
@@ -220,7 +220,7 @@ class PlainProgress:
 
 
 def duration(elapsed_s: float) -> str:
-    """A span as people say it: 8 s, 3 min 20 s, 1 h 05 min."""
+    """A duration for people: 8 s, 3 min 20 s, 1 h 05 min."""
     seconds = round(elapsed_s)
     if seconds < 60:
         return f"{seconds} s"
@@ -236,7 +236,7 @@ def _rate(done: int, elapsed_s: float, unit: str) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], title: str) -> str:
-    """As wide as the terminal, or as wide as needed where there is none."""
+    """As wide as the terminal, or as wide as needed without one."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -258,7 +258,7 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], title: 
 
 
 def _says(text: str) -> bool:
-    """Whether stdout's encoding has these characters."""
+    """Whether stdout's encoding can represent these characters."""
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except (UnicodeEncodeError, LookupError):

@@ -1,4 +1,4 @@
-"""`cmpagl ablate`: the recipe with and without each claim of the paper."""
+"""`cmpagl ablate`: train a recipe with and without each claim of the paper."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _RERANKINGS = "galr|csls|dual-softmax|sinkhorn"
 _STUDIES = "gswin|pre-alignment|triplet|smr|all"
 
 RecipeArgument = Annotated[
-    str | None, typer.Argument(metavar="RECIPE", help="The baseline; the newest run if left out.")
+    str | None, typer.Argument(metavar="RECIPE", help="The baseline. Default: the newest run's recipe.")
 ]
 NoGlobalWindow = Annotated[bool, typer.Option("--no-global-window", help="Plain Swin.")]
-Source = Annotated[Literal["avgpool"] | None, typer.Option("--global-window-source", help="In place of convolutions.")]
+Source = Annotated[Literal["avgpool"] | None, typer.Option("--global-window-source", help="Instead of convolutions.")]
 Query = Annotated[Literal["global"] | None, typer.Option("--global-query", help="GCViT's direction.")]
-Branches = Annotated[Literal["parallel"] | None, typer.Option("--branches", help="In place of one after the other.")]
-NoPreAlignment = Annotated[bool, typer.Option("--no-pre-alignment", help="Neither ITC nor triplet before fusion.")]
+Branches = Annotated[Literal["parallel"] | None, typer.Option("--branches", help="Instead of sequential branches.")]
+NoPreAlignment = Annotated[bool, typer.Option("--no-pre-alignment", help="Neither ITC nor triplet loss before fusion.")]
 NoItc = Annotated[bool, typer.Option("--no-itc", help="Without the contrastive loss.")]
 NoTriplet = Annotated[bool, typer.Option("--no-triplet", help="Without the triplet loss.")]
 Triplets = Annotated[
@@ -39,38 +39,44 @@ Triplets = Annotated[
 ]
 NoItm = Annotated[bool, typer.Option("--no-itm", help="Without image-text matching.")]
 ItmNegatives = Annotated[
-    Literal["any"] | None, typer.Option("--itm-negatives", help="In place of hard ones, for image-text matching.")
+    Literal["any"] | None,
+    typer.Option("--itm-negatives", help="Uniform instead of hard negatives for image-text matching."),
 ]
 NoMlm = Annotated[bool, typer.Option("--no-mlm", help="Without masked language modelling.")]
-NoSmr = Annotated[bool, typer.Option("--no-smr", help="Without SMR; nothing is trained for this.")]
+NoSmr = Annotated[bool, typer.Option("--no-smr", help="Without SMR; needs no retraining.")]
 SmrForm = Annotated[
     Literal["multiply", "add"] | None, typer.Option("--smr-form", help="Other SMR form; needs no retraining.")
 ]
 Rerank = Annotated[
     list[str] | None,
-    typer.Option("--rerank", metavar=_RERANKINGS, help="In place of SMR; repeatable; needs no retraining."),
+    typer.Option("--rerank", metavar=_RERANKINGS, help="Instead of SMR; repeatable; needs no retraining."),
 ]
 Split = Annotated[
-    list[int] | None, typer.Option("--text-split", min=1, metavar="LAYERS", help="Of the text half; repeatable.")
+    list[int] | None,
+    typer.Option("--text-split", min=1, metavar="LAYERS", help="Layers of the text encoder; repeatable."),
 ]
 Studies = Annotated[
-    list[str] | None, typer.Option("--study", metavar=_STUDIES, help="All switches of a claim; repeatable.")
+    list[str] | None, typer.Option("--study", metavar=_STUDIES, help="All switches of one claim; repeatable.")
 ]
-Seeds = Annotated[str | None, typer.Option("--seeds", metavar="0,1,2", help="Seeds; the recipe's own if left out.")]
-Factorial = Annotated[bool, typer.Option("--full-factorial", help="Every combination, in place of one at a time.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long it takes.")]
-On = Annotated[Literal["val", "test"], typer.Option("--split", help="Where variants are compared.")]
+Seeds = Annotated[str | None, typer.Option("--seeds", metavar="0,1,2", help="Seeds. Default: the recipe's.")]
+Factorial = Annotated[
+    bool, typer.Option("--full-factorial", help="Every combination of the switches instead of one at a time.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be trained and how long it takes.")]
+On = Annotated[Literal["val", "test"], typer.Option("--split", help="Split on which variants are compared.")]
 Base = Annotated[
     Literal["cosine", "itm"] | None,
-    typer.Option("--judge", help="Judge by these scores (re-ranked); each variant's last ones if left out."),
+    typer.Option("--judge", help="Compare by these scores, re-ranked. Default: each variant's last stage."),
 ]
 Results = Annotated[
     Path | None,
-    typer.Option("--results", metavar="DIR", help="Where finished results are kept; in the workspace if left out."),
+    typer.Option("--results", metavar="DIR", help="Folder of finished results. Default: in the workspace."),
 ]
-Figure = Annotated[Path | None, typer.Option("--figure", metavar="FILE", help="Differences as .png, .pdf or .svg.")]
-Out = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the table here, not on stdout.")]
-FormatOption = Annotated[Format, typer.Option("--format", help="How to write the table.")]
+Figure = Annotated[
+    Path | None, typer.Option("--figure", metavar="FILE", help="Plot the differences to a .png, .pdf or .svg file.")
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the table to a file instead of stdout.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="Format of the table.")]
 
 
 def ablate(
@@ -104,11 +110,10 @@ def ablate(
     out: Out = None,
     format: FormatOption = "table",
 ) -> None:
-    """Train a recipe with and without each named switch, and say which differences stand out from noise.
+    """Train a recipe with and without each switch, and test which differences are significant.
 
     Models and gammas are chosen on the selection split; variants are compared on --split. Finished variants are
-    found again and not trained twice; what differs in re-ranking alone is never trained. An interrupted study goes
-    on when it is called again.
+    reused, and those that differ only in re-ranking need no training. Run an interrupted study again to continue it.
 
     Examples:
       cmpagl ablate --no-global-window
@@ -133,7 +138,7 @@ def ablate(
 def _plan(
     given: Settings, flags: Mapping[str, Any]
 ) -> tuple[Start, tuple[Variant, ...], StudyForecast, tuple[int, ...]]:
-    """Where the study starts, its variants, what is left to do, and the seeds; the cost is said."""
+    """The study's baseline, variants, remaining work and seeds; announces the cost."""
     from cmpagl_core.ablation.setting import measured_training, start_study
     from cmpagl_core.ablation.study import forecast
     from cmpagl_core.ablation.variants import full_factorial, one_at_a_time, switches_of
@@ -165,7 +170,7 @@ def _draw(given: Settings, table: AblationTable, figure: Path) -> None:
 
 
 def _named(flags: Mapping[str, Any]) -> list[str]:
-    """Names of the switches that the flags stand for."""
+    """Names of the switches that the flags set."""
     single = ("no_global_window", "no_pre_alignment", "no_itc", "no_triplet", "no_itm", "no_mlm", "no_smr")
     valued = ("global_window_source", "global_query", "branches", "itm_negatives")
     names = [name.replace("_", "-") for name in single if flags[name]]
@@ -185,19 +190,19 @@ def _seeds(text: str | None) -> tuple[int, ...]:
 
 
 def _announce(given: Settings, plan: StudyForecast, switches: Sequence[Switch], variants: Sequence[Variant]) -> None:
-    """The cost, before it is paid."""
+    """Report the cost before the study starts."""
     from cmpagl_core.ablation.variants import left_out
 
     for name in left_out(switches, variants):
         given.progress.say(f"{name} changes nothing in this recipe and is left out")
     if plan.trainings == 0:
-        time = "nothing to train"
+        time = "no training needed"
     elif plan.total_s is None:
-        time = f"{plan.trainings} trainings; how long one takes is not known before the first has ended"
+        time = f"{plan.trainings} trainings; their duration is known once the first has ended"
     else:
         each = duration(plan.seconds_per_training or 0.0)
         time = f"{plan.trainings} trainings of about {each}: about {duration(plan.total_s)}"
-    given.progress.say(f"{len(variants)} variants, {plan.evaluations} evaluations to make, {time}")
+    given.progress.say(f"{len(variants)} variants, {plan.evaluations} evaluations to run, {time}")
 
 
 def _show_plan(plan: StudyForecast, format: Format) -> None:

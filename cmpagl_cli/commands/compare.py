@@ -1,4 +1,4 @@
-"""`cmpagl compare`: is the difference between two runs more than the noise of the test images?"""
+"""`cmpagl compare`: is the difference between two runs larger than the sampling noise of the test images?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from cmpagl_core.evaluation.result import RetrievalReport
 
 SideArgument = Annotated[
-    str, typer.Argument(metavar="RUN[,RUN...]", help="A run, or several seeds of it: names, folders, or kept JSON.")
+    str,
+    typer.Argument(
+        metavar="RUN[,RUN...]",
+        help="A run, or several seeds of it, comma-separated: names, folders, or saved JSON results.",
+    ),
 ]
 
 
@@ -22,19 +26,17 @@ def compare(
     ctx: typer.Context,
     a: SideArgument,
     b: SideArgument,
-    split: Annotated[str, typer.Option(help="The split that both were evaluated on.")] = "test",
+    split: Annotated[str, typer.Option(help="Split on which both were evaluated.")] = "test",
     protocol: Annotated[Literal["rsitr", "duplicate-aware"], typer.Option(help="As for evaluate.")] = "rsitr",
-    stage: Annotated[
-        str, typer.Option(metavar="STAGE", help="A row of both evaluations; the plain ranking if left out.")
-    ] = "",
-    mix: Annotated[bool, typer.Option("--mix", help="Compare although the stamps differ.")] = False,
-    permutations: Annotated[int, typer.Option(min=99, help="Random exchanges of the test.")] = 10_000,
+    stage: Annotated[str, typer.Option(metavar="STAGE", help="Stage to compare. Default: the plain ranking.")] = "",
+    mix: Annotated[bool, typer.Option("--mix", help="Compare even if the stamps differ.")] = False,
+    permutations: Annotated[int, typer.Option(min=99, help="Permutations of the randomisation test.")] = 10_000,
     format: FormatOption = "table",
 ) -> None:
     """Compare two evaluated runs by paired randomisation tests over images, Holm-corrected.
 
-    Several seeds of a side are averaged per image; their spread stands beside. Intervals of the difference are 95 %.
-    It refuses (exit 4) results of another split, protocol or data set.
+    Several seeds of one side are averaged per image, and their spread is shown. Intervals of the difference are 95 %.
+    Results of another split, protocol or data set are refused (exit code 4).
 
     Examples:
       cmpagl compare ucm-cpu ucm-cpu-plain

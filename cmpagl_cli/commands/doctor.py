@@ -1,4 +1,4 @@
-"""`cmpagl doctor`: is this installation able to work, and if not, how is it mended."""
+"""`cmpagl doctor`: does this installation work, and if not, how to fix it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from cmpagl_cli.views import Column, emit
 
 def doctor(
     ctx: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON on stdout.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False,
 ) -> None:
-    """Check versions, device, weights and workspace. Ends with 1 and the mend if something is broken.
+    """Check versions, device, weights and workspace. If something is broken, say how to fix it and exit with 1.
 
     Examples:
       cmpagl doctor

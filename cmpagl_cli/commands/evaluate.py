@@ -1,4 +1,4 @@
-"""`cmpagl evaluate`: recalls of a run, of anybody's features, or of anybody's score matrix."""
+"""`cmpagl evaluate`: recalls of a run, of any feature set, or of any score matrix."""
 
 from __future__ import annotations
 
@@ -41,11 +41,13 @@ GROUP_COLUMNS = [
 ]
 
 SplitOption = Annotated[
-    str, typer.Option("--split", help="train, val, test, all, or selection (what the run chose on).")
+    str, typer.Option("--split", help="train, val, test, all, or selection (the split on which the run was chosen).")
 ]
 ProtocolOption = Annotated[
     Literal["rsitr", "duplicate-aware", "both"],
-    typer.Option("--protocol", help="rsitr: own captions alone are right; duplicate-aware: identical ones too."),
+    typer.Option(
+        "--protocol", help="rsitr: only an image's own captions match; duplicate-aware: identical captions do too."
+    ),
 ]
 RerankOption = Annotated[
     str,
@@ -56,7 +58,7 @@ ItmKOption = Annotated[
 ]
 FeaturesOption = Annotated[
     Path | None,
-    typer.Option("--features", metavar="FILE", help="Evaluate this feature set (.safetensors) in place of a run."),
+    typer.Option("--features", metavar="FILE", help="Evaluate this feature set (.safetensors) instead of a run."),
 ]
 ScoresOption = Annotated[
     Path | None,
@@ -64,14 +66,17 @@ ScoresOption = Annotated[
 ]
 ChooseOnOption = Annotated[
     Path | None,
-    typer.Option("--choose-on", metavar="FILE", help="Features or scores of the val split to choose re-ranking on."),
+    typer.Option(
+        "--choose-on", metavar="FILE", help="Features or scores of the val split, to choose re-ranking parameters."
+    ),
 ]
 ChooseSplitOption = Annotated[
     str | None,
-    typer.Option("--choose-split", help="The split that a --choose-on .npy is of, where no `export --scores` says so."),
+    typer.Option("--choose-split", help="Split of a --choose-on .npy that `export --scores` did not write."),
 ]
 ByOption = Annotated[
-    Literal["scene", "length"] | None, typer.Option("--by", help="Also by scene class, or by words in the caption.")
+    Literal["scene", "length"] | None,
+    typer.Option("--by", help="Also by scene class, or by number of words in the caption."),
 ]
 RanksOption = Annotated[
     bool, typer.Option("--ranks", help="Also MRR, median rank, nDCG@10 and mAP; csv, json and jsonl always have them.")
@@ -98,9 +103,9 @@ def evaluate(
 ) -> None:
     """Evaluate a run on a split: recalls of every stage, in percent, with bounds and intervals.
 
-    Recalls are in expectation over the orders of ties; intervals are 95 %, over query images. A run keeps what was
-    found in its folder evaluations/, where `cmpagl compare` and `cmpagl report` find it. With --protocol both, each
-    protocol has its own table, and JSON holds the second one under "duplicate_aware".
+    Recalls are expectations over the order of ties; intervals are 95 %, over query images. Results are saved in the
+    run's folder evaluations/ for `cmpagl compare` and `cmpagl report`. With --protocol both, each protocol has its
+    own table, and JSON has the second one under "duplicate_aware".
 
     Examples:
       cmpagl evaluate
@@ -133,9 +138,9 @@ def evaluate(
 
 
 def _show(found: Evaluated, format: OutputFormat, by: Literal["scene", "length"] | None, ranks: bool) -> None:
-    """One table a protocol, of its groups too where they are asked for.
+    """One table per protocol, and one for its groups if requested.
 
-    Notes stand under the table where it has room for them, else on stderr.
+    Notes go under the table if the format has room for them, else to stderr.
     """
     groups = [found.groups(by, report) for report in found.reports]
     if format == "json":
@@ -178,7 +183,7 @@ def _show_tables(report: RetrievalReport, format: OutputFormat, groups: tuple[Gr
 
 
 def _notes(report: RetrievalReport) -> list[str]:
-    ties = "ties: the order of equal scores decides more than 0.1 of a recall; shown is the mean over all orders"
+    ties = "ties: the order of equal scores moves a recall by more than 0.1; shown is the mean over all orders"
     return [*report.notes, *([ties] if any(row.ties_matter for row in report.rows) else ())]
 
 
@@ -191,11 +196,11 @@ def _refuse_contradictions(
         raise UsageError("--features and --scores cannot be evaluated at once", hint="give one of them")
     foreign = features is not None or scores is not None
     if foreign and run is not None:
-        raise UsageError("--run does not go with --features or --scores", hint="leave one of them out")
+        raise UsageError("--run cannot be combined with --features or --scores", hint="leave one of them out")
     if choose_on is not None and not foreign:
         raise UsageError("--choose-on is for --features and --scores", hint="a run chooses on its selection split")
     if choose_split is not None and choose_on is None:
-        raise UsageError("--choose-split says what --choose-on is of", hint="give both, or neither")
+        raise UsageError("--choose-split names the split of --choose-on", hint="give both, or neither")
 
 
 def _refuse_mixing(protocol: str, format: OutputFormat) -> None:

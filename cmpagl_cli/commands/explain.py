@@ -1,4 +1,4 @@
-"""`cmpagl explain`: where a model looked."""
+"""`cmpagl explain`: which image regions the ITM head used."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 def explain(
     ctx: typer.Context,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image.")],
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for in it, in words.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="A caption of it, or a query.")],
     run: RunOption = None,
     png: Annotated[
         Path,
-        typer.Option("--png", metavar="FILE", help="Where to write the relevance maps, one per word, over the image."),
+        typer.Option("--png", metavar="FILE", help="Output image: a relevance map per word, over the image."),
     ] = Path("explain.png"),
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write one self-contained page as well.")
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write a self-contained HTML page.")
     ] = None,
     format: FormatOption = "table",
 ) -> None:
-    """Show where a run's fusion half looks for each word, and how much its global windows matter in each stage.
+    """Show which image regions the ITM head uses for each word, and how much each stage uses its global window.
 
-    Relevance is cross-attention, weighted by its gradient towards a match. The run needs an ITM head.
+    Relevance is cross-attention weighted by the gradient of the match score. The run needs an ITM head.
 
     Examples:
       cmpagl explain airport_12.jpg "storage tanks beside a road"
@@ -70,24 +70,20 @@ def explain(
 
 
 def _doubts(run: Run, explanation: Explanation) -> list[str]:
-    """Why the relevance maps may mean little, one sentence each."""
+    """Reasons to distrust the relevance maps, one sentence each."""
     from cmpagl_core.training.journal import read_journal
     from cmpagl_core.training.monitor import matching_is_idle
 
     doubts = []
     if run.log_path.is_file() and matching_is_idle(read_journal(run.log_path)):
-        doubts.append(
-            f"{run.root.name}: by its log the matching head did no better than guessing, so relevance means little"
-        )
+        doubts.append(f"{run.root.name}: its log shows ITM at chance, so relevance means little")
     if not any(word.share for word in explanation.words):
-        doubts.append(
-            "no word has relevance of its own: its evidence is negative, or the run has a single fusion layer"
-        )
+        doubts.append("no word has any relevance: all evidence is negative, or the run has a single fusion layer")
     return doubts
 
 
 def _document(explanation: Explanation) -> dict[str, Any]:
-    """The figures without the maps; `across` and `down` say where a word's relevance peaks, 0 to 1."""
+    """The results without the maps; `across` and `down` locate the peak of a word's relevance, 0 to 1."""
     return {
         "text": explanation.text,
         "cosine": explanation.cosine,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def export(
     ctx: typer.Context,
-    split: Annotated[Literal["train", "val", "test", "all"], typer.Option("--split", help="Which images.")] = "test",
+    split: Annotated[Literal["train", "val", "test", "all"], typer.Option("--split", help="Split to export.")] = "test",
     out: OutOption = None,
     run: RunOption = None,
     data: TestedDataOption = None,
@@ -41,15 +41,15 @@ def export(
     download: DownloadOption = False,
     scores: Annotated[
         bool,
-        typer.Option("--scores", help="Write scores of images x captions (.npy) in place of features, and what of."),
+        typer.Option("--scores", help="Write a score matrix of images x captions (.npy) instead of features."),
     ] = False,
     format: FormatOption = "table",
 ) -> None:
     """Write the image and text features of a split to one safetensors file; a re-run gives the same bytes.
 
-    With --scores, the plain ranking's scores are written as a matrix, and beside it NAME.npy.json, by which
-    `cmpagl evaluate --choose-on` knows the split. --model takes a published remote-sensing model or any that
-    open_clip knows, so that it can be scored under the same protocol.
+    --scores writes the score matrix of the plain ranking instead, with a file NAME.npy.json that tells
+    `cmpagl evaluate --choose-on` its split. --model evaluates a published remote-sensing model or any open_clip model
+    under the same protocol.
 
     Examples:
       cmpagl export --split test --out ucm.safetensors
@@ -98,7 +98,7 @@ def _scores_of_run(
     from cmpagl_core.run_data import EvalSplit
 
     if model is not None:
-        raise UsageError("--scores are those of a run", hint="export the features of a foreign model instead")
+        raise UsageError("--scores needs a run", hint="export the features of a foreign model instead")
     found, prepared = _run_and_data(given, run, data)
     path = out or Path(f"{found.root.name}-{prepared.name}-{split}.npy")
     tested = EvalSplit(prepared.split(split), prepared.manifest.sha256)
@@ -112,7 +112,7 @@ def _show_scores(info: ScoresInfo, path: Path, format: OutputFormat) -> None:
 
 
 def _run_and_data(given: Settings, run: str | None, data: str | None) -> tuple[Run, PreparedDataset]:
-    """The run, and the data set that is named, else the run's own."""
+    """The run, and the named data set or the run's own."""
     from cmpagl_core.run_data import own_data
     from cmpagl_core.runs import open_run
 
@@ -153,7 +153,7 @@ def _of_foreign(
 
 
 def _data(given: Settings, data: str | None) -> PreparedDataset:
-    """The data set that is named, else the one that was selected."""
+    """The named data set, else the selected one."""
     from cmpagl_core.datasets.prepared import open_prepared
 
     return open_prepared(given.workspace.find("data", data))

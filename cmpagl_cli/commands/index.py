@@ -29,7 +29,7 @@ Tta = Literal["none", "d4"]
 def index(
     ctx: typer.Context,
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="A folder of images, searched in all its folders.")
+        Path | None, typer.Argument(metavar="[DIR]", help="Folder of images, including its subfolders.")
     ] = None,
     data: DataOption = None,
     run: RunOption = None,
@@ -41,17 +41,17 @@ def index(
         Tta | None,
         typer.Option(
             "--tta",
-            help="none: each image as it is; d4: averaged over its 8 flips and 90-degree rotations, slower and "
-            "better. As the index was made, else as the run's recipe says, if left out.",
+            help="Test-time augmentation. none: off; d4: average over 8 flips and 90-degree rotations, slower but "
+            "better. Default: as before for an existing index, else the run's recipe.",
         ),
     ] = None,
     format: FormatOption = "table",
 ) -> None:
-    """Encode a folder of images with a run, so that `cmpagl retrieve` finds them; no captions are needed.
+    """Encode a folder of images for `cmpagl retrieve` to search; no captions are needed.
 
-    Without DIR, all images of the run's data set are taken, with their captions. Called again, only images that
-    are new or have changed are encoded; broken ones are named and left out. With --model, a published remote-sensing
-    model or any of open_clip takes a run's place: nothing has to be trained.
+    Without DIR, indexes all images of the run's data set, with their captions. Later calls encode only new and
+    changed images; broken ones are listed and left out. With --model, a published remote-sensing model or any
+    open_clip model replaces the run, so nothing has to be trained.
 
     Examples:
       cmpagl index ~/aerial-archive
@@ -66,7 +66,7 @@ def index(
     started_at = time.monotonic()
     built = make_index(given.session, IndexRequest(folder, data, run, model, name, tta, activation, download))
     _show(built, time.monotonic() - started_at, format)
-    given.progress.say(f'now ask it: cmpagl retrieve "..." --index {built.index.info.name}')
+    given.progress.say(f'search it with: cmpagl retrieve "..." --index {built.index.info.name}')
 
 
 def _show(built: BuiltIndex, elapsed_s: float, format: str) -> None:

@@ -1,4 +1,4 @@
-"""`cmpagl models`: other people's models that cmpagl knows by name."""
+"""`cmpagl models`: published models that can be used by name."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def models_list(ctx: typer.Context, format: FormatOption = "table") -> None:
 
 def models_show(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As `cmpagl models list` names it.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name, as in `cmpagl models list`.")],
     format: FormatOption = "table",
 ) -> None:
-    """Show what is known of one published model: its file, where to get it, how it is built, and who says so.
+    """Show a published model: its file, where to get it, its architecture, and the sources of these facts.
 
     Examples:
       cmpagl models show remoteclip-b32

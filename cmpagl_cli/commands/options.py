@@ -1,4 +1,4 @@
-"""What commands share: the settings of this call, and options that several of them take."""
+"""What commands share: the settings of this call, and options that several of them accept."""
 
 from __future__ import annotations
 
@@ -17,50 +17,48 @@ if TYPE_CHECKING:
 
 OutputFormat = Literal["table", "json", "csv", "markdown", "latex", "jsonl"]
 
-FormatOption = Annotated[OutputFormat, typer.Option("--format", help="How to write the result on stdout.")]
-RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of one that comes with cmpagl.")
-]
+FormatOption = Annotated[OutputFormat, typer.Option("--format", help="Format of the result on stdout.")]
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file, or name of a shipped recipe.")]
 DataOption = Annotated[
-    str | None, typer.Option("--data", metavar="NAME|DIR", help="Prepared data set; the newest if left out.")
+    str | None, typer.Option("--data", metavar="NAME|DIR", help="Prepared data set. Default: the newest.")
 ]
 TestedDataOption = Annotated[
     str | None,
-    typer.Option("--data", metavar="NAME|DIR", help="Prepared data set; the run's own, or the newest, if left out."),
+    typer.Option("--data", metavar="NAME|DIR", help="Prepared data set. Default: the run's, else the newest."),
 ]
-RunOption = Annotated[str | None, typer.Option("--run", metavar="NAME|DIR", help="Run; the newest if left out.")]
+RunOption = Annotated[str | None, typer.Option("--run", metavar="NAME|DIR", help="Run. Default: the newest.")]
 ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
         metavar="NAME[:FILE]|open_clip:NAME:CHECKPOINT",
-        help="In place of a run: a published model (`cmpagl models list`) or any of open_clip (extra clip).",
+        help="Instead of a run: a published model (`cmpagl models list`) or any open_clip model (extra `clip`).",
     ),
 ]
 ActivationOption = Annotated[
     Literal["quickgelu", "gelu"] | None,
-    typer.Option("--activation", help="Of a --model file that does not say what it was trained with."),
+    typer.Option("--activation", help="Activation of a --model file that does not record it."),
 ]
 DownloadOption = Annotated[
-    bool, typer.Option("--download", help="Fetch the weights of --model if they are not on this machine.")
+    bool, typer.Option("--download", help="Download the weights of --model if they are missing.")
 ]
 IndexOption = Annotated[
-    str | None, typer.Option("--index", metavar="NAME|DIR", help="Gallery index; the newest if left out.")
+    str | None, typer.Option("--index", metavar="NAME|DIR", help="Index to search. Default: the newest.")
 ]
 NameOption = Annotated[
-    str | None, typer.Option("--name", metavar="NAME", help="Name of what is made, in place of the usual one.")
+    str | None, typer.Option("--name", metavar="NAME", help="Name of the result, instead of the default.")
 ]
-OutOption = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where to write.")]
+OutOption = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Output file.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe field, as in optim.lr=1.0e-4; repeatable."),
 ]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="In place of the recipe's train.seed.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Overrides the recipe's train.seed.")]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The options that every command understands, as the app's callback read them."""
+    """The options that every command accepts, as parsed by the app's callback."""
 
     workspace: Workspace
     device: str
@@ -71,11 +69,11 @@ class Settings:
 
     @property
     def session(self) -> Session:
-        """What the core needs of them."""
+        """The part of them that the core needs."""
         return Session(self.workspace, self.progress, self.compute_device)
 
     def compute_device(self) -> torch.device:
-        """The device to compute on, the number of threads set. Raises UsageError if it is not there."""
+        """The device to compute on; also sets the number of threads. Raises UsageError for a missing device."""
         from cmpagl_core.device import choose_device, keep_freed_memory, set_threads
 
         set_threads(self.threads)

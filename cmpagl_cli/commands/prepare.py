@@ -1,4 +1,4 @@
-"""`cmpagl prepare`: make a data set from annotations and images, or say what is wrong with them."""
+"""`cmpagl prepare`: build a data set from annotations and images, or report what is wrong with them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ FolderArgument = Annotated[
     Path | None,
     typer.Argument(
         metavar="DIR",
-        help="With folder: images with a captions.csv (file, caption, maybe split), or one folder per class.",
+        help="For folder: images with a captions.csv (file, caption, optionally split), or one folder per class.",
         show_default=False,
     ),
 ]
 ImagesOption = Annotated[
     Path | None,
-    typer.Option(metavar="DIR|ARCHIVE", help="The images; looked for in data/raw/NAME if left out."),
+    typer.Option(metavar="DIR|ARCHIVE", help="Folder or archive of images. Default: searched for in data/raw/NAME."),
 ]
 AnnotationsOption = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE|DIR",
-        help="The captions: Karpathy JSON, AMFMN's *_precomp, JSON lists as in ALBEF and PIR, CSV or TSV.",
+        help="Captions: Karpathy JSON, AMFMN's *_precomp, JSON lists as in ALBEF and PIR, CSV or TSV.",
     ),
 ]
 
@@ -46,22 +46,22 @@ def prepare(
     annotations: AnnotationsOption = None,
     name: NameOption = None,
     skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="Go on without what is missing or broken, and record it.")
+        bool, typer.Option("--skip-missing", help="Leave out what is missing or broken, and record it.")
     ] = False,
     copy: Annotated[bool, typer.Option("--copy", help="Copy the images into the workspace.")] = False,
-    seed: Annotated[int, typer.Option(help="Of every split that is not given, and of synthetic scenes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of splits that are not given, and of synthetic scenes.")] = 0,
     split: Annotated[
         str | None,
-        typer.Option(metavar="TRAIN,VAL,TEST", help="With folder: shares of the images; 0.8,0.1,0.1 if left out."),
+        typer.Option(metavar="TRAIN,VAL,TEST", help="For folder: shares of train, val and test. Default: 0.8,0.1,0.1."),
     ] = None,
-    count: Annotated[int | None, typer.Option(min=1, metavar="N", help="With synthetic: how many scenes.")] = None,
-    size: Annotated[int | None, typer.Option(metavar="PX", help="With synthetic: width and height.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, metavar="N", help="For synthetic: number of scenes.")] = None,
+    size: Annotated[int | None, typer.Option(metavar="PX", help="For synthetic: width and height of a scene.")] = None,
     format: FormatOption = "table",
 ) -> None:
-    """Prepare a data set: check every image and caption, fix the splits, write it to data/NAME.
+    """Prepare a data set: check every image and caption, define the splits, and write it to data/NAME.
 
-    Strict: counts other than the published ones, missing or broken images, blank captions and duplicates stop it
-    with a list of all of them. A second run with the same sources says that it is up to date.
+    Strict: unexpected counts, missing or broken images, blank captions and duplicates are all listed, and nothing is
+    written. A second run with the same sources does nothing.
 
     Examples:
       cmpagl prepare rsicd                        # from data/raw/rsicd; says what to put there

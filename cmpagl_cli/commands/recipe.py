@@ -1,4 +1,4 @@
-"""`cmpagl recipe`: the recipes that come with cmpagl, and checks of one's own."""
+"""`cmpagl recipe`: list and show the shipped recipes, and validate your own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def recipe_list(format: FormatOption = "table") -> None:
-    """List the recipes that come with cmpagl.
+    """List the shipped recipes.
 
     Examples:
       cmpagl recipe list
@@ -32,15 +32,15 @@ def recipe_list(format: FormatOption = "table") -> None:
 def recipe_show(
     name: RecipeArgument,
     overrides: SetOption = None,
-    resolved: Annotated[bool, typer.Option("--resolved", help="Write out every field, also the defaults.")] = False,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Show every field, including defaults.")] = False,
     summary: Annotated[
-        bool, typer.Option("--summary", help="Parameters and FLOPs of each part of the model instead.")
+        bool, typer.Option("--summary", help="Show parameters and FLOPs of each part of the model instead.")
     ] = False,
-    format: Annotated[OutputFormat, typer.Option("--format", help="How to write the summary.")] = "table",
+    format: Annotated[OutputFormat, typer.Option("--format", help="Format of the summary.")] = "table",
 ) -> None:
-    """Show a recipe: its file with its comments, or as resolved with --resolved or --set.
+    """Show a recipe: its file with comments, or resolved with --resolved or --set.
 
-    FLOPs are for one image, one caption of 16 tokens, or one pair of both; two for each multiply and add.
+    FLOPs are for one image, one caption of 16 tokens, or one pair; a multiply-add counts as two.
 
     Examples:
       cmpagl recipe show ucm-cpu
@@ -73,7 +73,7 @@ def recipe_validate(
     names: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipe files or names.")],
     overrides: SetOption = None,
 ) -> None:
-    """Check recipes; the first wrong key or value ends it with exit code 2.
+    """Validate recipes; the first wrong key or value is reported with exit code 2.
 
     Examples:
       cmpagl recipe validate mine.yaml
@@ -87,7 +87,7 @@ def recipe_validate(
 
 
 def recipe_schema() -> None:
-    """Write the JSON Schema of a recipe, for editors and other programs.
+    """Print the JSON Schema of recipes, for editors and other programs.
 
     Examples:
       cmpagl recipe schema > recipe.schema.json

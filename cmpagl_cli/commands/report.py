@@ -1,4 +1,4 @@
-"""`cmpagl report`: one run, or several side by side, on one self-contained page."""
+"""`cmpagl report`: a self-contained HTML page about one run, or several side by side."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 def report(
     ctx: typer.Context,
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="RUN...", help="Runs by name or path; the newest if left out.")
+        list[str] | None, typer.Argument(metavar="RUN...", help="Runs by name or path. Default: the newest.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", metavar="NAME|DIR", help="Prepared data set; each run's own if left out.")
+        str | None, typer.Option("--data", metavar="NAME|DIR", help="Prepared data set. Default: each run's own.")
     ] = None,
-    split: Annotated[Literal["train", "val", "test"], typer.Option("--split", help="What to report on.")] = "test",
+    split: Annotated[Literal["train", "val", "test"], typer.Option("--split", help="Split to report on.")] = "test",
     protocol: Annotated[
         Literal["rsitr", "duplicate-aware"],
-        typer.Option(help="rsitr: own captions alone are right; duplicate-aware: identical ones too."),
+        typer.Option(help="rsitr: only an image's own captions match; duplicate-aware: identical captions do too."),
     ] = "rsitr",
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The page.")] = Path("report.html"),
-    again: Annotated[bool, typer.Option("--again", help="Evaluate again although an evaluation is kept.")] = False,
-    mix: Annotated[bool, typer.Option("--mix", help="Set results of other data side by side nevertheless.")] = False,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Output HTML file.")] = Path("report.html"),
+    again: Annotated[bool, typer.Option("--again", help="Evaluate again even if a saved evaluation exists.")] = False,
+    mix: Annotated[bool, typer.Option("--mix", help="Show results of different data side by side anyway.")] = False,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
-    """Write one HTML page about a run, or about several side by side.
+    """Write one HTML page about a run, or several side by side.
 
-    It holds recalls with their intervals, re-ranking stages, scenes, worst queries with thumbnails, learning
-    curves, recipe and stamp, and needs no other file. Evaluations that a run keeps are used; missing ones are made.
+    The page has recalls with intervals, re-ranking stages, results by scene, the worst queries with thumbnails,
+    learning curves, recipe and stamp, and needs no other file. Saved evaluations are used; missing ones are run.
 
     Examples:
       cmpagl report

@@ -1,4 +1,4 @@
-"""`cmpagl retrieve`: images by text or by image, and captions by image."""
+"""`cmpagl retrieve`: find images by text or by image, and captions by image."""
 
 from __future__ import annotations
 
@@ -19,40 +19,43 @@ if TYPE_CHECKING:
 
 def retrieve(
     ctx: typer.Context,
-    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What to look for, in words.")] = None,
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Text query.")] = None,
     image: Annotated[
-        Path | None, typer.Option("--image", metavar="FILE", help="Look for images like this one instead.")
+        Path | None, typer.Option("--image", metavar="FILE", help="Image query: find similar images.")
     ] = None,
     queries: Annotated[
         Path | None,
-        typer.Option("--queries", metavar="FILE", help='Many texts at once: one a line, or JSON lines {"text": ...}.'),
+        typer.Option(
+            "--queries", metavar="FILE", help='File of many text queries: one per line, or JSON lines {"text": ...}.'
+        ),
     ] = None,
-    k: Annotated[int, typer.Option("-k", "--top", min=1, metavar="K", help="How many to show.")] = 10,
+    k: Annotated[int, typer.Option("-k", "--top", min=1, metavar="K", help="Number of hits.")] = 10,
     index: IndexOption = None,
     features: Annotated[
-        Path | None, typer.Option("--features", metavar="FILE", help="Search an exported feature set instead.")
+        Path | None,
+        typer.Option("--features", metavar="FILE", help="Search an exported feature set instead of an index."),
     ] = None,
     run: Annotated[
-        str | None, typer.Option("--run", metavar="NAME|DIR", help="Run that reads the query; the index's if left out.")
+        str | None, typer.Option("--run", metavar="NAME|DIR", help="Run that encodes the query. Default: the index's.")
     ] = None,
     to: Annotated[
-        Literal["images", "captions"], typer.Option("--to", help="What to find; captions only with --image.")
+        Literal["images", "captions"], typer.Option("--to", help="What to search for; captions only with --image.")
     ] = "images",
     rerank: Annotated[
         Literal["none", "itm"],
-        typer.Option("--rerank", help="itm: the best 32 are re-scored by the ITM head; needs the run, takes seconds."),
+        typer.Option("--rerank", help="itm: re-score the top 32 with the ITM head; needs the run and takes seconds."),
     ] = "none",
     gallery: Annotated[
-        Path | None, typer.Option("--gallery", metavar="FILE", help="Write the images as one HTML page.")
+        Path | None, typer.Option("--gallery", metavar="FILE", help="Write the hits to an HTML page.")
     ] = None,
     open_page: Annotated[
-        bool, typer.Option("--open", help="Open the page in a browser; gallery.html if --gallery is left out.")
+        bool, typer.Option("--open", help="Open the page in a browser. Default page: gallery.html.")
     ] = False,
     format: FormatOption = "table",
 ) -> None:
-    """Find images by text, or by another image, in the newest index; with --queries, by many texts at once.
+    """Find images by text or by example image in the newest index; with --queries, run many text queries at once.
 
-    Without an index, one of all images of the newest run's data set is made first, once. Scores are cosines; with
+    If there is no index, one of all images of the newest run's data set is built first. Scores are cosines; with
     --rerank itm, cosine + match probability.
 
     Examples:
@@ -68,9 +71,9 @@ def retrieve(
 
     asked = _queries(text, image, queries)
     if to == "captions" and (image is None or gallery is not None or open_page):
-        raise UsageError("--to captions answers --image in words", hint="leave out the text, --gallery and --open")
+        raise UsageError("--to captions needs --image", hint="leave out the text, --gallery and --open")
     if queries is not None and (rerank != "none" or gallery is not None or open_page):
-        raise UsageError("--queries gives a list for each query", hint="leave out --rerank, --gallery and --open")
+        raise UsageError("--queries prints one list of hits per query", hint="leave out --rerank, --gallery and --open")
     given = settings(ctx)
     page = gallery if gallery is not None or not open_page else given.workspace.root / "gallery.html"
     searcher = open_searcher(given.session, index, features, run)
@@ -99,7 +102,7 @@ def _queries(text: str | None, image: Path | None, queries: Path | None) -> Sequ
         name for name, value in (("a text", text), ("--image", image), ("--queries", queries)) if value is not None
     ]
     if len(given) != 1:
-        problem = " and ".join(given) + " are two queries" if given else "there is nothing to look for"
+        problem = " and ".join(given) + " are two queries" if given else "no query is given"
         raise UsageError(problem, hint='write `cmpagl retrieve "airport near sea"` or `cmpagl retrieve --image FILE`')
     if queries is not None:
         return read_queries(queries)
@@ -122,7 +125,7 @@ def _columns(hits: Sequence[Hit]) -> list[Column]:
 
 
 def _show_answers(queries: Sequence[Query], answers: Sequence[Sequence[Hit]], format: OutputFormat) -> None:
-    """Of many queries: JSON has an object each, other formats a row for each hit."""
+    """The hits of many queries: JSON has an object per query, other formats a row per hit."""
     texts = [getattr(query, "text", "") for query in queries]
     pairs = list(zip(texts, answers, strict=True))
     if format in ("json", "jsonl"):
@@ -164,7 +167,7 @@ def _show_captions(hits: Sequence[CaptionHit], format: OutputFormat) -> None:
 
 
 def _in_short(texts: Sequence[str]) -> str:
-    """The first two different ones, and how many more there are."""
+    """The first two distinct texts, and how many more there are."""
     different = list(dict.fromkeys(texts))
     more = f" (+{len(different) - 2})" if len(different) > 2 else ""
     return " | ".join(different[:2]) + more

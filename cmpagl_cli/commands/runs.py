@@ -1,4 +1,4 @@
-"""`cmpagl runs`: what has been trained."""
+"""`cmpagl runs`: list finished runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cmpagl_cli.views import Column, emit
 
 
 def runs_list(ctx: typer.Context, format: FormatOption = "table") -> None:
-    """List the workspace's finished runs, the newest first.
+    """List the workspace's finished runs, newest first.
 
     Examples:
       cmpagl runs list
@@ -38,7 +38,7 @@ def runs_list(ctx: typer.Context, format: FormatOption = "table") -> None:
         Column("dataset"),
         Column("recipe"),
         Column("seed"),
-        Column("mr", "mR on selection"),
+        Column("mr", "selection mR"),
         Column("best_epoch", "best epoch"),
         Column("epochs"),
         Column("minutes", digits=1),
@@ -46,4 +46,4 @@ def runs_list(ctx: typer.Context, format: FormatOption = "table") -> None:
     ]
     emit(rows, columns if format == "table" else [*columns, Column("path")], format)
     if not rows:
-        given.progress.say(f"no finished runs in {given.workspace.root / 'runs'}; make one with `cmpagl train`")
+        given.progress.say(f"no finished runs in {given.workspace.root / 'runs'}; train one with `cmpagl train`")

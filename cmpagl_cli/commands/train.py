@@ -1,4 +1,4 @@
-"""`cmpagl train`: a recipe and a data set become a run."""
+"""`cmpagl train`: train a recipe on a data set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RecipeArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="RECIPE",
-        help="A recipe file, or the name of one that comes with cmpagl; with --resume it may be left out.",
+        help="Recipe file, or name of a shipped recipe; optional with --resume.",
         show_default=False,
     ),
 ]
@@ -34,18 +34,20 @@ def train(
     overrides: SetOption = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with the newest unfinished training (of RECIPE, or called NAME)."),
+        typer.Option("--resume", help="Resume the newest unfinished training (of RECIPE, or called NAME)."),
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Train nothing: parameters, memory, steps and time, from a few measured steps."),
+        typer.Option(
+            "--dry-run", help="Do not train; estimate parameters, memory, steps and time from a few measured steps."
+        ),
     ] = False,
     format: FormatOption = "table",
 ) -> None:
-    """Train a recipe on a prepared data set into runs/NAME.
+    """Train a recipe on a prepared data set and save the run in runs/NAME.
 
-    The weights with the best validation mR are kept, and SMR's gammas are chosen for them. A training that was
-    stopped, by Ctrl-C or otherwise, goes on with --resume and ends with the very same weights.
+    The weights with the best validation mR are saved, with SMR's gammas chosen for them. A training stopped by Ctrl-C
+    or otherwise continues with --resume and ends with identical weights.
 
     Examples:
       cmpagl train ucm-cpu
@@ -101,7 +103,7 @@ def _show_run(run: Run, format: OutputFormat) -> None:
 
 
 def _smr(run: Run) -> tuple[Gammas | None, float | None]:
-    """The gammas that the training chose, and mR with them on the selection split."""
+    """The gammas chosen in training, and mR with them on the selection split."""
     from cmpagl_core.evaluation.kept_params import read_params
 
     chosen = next(iter(read_params(run).by_scores.values()), None)

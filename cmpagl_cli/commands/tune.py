@@ -1,4 +1,4 @@
-"""`cmpagl tune`: choose what re-rankings need, never on the test split."""
+"""`cmpagl tune`: choose the parameters of re-rankings, never on the test split."""
 
 from __future__ import annotations
 
@@ -29,23 +29,26 @@ SENSITIVITY_COLUMNS = [
 ]
 
 SplitOption = Annotated[
-    str, typer.Option("--split", help="selection (what the run chose on), or val; never test, nor what was trained on.")
+    str,
+    typer.Option(
+        "--split", help="selection (the split on which the run was chosen), or val; never test or training data."
+    ),
 ]
 BaseOption = Annotated[
     Literal["cosine", "itm"] | None,
-    typer.Option("--base", help="Scores to re-rank: cosine, or itm; the plain ranking's if left out."),
+    typer.Option("--base", help="Scores to re-rank: cosine or itm. Default: the plain ranking's."),
 ]
 FormOption = Annotated[
-    Literal["multiply", "add"] | None, typer.Option("--form", help="SMR's form; the recipe's if left out.")
+    Literal["multiply", "add"] | None, typer.Option("--form", help="SMR's form. Default: the recipe's.")
 ]
 GammasOption = Annotated[
     str | None,
-    typer.Option("--gammas", metavar="LIST", help="Grid of both gammas, as in 0,0.5,1; the recipe's if left out."),
+    typer.Option("--gammas", metavar="LIST", help="Grid for both gammas, as in 0,0.5,1. Default: the recipe's."),
 ]
 ImageOption = Annotated[
-    Path | None, typer.Option("--out", metavar="PNG", help="Heat map; smr-SPLIT.png in the run if left out.")
+    Path | None, typer.Option("--out", metavar="PNG", help="Heat map file. Default: smr-SPLIT.png in the run.")
 ]
-KeepOption = Annotated[bool, typer.Option("--keep/--no-keep", help="Keep the choice beside the run.")]
+KeepOption = Annotated[bool, typer.Option("--keep/--no-keep", help="Save the choice in the run.")]
 
 
 def tune_smr(
@@ -59,10 +62,9 @@ def tune_smr(
     keep: KeepOption = True,
     format: FormatOption = "table",
 ) -> None:
-    """Try a grid of SMR's gammas, draw it, and keep the best beside the run (rerank.json) for `cmpagl evaluate`.
+    """Search a grid of SMR's gammas, plot it, and save the best in the run (rerank.json) for `cmpagl evaluate`.
 
-    Refuses the test split and what the run was trained on (exit 4). Also chooses the temperatures of dual softmax and
-    Sinkhorn.
+    Also chooses the temperatures of dual softmax and Sinkhorn. Refuses the test split and training data (exit code 4).
 
     Examples:
       cmpagl tune smr
@@ -83,7 +85,7 @@ def tune_smr(
     document = {"run": name, "split": split, "kept": keep, **asdict(choice), **temperatures}
     title = f"SMR {choice.form}, {name} on {split} of {opened.info.dataset}: mR {choice.plain_mr:.2f} without"
     emit(rows, COLUMNS, format, title, document)
-    kept = f"; kept in {opened.root}" if keep else ""
+    kept = f"; saved in {opened.root}" if keep else ""
     given.progress.say(f"best: gamma1 {choice.gamma1:g}, gamma2 {choice.gamma2:g}, mR {choice.mr:.2f}{kept}")
     if out is not None or _can_draw(given):
         from cmpagl_core.evaluation.heatmap import save_heatmap
@@ -101,14 +103,14 @@ def tune_sensitivity(
     samples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples of the intervals.")] = 1000,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="PNG", help="Figure; sensitivity-SPLIT.png in the run if left out."),
+        typer.Option("--out", metavar="PNG", help="Figure file. Default: sensitivity-SPLIT.png in the run."),
     ] = None,
     format: FormatOption = "table",
 ) -> None:
-    """Say how much SMR's gammas matter: the whole grid in both forms, beside every other re-ranking.
+    """Measure how much SMR's gammas matter: the whole grid in both forms, beside every other re-ranking.
 
-    Gains stand against no re-ranking, with 95 % intervals over query images; nothing is kept. Tables for people
-    show each form's best and worst pair; csv, json and the figure hold every pair. Refuses the test split (exit 4).
+    Gains are relative to no re-ranking, with 95 % intervals over query images; nothing is saved. Tables show each
+    form's best and worst pair; csv, json and the figure have every pair. Refuses the test split (exit code 4).
 
     Examples:
       cmpagl tune sensitivity
@@ -156,7 +158,7 @@ def _can_draw(given: Settings) -> bool:
 
     if importlib.util.find_spec("matplotlib") is not None:
         return True
-    given.progress.say("no heat map without matplotlib: pip install 'cmpagl[plots]'")
+    given.progress.say("no figure without matplotlib: pip install 'cmpagl[plots]'")
     return False
 
 

@@ -95,7 +95,7 @@ class OutOfMemoryError(RuntimeError):
 def test_a_full_memory_is_said_in_words(error: Exception) -> None:
     result = CliRunner().invoke(app_that_raises(error), ["fail"])
     assert result.exit_code == 1
-    assert "not enough memory" in result.stderr
+    assert "out of memory" in result.stderr
 
 
 def test_debug_shows_the_traceback() -> None:

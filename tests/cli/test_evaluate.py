@@ -122,7 +122,7 @@ def test_a_constant_matrix_gives_chance_with_the_flag(cmpagl: Cmpagl, workspace:
     assert found["rows"][0]["t2i"]["r1"] == pytest.approx(25.0)
     assert found["rows"][0]["bounds"]["t2i"]["r1"] == [0.0, 100.0]
     result = cmpagl("evaluate", "--scores", scores, *QUICK)
-    assert "ties: the order of equal scores decides more than 0.1 of a recall" in result.stdout
+    assert "ties: the order of equal scores moves a recall by more than 0.1" in result.stdout
     assert "mR 50.00 to 100.00" in result.stdout
 
 

@@ -99,6 +99,6 @@ def test_a_model_without_room_is_told_what_to_make_smaller(
     monkeypatch.setattr("cmpagl_core.training.loop.begin", no_room)
     workspace = ("--workspace", tiny_run.parent.parent)
     answer = told(*workspace, "train", "ucm-cpu", "--data", "tiny", "--name", "x", code=ExitCode.FAILURE)
-    assert "not enough memory" in answer
+    assert "out of memory" in answer
     for way_out in ("train.batch_size", "image_encoder", "losses.embed_dim"):
         assert way_out in answer
