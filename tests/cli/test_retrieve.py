@@ -301,7 +301,7 @@ def test_an_export_is_named_after_run_data_and_split(ask: Ask, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--model", "ViT-B-32"], 2, "is not open_clip:NAME:CHECKPOINT"),
+        (["--model", "ViT-B-32"], 2, "no published model is called 'ViT-B-32'"),
         (["--model", "open_clip:x", "--run", "tiny"], 2, "both name a model"),
         (["--data", "none"], 3, "no manifest.json under none"),
         (["--run", "none"], 3, "no run.json under none"),
