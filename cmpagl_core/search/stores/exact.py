@@ -31,9 +31,9 @@ class ExactStore:
     def __len__(self) -> int:
         return len(self.features)
 
-    def top_k(self, queries: NDArray[np.float32], k: int) -> TopK:
+    def top_k(self, queries: NDArray[np.float32], k: int, where: NDArray[np.bool_] | None = None) -> TopK:
         """As `Store` has it."""
-        return top_k(self.features, queries, k, self.tie_order)
+        return top_k(self.features, queries, k, self.tie_order, where=where)
 
 
 def top_k(
@@ -42,17 +42,23 @@ def top_k(
     k: int,
     tie_order: NDArray[np.int64] | None = None,
     budget_bytes: int = BUDGET_BYTES,
+    where: NDArray[np.bool_] | None = None,
 ) -> TopK:
     """The exact k largest products of each query [Q, D] with features [N, D] (a memory map is read in blocks).
 
-    tie_order: [N], which of two equal scores comes first; None: the lower row. k is clamped to N.
-    Raises UsageError for k < 1, MismatchError for another width, DataError for features that are not finite.
+    tie_order: [N], which of two equal scores comes first; None: the lower row. where: [N], the rows that may be found.
+    k is clamped to their number. Raises UsageError for k < 1, MismatchError for another width, DataError for features
+    that are not finite.
     """
     check_search(features, queries, k)
-    merger = Merger(features, queries, min(k, len(features)), tie_order, budget_bytes)
+    allowed = None if where is None else np.flatnonzero(where)
+    count = len(features) if allowed is None else len(allowed)
+    merger = Merger(features, queries, min(k, count), tie_order, budget_bytes)
     error = scan_error(features.shape[1], queries)
-    for start, stop in blocks(len(features), k, block_rows(len(queries), features.shape[1], budget_bytes)):
-        merger.add_block(start, queries @ features[start:stop].T, error)  # [Q, block]
+    for start, stop in blocks(count, k, block_rows(len(queries), features.shape[1], budget_bytes)):
+        rows = np.arange(start, stop) if allowed is None else allowed[start:stop]
+        block = features[start:stop] if allowed is None else features[rows]
+        merger.add_block(rows, queries @ block.T, error)  # [Q, block]
     return merger.best()
 
 
@@ -78,8 +84,8 @@ class Merger:
         """The exact score [Q] that a row must reach to enter the best k of a query; -inf until k rows are there."""
         return np.array(self._scores[:, -1])
 
-    def add_block(self, start: int, scores: NDArray[np.float32], error: NDArray[np.float64]) -> None:
-        """Merge scanned scores [Q, block] of the rows from `start` on, each within `error` [Q] of exact."""
+    def add_block(self, rows: NDArray[np.int64], scores: NDArray[np.float32], error: NDArray[np.float64]) -> None:
+        """Merge scanned scores [Q, block] of some rows [block], each within `error` [Q] of exact."""
         if not bool(np.isfinite(scores).all()):
             raise DataError("the gallery or the query holds features that are not finite", hint="make the index again")
         k = self._scores.shape[1]
@@ -87,7 +93,7 @@ class Merger:
         if scores.shape[1] > k and not bool(np.isfinite(floors).all()):
             floors = np.maximum(floors, np.partition(scores, -k, axis=1)[:, -k] - 2 * error)
         query, column = np.nonzero(scores >= floors.astype(np.float32)[:, None])
-        self.add_pairs(query, start + column)
+        self.add_pairs(query, rows[column])
 
     def add_pairs(self, query: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
         """Merge rows, each for one query, by their exact scores."""

@@ -27,6 +27,7 @@ _CHECKED_ROWS = 4096
 _TIMED_ROWS = 131_072  # more than caches hold; a smaller gallery is searched in milliseconds anyway
 _BF16_ROUNDING = 2.0**-8
 _LEVELS = 127
+_WORTH_A_SCAN = 0.5  # share of the rows that may be found; below it, they alone are read
 
 
 class Int8Store:
@@ -48,23 +49,27 @@ class Int8Store:
     def __len__(self) -> int:
         return len(self._exact)
 
-    def top_k(self, queries: NDArray[np.float32], k: int) -> TopK:
+    def top_k(self, queries: NDArray[np.float32], k: int, where: NDArray[np.bool_] | None = None) -> TopK:
         """As `Store` has it, and as the exact store does it, to the bit."""
         features = self._exact.features
         check_search(features, queries, k)
         few = len(queries) <= _FEW_QUERIES
-        if not self._scans[few]:
-            return self._exact.top_k(queries, k)
+        if not self._scans[few] or (where is not None and where.mean() < _WORTH_A_SCAN):
+            return self._exact.top_k(queries, k, where)
         merger = Merger(features, queries, min(k, len(features)), self._exact.tie_order)
         query = _query(few, queries)
         parts = blocks(len(features), k, _ROWS_FOR_ONE if few else _ROWS_FOR_MANY)
         start, stop = next(parts)  # exact, so that there is a floor
-        merger.add_block(start, queries @ features[start:stop].T, scan_error(queries.shape[1], queries))
+        first = np.arange(start, stop) if where is None else start + np.flatnonzero(where[start:stop])
+        merger.add_block(first, queries @ features[first].T, scan_error(queries.shape[1], queries))
         found: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
         merge_at = 2 * stop  # a floor is worth raising when as many rows again have been seen
         for start, stop in parts:
             error = self._errors[start // _ROWS_FOR_MANY : -(-stop // _ROWS_FOR_MANY)].max()
             rows, columns = query.scan(self._codes[start:stop], self._scales[start:stop], merger.floors, float(error))
+            if where is not None:
+                allowed = where[start + rows]
+                rows, columns = rows[allowed], columns[allowed]
             found.append((columns, rows + start))
             if stop >= merge_at:
                 _merge(merger, found)

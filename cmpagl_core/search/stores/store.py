@@ -23,8 +23,9 @@ class Store(Protocol):
     def __len__(self) -> int:
         """N."""
 
-    def top_k(self, queries: NDArray[np.float32], k: int) -> TopK:
-        """The k largest products of each query [Q, D] with the features; k is clamped to N.
+    def top_k(self, queries: NDArray[np.float32], k: int, where: NDArray[np.bool_] | None = None) -> TopK:
+        """The k largest products of each query [Q, D] with the features.
 
-        Raises UsageError for k < 1, MismatchError for another width, DataError for features that are not finite.
+        where: [N], the rows that may be found; all if None. k is clamped to their number. Raises UsageError for k < 1,
+        MismatchError for another width, DataError for features that are not finite.
         """

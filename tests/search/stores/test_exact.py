@@ -39,6 +39,16 @@ def test_the_best_are_those_of_a_full_sort_with_ties_by_id(
     assert (np.diff(found.scores, axis=1) <= 0).all()
 
 
+@given(rows=st.integers(1, 60), k=st.integers(1, 70), share=st.floats(0, 1), seed=st.integers(0, 99))
+def test_a_filter_comes_before_the_search(rows: int, k: int, share: float, seed: int) -> None:
+    features, queries = unit(rows, 8, seed), unit(3, 8, seed + 1)
+    where = np.random.default_rng(seed).random(rows) < share
+    allowed = np.flatnonzero(where)
+    found = top_k(features, queries, k, where=where)
+    expected = by_sorting(features[allowed], queries, min(k, len(allowed)), np.arange(len(allowed)))
+    np.testing.assert_array_equal(found.rows, allowed[expected])
+
+
 def test_blocks_change_nothing() -> None:
     features, queries = unit(5000, 16, 0), unit(7, 16, 1)
     whole = top_k(features, queries, 10)

@@ -52,6 +52,11 @@ def test_the_scan_finds_what_the_exact_search_finds(make: object, queries: int) 
     found, expected = scanner.top_k(asked, 10), top_k(features, asked, 10, places)
     np.testing.assert_array_equal(found.rows, expected.rows)
     np.testing.assert_array_equal(found.scores, expected.scores)
+    for share in (0.1, 0.7):
+        where = np.random.default_rng(1).random(len(features)) < share
+        found, expected = scanner.top_k(asked, 10, where), top_k(features, asked, 10, places, where=where)
+        np.testing.assert_array_equal(found.rows, expected.rows)
+        np.testing.assert_array_equal(found.scores, expected.scores)
 
 
 @pytest.mark.usefixtures("small_blocks")
