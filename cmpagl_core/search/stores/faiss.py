@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from cmpagl_core.errors import DataError, MismatchError, UsageError
 from cmpagl_core.files import atomic_path
 from cmpagl_core.progress import Progress
-from cmpagl_core.search.stores.exact import ExactStore, Merger, check_search
+from cmpagl_core.search.stores.candidates import best_of_candidates, leaves_few, wanted_candidates
+from cmpagl_core.search.stores.exact import ExactStore, check_search
 from cmpagl_core.search.stores.store import TopK
 
 FaissKind = Literal["flat", "hnsw", "ivfpq"]
@@ -26,8 +27,6 @@ _BUILD_BREADTH = 120
 _BREADTH = 128  # candidates looked at by a search of the graph
 _PROBED_SHARE = 16  # of the lists, one in so many is searched
 _CODE_BYTES = 64
-_OVERSAMPLE = 8  # candidates for each of the k best
-_FEW = 0.05  # share of the rows that may be found; below it, they alone are read exactly
 _ADDED_AT_ONCE = 16_384
 _DEAD_SHARE = 0.3  # of an index's rows that are gone; above it, it is built again
 
@@ -100,35 +99,15 @@ class FaissStore:
 
     def top_k(self, queries: NDArray[np.float32], k: int, where: NDArray[np.bool_] | None = None) -> TopK:
         """As `Store` has it, but for rows that are not found; a filter that leaves few rows is searched exactly."""
-        features = self._exact.features
-        check_search(features, queries, k)
-        if where is not None and (where.mean() < _FEW or int(where.sum()) < _OVERSAMPLE * k):
+        check_search(self._exact.features, queries, k)
+        if leaves_few(where, k):
             return self._exact.top_k(queries, k, where)
         live = self.rows >= 0
         allowed = live if where is None else live & where[self.rows]
-        count = min(k, len(features) if where is None else int(where.sum()))
-        wanted = min(int(allowed.sum()), max(_OVERSAMPLE * k, 64))
+        wanted = min(int(allowed.sum()), wanted_candidates(k))
         positions = self._search(np.ascontiguousarray(queries, np.float32), wanted, None if allowed.all() else allowed)
-        merger = Merger(features, queries, count, self._exact.tie_order)
-        query, place = np.nonzero(positions >= 0)
-        merger.add_pairs(query, self.rows[positions[query, place]])
-        best = merger.best()
-        short = np.flatnonzero((best.rows < 0).any(axis=1))
-        if len(short):  # a graph may end before it has seen k rows
-            exact = self._exact.top_k(queries[short], k, where)
-            best.scores[short], best.rows[short] = exact.scores, exact.rows
-        return best
-
-    def measured_recall(self, samples: int = 200, k: int = 10, seed: int = 0) -> float:
-        """Share of the exact k best that are found, 0 to 1, by queries near some rows."""
-        rng = np.random.default_rng(seed)
-        features = self._exact.features
-        near = features[np.sort(rng.integers(0, len(features), samples))]
-        queries = near + rng.standard_normal(near.shape).astype(np.float32) * (0.5 / near.shape[1] ** 0.5)
-        queries = (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
-        found, exact = self.top_k(queries, k), self._exact.top_k(queries, k)
-        hits = [len(np.intersect1d(one, other)) for one, other in zip(found.rows, exact.rows, strict=True)]
-        return float(np.sum(hits) / exact.rows.size)
+        candidates = np.where(positions < 0, -1, self.rows[positions])
+        return best_of_candidates(self._exact, queries, candidates, k, where)
 
     def _search(
         self, queries: NDArray[np.float32], wanted: int, allowed: NDArray[np.bool_] | None

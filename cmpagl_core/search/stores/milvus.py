@@ -1,0 +1,136 @@
+"""Search in Milvus: a Milvus Lite file or a cluster by the same address; exact products order what it finds (ours).
+
+An image is known there by a key of its own, not by its row, so that an update writes what came and deletes what went.
+Needs the extra `milvus`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmpagl_core.errors import CmpaglError, UsageError
+from cmpagl_core.progress import Progress
+from cmpagl_core.search.stores.candidates import best_of_candidates, leaves_few, wanted_candidates
+from cmpagl_core.search.stores.exact import ExactStore, check_search
+from cmpagl_core.search.stores.store import TopK
+
+_WRITTEN_AT_ONCE = 2048
+_MOST_CANDIDATES = 16_384  # Milvus's own limit
+
+
+class MilvusStore:
+    """A collection beside an exact store. keys: int64 [N], of each row, all different."""
+
+    def __init__(self, exact: ExactStore, keys: NDArray[np.int64], uri: str, collection: str) -> None:
+        self._exact, self._collection = exact, collection
+        self._order = np.argsort(keys)
+        self._keys = keys
+        self._sorted = keys[self._order]
+        if len(keys) != len(exact) or (np.diff(self._sorted) == 0).any():
+            raise UsageError("every row needs a key of its own")
+        self._client = _connect(uri)
+
+    def __len__(self) -> int:
+        return len(self._exact)
+
+    def write(self, known: Sequence[int] | NDArray[np.int64], progress: Progress) -> int:
+        """Bring the collection up to date: `known` are the keys that it holds by now. Returns how many were written.
+
+        Batches are upserted by key, so that a killed update is simply run again. Raises CmpaglError when Milvus
+        refuses.
+        """
+        held = np.asarray(known, dtype=np.int64)
+        try:
+            if not self._client.has_collection(self._collection):
+                held = np.empty(0, np.int64)
+                self._create()
+            gone = np.setdiff1d(held, self._keys)
+            for start in range(0, len(gone), _WRITTEN_AT_ONCE):
+                self._client.delete(self._collection, ids=gone[start : start + _WRITTEN_AT_ONCE].tolist())
+            rows = np.flatnonzero(~np.isin(self._keys, held))
+            with progress.task("write to Milvus", len(rows), "img") as advance:
+                for start in range(0, len(rows), _WRITTEN_AT_ONCE):
+                    part = rows[start : start + _WRITTEN_AT_ONCE]
+                    features = self._exact.features[part]
+                    pairs = zip(self._keys[part].tolist(), features, strict=True)
+                    self._client.upsert(self._collection, [{"key": key, "feature": row} for key, row in pairs])
+                    advance(len(part))
+        except _milvus_error() as error:
+            raise CmpaglError(f"Milvus refused to write {self._collection} ({_reason(error)})") from error
+        return len(rows)
+
+    def top_k(self, queries: NDArray[np.float32], k: int, where: NDArray[np.bool_] | None = None) -> TopK:
+        """As `Store` has it, but for rows that Milvus does not find."""
+        check_search(self._exact.features, queries, k)
+        if leaves_few(where, k):
+            return self._exact.top_k(queries, k, where)
+        share = 1.0 if where is None else float(where.mean())
+        wanted = min(_MOST_CANDIDATES, len(self), int(wanted_candidates(k) / share))
+        candidates = np.full((len(queries), wanted), -1, dtype=np.int64)
+        try:
+            found = self._client.search(self._collection, data=list(queries), limit=wanted)
+        except _milvus_error() as error:
+            raise CmpaglError(f"Milvus cannot search {self._collection} ({_reason(error)})") from error
+        for query, hits in enumerate(found):
+            keys = np.array([hit["key"] for hit in hits], dtype=np.int64)
+            candidates[query, : len(keys)] = self._rows_of(keys)
+        return best_of_candidates(self._exact, queries, candidates, k, where)
+
+    def drop(self) -> None:
+        """Remove the collection."""
+        self._client.drop_collection(self._collection)
+
+    def close(self) -> None:
+        """Close the connection, and Milvus Lite's file with it."""
+        self._client.close()
+
+    def _rows_of(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows of keys, -1 where another program wrote one that is not ours."""
+        places = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
+        return np.where(self._sorted[places] == keys, self._order[places], -1)
+
+    def _create(self) -> None:
+        from pymilvus import DataType, MilvusClient
+
+        schema = MilvusClient.create_schema(auto_id=False)
+        schema.add_field("key", DataType.INT64, is_primary=True)
+        schema.add_field("feature", DataType.FLOAT_VECTOR, dim=self._exact.features.shape[1])
+        index = MilvusClient.prepare_index_params()
+        index.add_index("feature", index_type="AUTOINDEX", metric_type="IP")
+        self._client.create_collection(self._collection, schema=schema, index_params=index)
+
+
+def row_keys(texts: Sequence[str]) -> NDArray[np.int64]:
+    """A key of 63 bits for each text [N]: the same text has the same key anywhere."""
+    import hashlib
+
+    digests = (hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:8] for text in texts)
+    return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64) & np.int64(2**63 - 1)
+
+
+def _connect(uri: str) -> Any:
+    try:
+        from pymilvus import MilvusClient
+    except ImportError as error:
+        raise UsageError("pymilvus is not installed", hint="pip install 'cmpagl[milvus]', or --store exact") from error
+    logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs what it raises as well
+    try:
+        return MilvusClient(uri)
+    except Exception as error:  # an address that leads nowhere raises one of many kinds
+        raise CmpaglError(f"Milvus at {uri} cannot be reached ({_reason(error)})", hint="check the address") from error
+
+
+def _milvus_error() -> type[Exception]:
+    from pymilvus import MilvusException
+
+    error: type[Exception] = MilvusException
+    return error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
