@@ -45,6 +45,18 @@ def index(
             "better. Default: as before for an existing index, else the run's recipe.",
         ),
     ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store",
+            metavar="exact|faiss|milvus:URI",
+            help="How it is searched. faiss and Milvus are approximate: how many of the exact 10 best they find is "
+            "measured. As the index was made, else exact, if left out.",
+        ),
+    ] = None,
+    min_recall: Annotated[
+        float, typer.Option("--min-recall", min=0.0, max=1.0, help="Refuse an approximate store that finds less.")
+    ] = 0.0,
     format: FormatOption = "table",
 ) -> None:
     """Encode a folder of images for `cmpagl retrieve` to search; no captions are needed.
@@ -57,6 +69,7 @@ def index(
       cmpagl index ~/aerial-archive
       cmpagl index ~/aerial-archive --name archive --run ucm-cpu --tta none
       cmpagl index --data ucm
+      cmpagl index ~/aerial-archive --store faiss --min-recall 0.95
       cmpagl index ~/aerial-archive --model remoteclip-b32 --download
       cmpagl index ~/aerial-archive --model open_clip:ViT-B-32:mine.pt --activation gelu
     """
@@ -64,7 +77,9 @@ def index(
 
     given = settings(ctx)
     started_at = time.monotonic()
-    built = make_index(given.session, IndexRequest(folder, data, run, model, name, tta, activation, download))
+    built = make_index(
+        given.session, IndexRequest(folder, data, run, model, name, tta, activation, download, store, min_recall)
+    )
     _show(built, time.monotonic() - started_at, format)
     given.progress.say(f'search it with: cmpagl retrieve "..." --index {built.index.info.name}')
 
@@ -78,10 +93,19 @@ def _show(built: BuiltIndex, elapsed_s: float, format: str) -> None:
         "left_out": len(built.left_out),
         "captions": len(made.caption_text),
         "model": made.info.model,
+        "store": made.info.store,
+        "recall_percent": None if built.recall is None else round(100 * built.recall, 1),
         "elapsed_s": round(elapsed_s, 3),
         "path": str(made.root),
     }
     if format == "table":
         row["elapsed_s"] = duration(elapsed_s)
-    heads = {"encoded": "encoded now", "left_out": "left out", "elapsed_s": "time"}
+    if built.recall is None:
+        del row["recall_percent"]
+    heads = {
+        "recall_percent": "% of the exact 10 best",
+        "encoded": "encoded now",
+        "left_out": "left out",
+        "elapsed_s": "time",
+    }
     emit([row], [Column(key, heads.get(key, "")) for key in row], format)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from cmpagl_core.runs import Run, open_run
 from cmpagl_core.search.index import IndexInfo, open_index
 from cmpagl_core.search.indexing import BuiltIndex, build_index
 from cmpagl_core.search.listing import GallerySource, dataset_source, folder_source
+from cmpagl_core.search.store_files import StoreChoice
 from cmpagl_core.session import Session
 from cmpagl_core.workspace import MARKERS, Workspace
 
@@ -28,8 +29,8 @@ class IndexRequest:
 
     folder: of images; data: a prepared data set, the run's own or the newest if both are None. run: the newest.
     model: in place of a run, see `open_clip_encoder`; activation, download: as in its ClipOptions. tta: as the index
-    that is there was made, else as the recipe says. wait: for another process that is making the same index, rather
-    than be refused.
+    that is there was made, else as the recipe says. store: see StoreChoice; as that index, else exact. wait: for
+    another process that is making the same index, rather than be refused.
     Raises UsageError for what contradicts itself.
     """
 
@@ -41,6 +42,8 @@ class IndexRequest:
     tta: Tta | None = None
     activation: Activation | None = None
     download: bool = False
+    store: str | None = None
+    min_recall: float = 0.0
     wait: bool = False
 
     def __post_init__(self) -> None:
@@ -61,7 +64,10 @@ def make_index(session: Session, request: IndexRequest) -> BuiltIndex:
     run = _run(workspace, request) if request.model is None else None
     source, usual = _source(workspace, request, run)
     root = workspace.folder("indexes", request.name or as_name(usual))
-    return build_index(_encoder(session, request, run, root), source, root, session.progress, request.wait)
+    before = _info_of(root)
+    store = StoreChoice.parse(request.store or (before.store if before is not None else "exact"), request.min_recall)
+    encoder = _encoder(session, request, run, root)
+    return build_index(encoder, source, root, session.progress, request.wait, store)
 
 
 def _run(workspace: Workspace, request: IndexRequest) -> Run:

@@ -67,6 +67,7 @@ class FeatureCache:
         self._broken_content: dict[str, Broken] = {}
         self._sizes: set[int] = set()
         self._captions: dict[str, Features] = {}
+        self.index: GalleryIndex | None = None  # whose rows come first
         self.kept_now = 0
         self.rebuild_reason = ""
 
@@ -119,23 +120,23 @@ class FeatureCache:
         """The features of a caption, if they are known."""
         return self._captions.get(text)
 
-    def keep(self, cfg: ImagePart) -> None:
+    def keep(self, part: ImagePart) -> None:
         """Write a part beside the index, so that it survives an interruption, and know it from now on."""
-        if not cfg.images:
+        if not part.images:
             return
-        features = np.concatenate(cfg.features)
-        paths = TextTable.of(str(image.path) for image in cfg.images)
-        windows = stored_windows([image.window for image in cfg.images])
+        features = np.concatenate(part.features)
+        paths = TextTable.of(str(image.path) for image in part.images)
+        windows = stored_windows([image.window for image in part.images])
         path = self._root / _PARTS_FOLDER / f"{len(self._stamps):09d}.safetensors"
         arrays: dict[str, Array] = {
             "image_features": features,
-            **FileStamps.of(cfg.stamps).arrays(),
+            **FileStamps.of(part.stamps).arrays(),
             **paths.arrays("paths"),
             **({} if windows is None else {"windows": windows}),
         }
         write_tensor_file(path, arrays, {"kind": _PART_KIND, **self._settings()})
-        self._take(features, [image.place for image in cfg.images], cfg.stamps)
-        self.kept_now += len(cfg.images)
+        self._take(features, [image.place for image in part.images], part.stamps)
+        self.kept_now += len(part.images)
 
     def just_kept(self, image: ImageRef) -> CachedFeature:
         """Where the features of an image are that was just kept."""
@@ -169,6 +170,7 @@ class FeatureCache:
         self.rebuild_reason = _rebuild_reason(before, now)
         if self.rebuild_reason or index.stamps is None:
             return
+        self.index = index
         self._take(index.image_features, [index.image(row).place for row in range(len(index))], list(index.stamps))
         self._captions = dict(zip(index.captions, index.text_features, strict=True))
 

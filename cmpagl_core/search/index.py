@@ -8,7 +8,7 @@ the model, so that a query needs no torch; `index.json` says where all comes fro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -57,6 +57,7 @@ class IndexInfo:
     model_sha256: str
     preprocessing: str
     precision: str
+    store: str = "exact"  # that it is searched by: exact, faiss or milvus:URI
     format_version: int = INDEX_FORMAT
 
     @property
@@ -90,6 +91,7 @@ class GalleryIndex:
     stamps: FileStamps | None
     info: IndexInfo
     tower: Path | None = None  # the file of the text half, where there is one
+    faiss: tuple[Path, Path] | None = None  # a faiss index and its rows, where the store is one
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -132,11 +134,13 @@ def places(texts: Sequence[str]) -> NDArray[np.int64]:
     return place
 
 
-def save_index(index: GalleryIndex, reader: str, left_out: Sequence[Broken], tower: IndexFile | None) -> GalleryIndex:
+def save_index(
+    index: GalleryIndex, reader: str, left_out: Sequence[Broken], more: Mapping[str, IndexFile]
+) -> GalleryIndex:
     """Write an index and return it as opened again.
 
-    reader: what found the images broken that are left out. tower: the text half of the index's model, where it has
-    one. Raises CmpaglError when the disk refuses.
+    reader: what found the images broken that are left out. more: files that are written already, such as the text
+    half of the index's model. Raises CmpaglError when the disk refuses.
     """
     assert index.stamps is not None, "an index of files knows its files"
     arrays: dict[str, Array] = {
@@ -151,9 +155,8 @@ def save_index(index: GalleryIndex, reader: str, left_out: Sequence[Broken], tow
     }
     if index.windows is not None:
         arrays["windows"] = index.windows
-    files = {"features": write_named(index.root, "features", partial(_write_features, arrays, index.info))}
-    if tower is not None:
-        files["text_tower"] = tower
+    features = write_named(index.root, "features", partial(_write_features, arrays, index.info))
+    files = {"features": features, **more}
     about = {**asdict(index.info), "images": len(index), "captions": len(index.caption_text)}
     write_marker(index.root, about, files, reader, left_out)
     return open_index(index.root)
@@ -162,13 +165,15 @@ def save_index(index: GalleryIndex, reader: str, left_out: Sequence[Broken], tow
 def _open_named(marker: Marker) -> GalleryIndex:
     values = {field.name: marker.content.get(field.name) for field in fields(IndexInfo)}
     path, tower = marker.path_of("features"), marker.path_of("text_tower")
+    faiss, faiss_rows = marker.path_of("faiss"), marker.path_of("faiss_rows")
     if path is None or not all(isinstance(value, str) for name, value in values.items() if name != "format_version"):
         raise DataError(f"{marker.root / INFO_FILE} does not say where it comes from", hint=AGAIN)
     file = open_tensor_file(path)
     info = IndexInfo(**values)  # type: ignore[arg-type]  # checked just above
     if file.about != _about(info):
         raise MismatchError(f"{marker.root / INFO_FILE} and {file.path} do not belong together", hint=AGAIN)
-    return _from_file(marker.root, file, info, tower)
+    index = _from_file(marker.root, file, info, tower)
+    return index if faiss is None or faiss_rows is None else replace(index, faiss=(faiss, faiss_rows))
 
 
 def _write_features(arrays: Mapping[str, Array], info: IndexInfo, path: Path) -> None:

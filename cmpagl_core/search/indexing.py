@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cmpagl_core.encoders.encoder import Encoder, Features, HasTextTower
 from cmpagl_core.encoders.feature_set import unique_texts
@@ -23,6 +24,7 @@ from cmpagl_core.search.feature_cache import CachedFeature, FeatureCache, ImageP
 from cmpagl_core.search.index import GalleryIndex, IndexInfo, save_index
 from cmpagl_core.search.listing import GallerySource
 from cmpagl_core.search.marker import INFO_FILE, IndexFile, read_marker, write_named
+from cmpagl_core.search.store_files import EXACT, StoreChoice, make_store
 from cmpagl_core.search.stored import FileStamps, stored_windows
 
 _SAID_AT_MOST = 20
@@ -35,10 +37,16 @@ class BuiltIndex:
     index: GalleryIndex
     encoded: int
     left_out: tuple[Broken, ...]
+    recall: float | None = None  # of the exact 10 best, 0 to 1, by an approximate store
 
 
 def build_index(
-    encoder: Encoder, source: GallerySource, root: Path, progress: Progress, wait: bool = False
+    encoder: Encoder,
+    source: GallerySource,
+    root: Path,
+    progress: Progress,
+    wait: bool = False,
+    store: StoreChoice = EXACT,
 ) -> BuiltIndex:
     """Encode a gallery into the folder `root`, or bring the index that is there up to date.
 
@@ -49,14 +57,17 @@ def build_index(
     when another process writes it, InterruptedByUserError.
     """
     with hold(root, progress.say if wait else None, instead="choose another --name"):
-        return _Build(encoder, source, root, progress).make()
+        return _Build(encoder, source, root, progress, store).make()
 
 
 class _Build:
     """One making of an index: what is cache, what is new, and the encoder."""
 
-    def __init__(self, encoder: Encoder, source: GallerySource, root: Path, progress: Progress) -> None:
+    def __init__(
+        self, encoder: Encoder, source: GallerySource, root: Path, progress: Progress, store: StoreChoice
+    ) -> None:
         self._encoder, self._source, self._root, self._progress = encoder, source, root, progress
+        self._store = store
         self._reader = reader_version()
         self._info = IndexInfo(
             name=root.name,
@@ -68,6 +79,7 @@ class _Build:
             model_kind=encoder.origin.kind,
             model_source=encoder.origin.source,
             **asdict(encoder.fingerprint),
+            store=str(store),
         )
 
     def make(self) -> BuiltIndex:
@@ -78,10 +90,12 @@ class _Build:
         encoded, broken = self._encode_new(cache, new)
         left_out += broken
         self._say(len(found) + len(encoded), len(found), left_out)
-        index = self._assemble(cache, {**found, **encoded})
-        index = save_index(index, self._reader, left_out, self._tower())
+        images = {**found, **encoded}
+        index = self._assemble(cache, images)
+        stored = make_store(self._store, index, cache.index, self._rows_of_old(cache, index, images), self._progress)
+        index = save_index(index, self._reader, left_out, {**self._tower(), **stored.files})
         cache.forget_parts()
-        return BuiltIndex(index, len(encoded), tuple(left_out))
+        return BuiltIndex(index, len(encoded), tuple(left_out), stored.recall)
 
     def _look(self, cache: FeatureCache) -> tuple[dict[ImageRef, CachedFeature], list[ImageRef], list[Broken]]:
         """Which images are known already, which are new, and which cannot be read."""
@@ -173,18 +187,29 @@ class _Build:
             features[new] = self._encoder.encode_texts([captions[row] for row in new])
         return features
 
-    def _tower(self) -> IndexFile | None:
+    def _rows_of_old(
+        self, cache: FeatureCache, index: GalleryIndex, images: Mapping[ImageRef, CachedFeature]
+    ) -> NDArray[np.int64]:
+        """Where each row of the index that is there is now, [N before]; -1 where it is gone."""
+        before = 0 if cache.index is None else len(cache.index)
+        rows = np.full(before, -1, dtype=np.int64)
+        for row, image in enumerate(entry.image for entry in self._source.entries if entry.image in images):
+            if images[image].row < before:
+                rows[images[image].row] = row
+        return rows
+
+    def _tower(self) -> dict[str, IndexFile]:
         """The text half, if there is one: that of the index that is there where it is of this model, else a new one."""
         if not isinstance(self._encoder, HasTextTower):
-            return None
+            return {}
         try:
             marker = read_marker(self._root)
             path = marker.path_of("text_tower")
             if path is not None and open_text_tower(path).info.model_sha256 == self._info.model_sha256:
-                return marker.files["text_tower"]
+                return {"text_tower": marker.files["text_tower"]}
         except CmpaglError:
             pass  # there is none yet, or none that can be read
-        return write_named(self._root, "text_tower", self._encoder.write_text_tower)
+        return {"text_tower": write_named(self._root, "text_tower", self._encoder.write_text_tower)}
 
     def _say(self, count: int, unchanged: int, left_out: Sequence[Broken]) -> None:
         if unchanged:

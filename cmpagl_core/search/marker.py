@@ -16,7 +16,7 @@ from cmpagl_core.files import PARTIAL_SUFFIX, FileStamp, now, partial_prefix, re
 from cmpagl_core.imagery.image_ref import ImageRef, Window
 from cmpagl_core.imagery.stamps import Broken, stamp_file
 
-INDEX_FORMAT = 3
+INDEX_FORMAT = 4
 INFO_FILE = "index.json"
 AGAIN = "make it again with `cmpagl index`"
 
@@ -99,12 +99,12 @@ def write_marker(
     named = {key: asdict(file) for key, file in files.items()}
     write_json(root / INFO_FILE, {**about, "made_at": now(), "files": named, "reader": reader, "left_out": listed})
     kept = {file.name for file in files.values()}
-    for path in root.glob("*.safetensors"):
+    for path in (*root.glob("*.safetensors"), *root.glob("*.faiss")):
         if path.name not in kept:
             path.unlink(missing_ok=True)
 
 
-def write_named(root: Path, stem: str, write: Callable[[Path], object]) -> IndexFile:
+def write_named(root: Path, stem: str, write: Callable[[Path], object], suffix: str = ".safetensors") -> IndexFile:
     """Write a file and give it a name with its hash in it. Raises CmpaglError when the disk refuses."""
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def write_named(root: Path, stem: str, write: Callable[[Path], object]) -> Index
             written = Path(folder, stem)
             write(written)
             stamp = stamp_file(written)
-            name = f"{stem}-{stamp.sha256[:16]}.safetensors"
+            name = f"{stem}-{stamp.sha256[:16]}{suffix}"
             written.replace(root / name)
     except OSError as error:
         raise CmpaglError(f"cannot write into {root} ({error.strerror or error})", hint="free the disk") from error

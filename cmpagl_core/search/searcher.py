@@ -18,6 +18,7 @@ from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.progress import Progress
 from cmpagl_core.search.index import GalleryIndex, places
 from cmpagl_core.search.query import CaptionHit, Hit, ImageQuery, Query, TextQuery
+from cmpagl_core.search.store_files import open_store
 from cmpagl_core.search.stores.exact import ExactStore
 from cmpagl_core.search.stores.store import Store, TopK
 
@@ -36,7 +37,7 @@ class Searcher:
     def __init__(self, gallery: GalleryIndex, make_encoder: Callable[[], Encoder], progress: Progress) -> None:
         self.gallery = gallery
         self._make_encoder, self._progress = make_encoder, progress
-        self._images: Store = ExactStore(gallery.image_features, gallery.tie_order)
+        self._images: Store = open_store(gallery)
         self._passes = 0
 
     def search(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:

@@ -20,6 +20,7 @@ from cmpagl_core.search.stores.exact import ExactStore, check_search
 from cmpagl_core.search.stores.store import TopK
 
 _WRITTEN_AT_ONCE = 2048
+_READ_AT_ONCE = 16_384
 _MOST_CANDIDATES = 16_384  # Milvus's own limit
 
 
@@ -38,17 +39,16 @@ class MilvusStore:
     def __len__(self) -> int:
         return len(self._exact)
 
-    def write(self, known: Sequence[int] | NDArray[np.int64], progress: Progress) -> int:
-        """Bring the collection up to date: `known` are the keys that it holds by now. Returns how many were written.
+    def write(self, progress: Progress) -> int:
+        """Delete what went and write what the collection does not hold. Returns how many rows were written.
 
-        Batches are upserted by key, so that a killed update is simply run again. Raises CmpaglError when Milvus
-        refuses.
+        Rows are written in batches, and the collection is asked what it holds, so that a killed update is simply run
+        again. Raises CmpaglError when Milvus refuses.
         """
-        held = np.asarray(known, dtype=np.int64)
         try:
             if not self._client.has_collection(self._collection):
-                held = np.empty(0, np.int64)
                 self._create()
+            held = self._held()
             gone = np.setdiff1d(held, self._keys)
             for start in range(0, len(gone), _WRITTEN_AT_ONCE):
                 self._client.delete(self._collection, ids=gone[start : start + _WRITTEN_AT_ONCE].tolist())
@@ -93,6 +93,15 @@ class MilvusStore:
         """The rows of keys, -1 where another program wrote one that is not ours."""
         places = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
         return np.where(self._sorted[places] == keys, self._order[places], -1)
+
+    def _held(self) -> NDArray[np.int64]:
+        """The keys that the collection holds."""
+        found: list[int] = []
+        pages = self._client.query_iterator(self._collection, batch_size=_READ_AT_ONCE, output_fields=["key"])
+        while page := pages.next():
+            found += [entry["key"] for entry in page]
+        pages.close()
+        return np.array(found, dtype=np.int64)
 
     def _create(self) -> None:
         from pymilvus import DataType, MilvusClient
