@@ -184,7 +184,7 @@ def test_captions_of_images_that_are_not_there_are_refused(encoder: Any, image_f
     built = make(encoder, image_folder, tmp_path / "index").index
     wrong = replace(built, caption_image=np.array([12]), caption_text=np.array([0]), text_features=built.image_features)
     with pytest.raises(DataError, match="images that are not there"):
-        save_index(replace(wrong, captions=built.paths), "a test", [], None)
+        save_index(replace(wrong, captions=built.paths), "a test", [], {})
 
 
 def test_a_copied_index_is_opened_by_its_hashes(encoder: Any, image_folder: Path, tmp_path: Path) -> None:
