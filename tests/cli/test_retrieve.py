@@ -131,14 +131,14 @@ def test_a_long_or_unknown_query_is_said(find: Ask) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        ([], 2, "there is nothing to look for"),
+        ([], 2, "no query is given"),
         ([""], 2, "the query is blank"),
         (["  \n"], 2, "the query is blank"),
         (["square", "--image", "x.jpg"], 2, "a text and --image are two queries"),
         (["square", "--queries", "x.txt"], 2, "a text and --queries are two queries"),
         (["--queries", "x.txt"], 3, "x.txt does not exist"),
         (["--queries", "/dev/null", "--rerank", "itm"], 3, "holds no query"),
-        (["square", "--to", "captions"], 2, "--to captions answers --image in words"),
+        (["square", "--to", "captions"], 2, "--to captions needs --image"),
         (["--image", "x.jpg", "--rerank", "itm"], 2, "--rerank itm compares a text with images"),
         (["--image", "none.jpg"], 3, "image none.jpg does not exist"),
         (["square", "--index", "none"], 3, "no index.json under none"),
@@ -301,7 +301,7 @@ def test_an_export_is_named_after_run_data_and_split(ask: Ask, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--model", "ViT-B-32"], 2, "or open_clip:NAME:CHECKPOINT"),
+        (["--model", "ViT-B-32"], 2, "no published model is called 'ViT-B-32'"),
         (["--model", "open_clip:x", "--run", "tiny"], 2, "both name a model"),
         (["--data", "none"], 3, "no manifest.json under none"),
         (["--run", "none"], 3, "no run.json under none"),
