@@ -1,37 +1,45 @@
-"""Images in any common format, decoded whole to RGB, and turned into `pixel_values`."""
+"""Images in any known format, decoded whole to RGB, and turned into `pixel_values`."""
 
 from __future__ import annotations
 
 import math
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import PIL
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cmpagl_core import __version__
 from cmpagl_core.errors import DataError
+from cmpagl_core.imagery.image_ref import Window
+from cmpagl_core.imagery.plain import PILLOW_FORMATS, PILLOW_ONLY, is_plain
 from cmpagl_core.imagery.quiet import silence_decoders
+from cmpagl_core.imagery.reading import DEFAULT, Reading
 from cmpagl_core.imagery.room import DECODING
 from cmpagl_core.imagery.stamps import open_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cmpagl_core.imagery.scene_file import SceneFile
+    from cmpagl_core.imagery.scene_pool import Picture
+
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as timm's Swin and EfficientNet expect
 IMAGE_STD = (0.229, 0.224, 0.225)
 MAX_PIXELS = 100_000_000  # 300 MB as RGB
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".j2k", ".vrt", ".ntf", ".nitf"}
+)
 
 _DECODER_BYTES, _PIXEL_BYTES = 4, 16  # a pixel at most takes inside a decoder, and as it is and as RGB
 _BAND_PIXELS = 1 << 20  # converted at once, where conversion takes more than its result
 
-_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000")
+_TIFF_SUFFIXES, _ORIENTATION = (".tif", ".tiff"), 0x0112
 # What Pillow's decoders raise on broken files; warnings too, where a caller has turned them into errors.
 _UNDECODABLE = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 _UNDECODABLE_TOO = (NotImplementedError, struct.error, zlib.error, Warning)
@@ -41,29 +49,63 @@ silence_decoders()
 
 def reader_version() -> str:
     """What decodes images, in words: what one version cannot read, another may."""
-    return f"cmpagl {__version__}, Pillow {PIL.__version__}"
+    return f"cmpagl {__version__}, Pillow {PIL.__version__}, rasterio {version('rasterio')}"
 
 
-def open_image(path: Path, max_pixels: int = MAX_PIXELS, at_least_px: int | None = None) -> Image.Image:
+def open_image(
+    path: Path, max_pixels: int = MAX_PIXELS, at_least_px: int | None = None, reading: Reading = DEFAULT
+) -> Image.Image:
     """Decode an image whole: RGB, 8 bits, upright by its EXIF orientation.
 
-    at_least_px: a large JPEG may be decoded at a half, a quarter or an eighth of its size, as long as both sides keep
-    so many pixels; much faster where it is about to be shrunk. None: always whole.
+    at_least_px: a large image may be decoded at a half, a third and so on (a JPEG at an eighth at least) of its size,
+    as long as both sides keep so many pixels; much faster where it is about to be shrunk. None: at its own size, or as
+    large as `max_pixels` allow. reading: which bands, and how they become 8 bits, where it is no plain picture.
 
-    Deeper pixels are scaled so that the image's largest value is white; transparent ones become black, the
-    field's "no data". Raises DataError for a missing, broken or truncated file, or one of over `max_pixels`.
+    Transparent pixels and those without data become black. Raises DataError for a missing, broken or truncated file.
     """
     with open_file(path) as stream:
-        return decode_image(stream, path, max_pixels, at_least_px)
+        return decode_image(stream, path, max_pixels, at_least_px, reading)
 
 
 def decode_image(
-    stream: BinaryIO, path: Path, max_pixels: int = MAX_PIXELS, at_least_px: int | None = None
+    stream: BinaryIO,
+    path: Path,
+    max_pixels: int = MAX_PIXELS,
+    at_least_px: int | None = None,
+    reading: Reading = DEFAULT,
 ) -> Image.Image:
-    """As `open_image`, of a file that is open already; `path` is for what is said."""
+    """As `open_image`, of a file that is open already; `path` is where it is, and what is said."""
+    picture = _decode_plain(stream, path, max_pixels, at_least_px, reading)
+    if picture is not None:
+        return picture
+    from cmpagl_core.imagery.scene_file import SceneFile  # GDAL, which plain pictures do without
+
+    with SceneFile(path) as file:
+        whole = Window(0, 0, file.width, file.height)
+        return file.read(whole, file.rendering(reading), at_least_px).pixels
+
+
+def open_source(path: Path, reading: Reading) -> SceneFile | Picture:
+    """A file of which pieces are to be read: tiled ones by GDAL, pictures whole. Raises DataError."""
+    from cmpagl_core.imagery.scene_file import SceneFile
+    from cmpagl_core.imagery.scene_pool import Picture
+
+    if path.suffix.lower() in _TIFF_SUFFIXES and not _is_turned(path):
+        return SceneFile(path)
+    with open_file(path) as stream:
+        picture = _decode_plain(stream, path, MAX_PIXELS, None, reading)
+    return SceneFile(path) if picture is None else Picture(path, picture)
+
+
+def _decode_plain(
+    stream: BinaryIO, path: Path, max_pixels: int, at_least_px: int | None, reading: Reading
+) -> Image.Image | None:
+    """A picture that is Pillow's, decoded; None for a file that is GDAL's."""
     try:
-        with DECODING.held(), Image.open(stream, formats=_FORMATS) as image:
+        with DECODING.held(), Image.open(stream, formats=PILLOW_FORMATS) as image:
             width, height = image.size
+            if not is_plain(image, stream, reading):
+                return None
             if width * height <= max_pixels:
                 if at_least_px is not None:
                     image.draft(None, (at_least_px, at_least_px))
@@ -71,18 +113,27 @@ def decode_image(
                 image.load()
                 ImageOps.exif_transpose(image, in_place=True)
                 return _to_rgb(image)
+            if image.format not in PILLOW_ONLY:
+                return None
     except MemoryError as error:
         raise DataError(f"there is not enough memory to decode {path}", hint="cut or shrink it first") from error
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path} is not an image of a known format", hint=f"known are {', '.join(_FORMATS)}") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{path} is too large to decode safely (over {max_pixels:,} pixels)") from error
+    except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return None  # GDAL looks at it by parts, if it is an image
     except (*_UNDECODABLE, *_UNDECODABLE_TOO) as error:
         raise DataError(f"{path} is a broken image ({_reason(error)})") from error
     raise DataError(
         f"{path} has {width:,} x {height:,} pixels, more than the {max_pixels:,} that are decoded safely",
-        hint="cut or shrink it first",
+        hint="save it as a TIFF, or cut or shrink it first",
     )
+
+
+def _is_turned(path: Path) -> bool:
+    """Whether EXIF says that a TIFF is to be turned, which GDAL does not do."""
+    try:
+        with open_file(path) as stream, Image.open(stream, formats=("TIFF",)) as image:
+            return bool(image.getexif().get(_ORIENTATION, 1) != 1)
+    except (*_UNDECODABLE, *_UNDECODABLE_TOO):
+        return False
 
 
 def read_pixel_values(path: Path, image_size_px: int) -> Tensor:
@@ -112,35 +163,19 @@ def to_pixel_values(image: Image.Image, image_size_px: int) -> Tensor:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image.copy()  # in memory, so that the file can be closed
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        largest = max(float(_finite_values(band).max()) for _, band in _bands(image))
-        scale = 255 / largest if largest > 255 or 0 < largest <= 1 else 1.0  # 0 to 255 and 0 to 1 are usual ranges too
-        return _in_bands(image, lambda band: _scaled(band, scale))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return _in_bands(image, _on_black)
     return image.convert("RGB")
 
 
 def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Converted in strips from top to bottom, since that takes more memory than its result."""
     result = Image.new("RGB", image.size)
-    for top, band in _bands(image):
-        result.paste(convert(band), (0, top))
-    return result
-
-
-def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """An image as strips from top to bottom, each with where it begins."""
     height = max(1, _BAND_PIXELS // image.width)
     for top in range(0, image.height, height):
-        yield top, image.crop((0, top, image.width, min(top + height, image.height)))
-
-
-def _finite_values(image: Image.Image) -> NDArray[np.float64]:
-    return np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _scaled(image: Image.Image, scale: float) -> Image.Image:
-    return Image.fromarray(np.clip(_finite_values(image) * scale, 0, 255).round().astype(np.uint8)).convert("RGB")
+        strip = image.crop((0, top, image.width, min(top + height, image.height)))
+        result.paste(convert(strip), (0, top))
+    return result
 
 
 def _on_black(image: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Keeps what Pillow and the decoders below it would print beside our own sentences off the terminal."""
+"""Keeps what Pillow, rasterio and the decoders below them would print beside our own sentences off the terminal."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ def silence_decoders() -> None:
     """
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    warnings.filterwarnings("ignore", message="Dataset has no geotransform")  # rasterio's, of most pictures
+    for library in ("PIL", "rasterio"):
+        logging.getLogger(library).addHandler(logging.NullHandler())
     beside = Path(PIL.__file__).parent
     for folder in (beside.parent / "pillow.libs", beside / ".dylibs"):  # where Pillow's packages bring libtiff
-        for library in folder.glob("libtiff*"):
+        for found in folder.glob("libtiff*"):
             with suppress(OSError, AttributeError):
-                ctypes.CDLL(str(library)).TIFFSetErrorHandler(None)
+                ctypes.CDLL(str(found)).TIFFSetErrorHandler(None)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
@@ -12,13 +11,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cmpagl_core.errors import DataError
-from cmpagl_core.files import FileStamp
+from cmpagl_core.files import FileStamp, sha256_file, sha256_text
+from cmpagl_core.imagery.companions import companions
 from cmpagl_core.imagery.image_ref import ImageRef
 
 
 @dataclass(frozen=True)
 class Broken:
-    """An image that could not be read, and why.
+    """An image that could not be read, and why; or a piece of a scene in which there is nothing to see.
 
     stamp: of the content that is broken; None where the file was not there, or another try may go better.
     """
@@ -26,6 +26,12 @@ class Broken:
     image: ImageRef
     why: str
     stamp: FileStamp | None = None
+    empty: bool = False
+
+
+def file_state(path: Path) -> tuple[int, int]:
+    """Size in bytes and time in ns of a file with all that is read beside it. Raises OSError."""
+    return _state(path, companions(path))
 
 
 def stamp_file(path: Path) -> FileStamp:
@@ -41,16 +47,27 @@ def opened_with_stamp(path: Path) -> Iterator[tuple[BinaryIO, FileStamp]]:
     Raises DataError when it cannot be read, and at the end of the block when it was changed in between.
     """
     with open_file(path) as stream:
+        beside = companions(path)
         try:
-            before = os.fstat(stream.fileno())
-            digest = hashlib.file_digest(stream, "sha256")
+            before = _state(path, beside)
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+            if beside:
+                sha256 = sha256_text("\n".join([sha256, *map(sha256_file, beside)]))
             stream.seek(0)
         except OSError as error:
             raise cannot_read(path, error) from error
-        yield stream, FileStamp(before.st_size, before.st_mtime_ns, digest.hexdigest())
-        after = os.fstat(stream.fileno())
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise DataError(f"{path} was changed while it was read", hint="run the command again")
+        yield stream, FileStamp(*before, sha256)
+        check_unchanged(path, before, beside)
+
+
+def check_unchanged(path: Path, before: tuple[int, int], beside: Sequence[Path]) -> None:
+    """Raises DataError when a file, or what is read beside it, is not as it was."""
+    try:
+        after = _state(path, beside)
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    if after != before:
+        raise DataError(f"{path} was changed while it was read", hint="run the command again")
 
 
 def open_file(path: Path) -> BufferedReader:
@@ -66,3 +83,8 @@ def open_file(path: Path) -> BufferedReader:
 def cannot_read(path: Path, error: OSError) -> DataError:
     """The sentence for a file that the system does not let us read."""
     return DataError(f"{path} cannot be read ({error.strerror})")
+
+
+def _state(path: Path, beside: Sequence[Path]) -> tuple[int, int]:
+    states = [one.stat() for one in (path, *beside)]
+    return sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)

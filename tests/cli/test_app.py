@@ -27,7 +27,10 @@ from cmpagl_core.errors import (
 )
 from tests.conftest import Cmpagl
 
-HEAVY = ("torch", "torchvision", "transformers", "timm", "pandas", "pydantic", "numpy", "PIL", "yaml", "jinja2")
+HEAVY = (
+    *("torch", "torchvision", "transformers", "timm", "pandas", "pydantic", "numpy"),
+    *("PIL", "rasterio", "yaml", "jinja2"),
+)
 
 
 def command_lines() -> Iterator[tuple[str, ...]]:

@@ -365,7 +365,7 @@ def test_many_questions_start_no_torch_either(indexed_workspace: Path, tmp_path:
 
 
 def test_a_question_to_an_index_starts_neither_torch_nor_pandas(indexed_workspace: Path) -> None:
-    heavy = ("torch", "transformers", "timm", "pandas", "yaml", "PIL", "jinja2", "rich", "filelock")
+    heavy = ("torch", "transformers", "timm", "pandas", "yaml", "PIL", "rasterio", "jinja2", "rich", "filelock")
     done = asked_apart(indexed_workspace, "retrieve", "a square", loaded_of=heavy)
     assert len(json.loads(done.stdout)) == 10
     assert done.stderr.strip() == "[]"

@@ -1,0 +1,43 @@
+"""The files that an image file is read with: a VRT's sources, ENVI's header, overviews, masks, side notes of GDAL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cmpagl_core.errors import DataError
+from cmpagl_core.imagery.vrt import sources_of
+
+ENVI_SUFFIXES = frozenset({".img", ".dat", ".bsq", ".bil", ".bip"})
+_WITH_NOTES = frozenset({".tif", ".tiff", ".jp2", ".j2k", ".vrt", ".ntf", ".nitf"}) | ENVI_SUFFIXES
+_MAX_DEPTH = 3
+
+
+def companions(path: Path) -> tuple[Path, ...]:
+    """What is read beside a file, sorted; nothing for most images. A VRT that cannot be read has none."""
+    suffix = path.suffix.lower()
+    if suffix not in _WITH_NOTES:
+        return ()
+    beside = [path.with_name(path.name + end) for end in (".aux.xml", ".ovr", ".msk")]
+    if suffix in ENVI_SUFFIXES:
+        beside += headers(path)
+    found = {one for one in beside if one.is_file()}
+    if suffix == ".vrt":
+        found.update(_all_sources(path, 0))
+    return tuple(sorted(found))
+
+
+def headers(path: Path) -> tuple[Path, Path]:
+    """The two names that an ENVI header may have."""
+    return path.with_suffix(".hdr"), path.with_name(path.name + ".hdr")
+
+
+def _all_sources(path: Path, depth: int) -> set[Path]:
+    try:
+        sources = sources_of(path)
+    except DataError:
+        return set()
+    found = set(sources)
+    for source in sources:
+        if source.suffix.lower() == ".vrt" and depth < _MAX_DEPTH:
+            found |= _all_sources(source, depth + 1)
+    return found

@@ -1,0 +1,277 @@
+"""SceneFile: one open file of GDAL's, read piece by piece or as a whole, as small as it is wanted."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.io import DatasetReader
+from rasterio.windows import Window as GdalWindow
+
+from cmpagl_core.errors import DataError
+from cmpagl_core.imagery.bands import Layout, choose_bands
+from cmpagl_core.imagery.gdal import UNREADABLE, brief, gdal, open_dataset, open_page
+from cmpagl_core.imagery.geo import geo_of
+from cmpagl_core.imagery.image_ref import Geo, Window
+from cmpagl_core.imagery.images import MAX_PIXELS
+from cmpagl_core.imagery.reading import Reading
+from cmpagl_core.imagery.room import DECODING
+from cmpagl_core.imagery.stretch import Planes, Rendering, Valid, choose_rendering, is_mask, render, valid_pixels
+
+_SAMPLED_PIXELS = 1_000_000  # that percentiles are taken of
+_SAMPLE_WINDOWS, _SAMPLE_WINDOW_PX = 8, 128  # a side, where the file cannot be read as a whole
+_STRIP_PIXELS = 1 << 22  # of the file, read at once
+_BYTES_A_VALUE = 12  # a value as it is, as float32, whether it is valid, and as 8 bits
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A piece as RGB, and what share of its pixels are measurements."""
+
+    pixels: Image.Image
+    valid: float
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether all pixels are alike, as in a part that was filled."""
+        return all(low == high for low, high in np.reshape(self.pixels.getextrema(), (-1, 2)).tolist())
+
+
+class SceneFile:
+    """An open file. Threads take turns in reading; what is done with what was read runs beside it."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises DataError for a file that is broken, of no known format, or of a kind that is not read."""
+        self.path = path
+        self._lock = threading.RLock()
+        try:
+            with gdal(), ExitStack() as opening:
+                self._open(opening)
+                self._stack = opening.pop_all()
+        except UNREADABLE as error:
+            raise DataError(f"{path} is a broken image ({brief(str(error))})") from error
+
+    def _open(self, opening: ExitStack) -> None:
+        self._datasets = [opening.enter_context(open_dataset(self.path))]
+        pages = len(self._datasets[0].subdatasets)
+        if pages:
+            self._datasets = list(self._pages(opening, pages))
+        first = self._datasets[0]
+        self.width, self.height, self.driver = int(first.width), int(first.height), str(first.driver)
+        self.layout = _layout(self._datasets)
+        if any("complex" in dtype for dtype in self.layout.dtypes):
+            raise DataError(f"{self.path} has complex values, which are no picture", hint="write their amplitude first")
+        self.geo: Geo = geo_of(self.path, first)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._lock, gdal():
+            self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def nodata(self) -> tuple[float | None, ...]:
+        """What stands for "no data" in each band."""
+        if len(self._datasets) > 1:
+            return tuple(page.nodata for page in self._datasets)
+        return tuple(self._datasets[0].nodatavals)
+
+    def rendering(self, reading: Reading) -> Rendering:
+        """How the file becomes RGB, by a sample of all of it. Raises DataError where that is not clear."""
+        plan = choose_bands(self.path, self.layout, reading)
+        wanted = (*plan.bands, *((plan.alpha,) if plan.alpha else ()))
+        planes, valid = self._sample(wanted)
+        alpha = plan.alpha if plan.alpha and is_mask(planes[-1]) else 0
+        if plan.alpha:
+            planes, valid = planes[:-1], valid[:-1] & (planes[-1] > 0 if alpha else True)
+        return choose_rendering(plan, alpha, planes, valid, reading)
+
+    def read(self, window: Window, rendering: Rendering, at_least_px: int | None = None) -> Piece:
+        """A piece. at_least_px: it may be read at a half, a third and so on, as long as both sides keep so many pixels.
+
+        Raises DataError when it is not inside the file, or cannot be read.
+        """
+        whole = Window(0, 0, self.width, self.height)
+        if not _inside(window, whole):
+            raise DataError(f"{self.path} has {self.width} x {self.height} pixels, and {window} is not inside")
+        factor = shrunk_by(window.width, window.height, at_least_px)
+        size = math.ceil(window.width / factor), math.ceil(window.height / factor)
+        pixels, valid = np.empty((size[1], size[0], 3), dtype=np.uint8), 0
+        strips = list(self._strips(window, factor))
+        with DECODING.held():
+            values = max(strip.width * strip.height for strip, _ in strips) // factor**2 * len(rendering.bands)
+            DECODING.take(pixels.nbytes + _BYTES_A_VALUE * values)
+            for strip, top in strips:
+                height = math.ceil(strip.height / factor)
+                planes, ok = self._values(strip, rendering, (height, size[0]), factor)
+                pixels[top : top + height] = self._coloured(planes, ok, rendering)
+                valid += int(ok.any(axis=0).sum())
+        return Piece(Image.fromarray(pixels), valid / (size[0] * size[1]))
+
+    def _pages(self, opening: ExitStack, count: int) -> Iterator[DatasetReader]:
+        """The pages of a TIFF as bands. Raises DataError where they are not of one kind."""
+        first = self._datasets[0]
+        if first.driver != "GTiff" or count > 1_000:
+            raise DataError(
+                f"{self.path} holds {count:,} images", hint="save the one that is meant as a file of its own"
+            )
+        for number in range(1, count + 1):
+            page = opening.enter_context(open_page(self.path, number))
+            if page.count != 1 or page.shape != first.shape or page.dtypes != first.dtypes:
+                raise DataError(
+                    f"{self.path} has {count} pages of different kinds or of several bands",
+                    hint="save the one that is meant as a file of its own",
+                )
+            yield page
+
+    def _sample(self, bands: tuple[int, ...]) -> tuple[Planes, Valid]:
+        """Values [B, H, W] of some bands from all over the file, and which of them are valid."""
+        factor = max(1.0, math.sqrt(self.width * self.height / _SAMPLED_PIXELS))
+        shape = max(1, round(self.height / factor)), max(1, round(self.width / factor))
+        try:
+            return self._raw(bands, Window(0, 0, self.width, self.height), shape, Resampling.nearest)
+        except DataError:
+            return self._sample_of_windows(bands)
+
+    def _sample_of_windows(self, bands: tuple[int, ...]) -> tuple[Planes, Valid]:
+        """Of what can be read, in a grid of windows. Raises DataError when nothing can."""
+        across, down = (min(_SAMPLE_WINDOW_PX, side) for side in (self.width, self.height))
+        found, last = [], None
+        for row, column in itertools.product(range(_SAMPLE_WINDOWS), repeat=2):
+            left = (self.width - across) * column // (_SAMPLE_WINDOWS - 1)
+            top = (self.height - down) * row // (_SAMPLE_WINDOWS - 1)
+            try:
+                found.append(self._raw(bands, Window(left, top, across, down), (down, across), Resampling.nearest))
+            except DataError as error:
+                last = error
+        if not found and last is not None:
+            raise last
+        planes, valid = zip(*found, strict=True)
+        return np.concatenate(planes, axis=1), np.concatenate(valid, axis=1)
+
+    def _strips(self, window: Window, factor: int) -> Iterator[tuple[Window, int]]:
+        """A window from top to bottom, along the file's blocks, each with the row where it goes."""
+        block = max(1, int(self._datasets[0].block_shapes[0][0]))
+        step = max(1, _STRIP_PIXELS // window.width // math.lcm(block, factor)) * math.lcm(block, factor)
+        if step > window.height or step * window.width > 4 * _STRIP_PIXELS:
+            step = max(1, _STRIP_PIXELS // window.width // factor) * factor
+        for top in range(0, window.height, step):
+            height = min(step, window.height - top)
+            yield Window(window.left, window.top + top, window.width, height), top // factor
+
+    def _values(
+        self, window: Window, rendering: Rendering, shape: tuple[int, int], factor: int
+    ) -> tuple[Planes, Valid]:
+        wanted = (*rendering.bands, *((rendering.alpha,) if rendering.alpha else ()))
+        if factor > 1 and any(self.layout.dtypes[band - 1].startswith("float") for band in wanted):
+            whole = self._raw(wanted, window, (window.height, window.width), Resampling.nearest)
+            planes, valid = _averaged(*whole, factor)  # GDAL would average what no header says is "no data"
+        else:
+            plain = factor == 1 or self._palette is not None
+            planes, valid = self._raw(wanted, window, shape, Resampling.nearest if plain else Resampling.average)
+        if rendering.alpha:
+            return planes[:-1], valid[:-1] & (planes[-1] > 0)
+        return planes, valid
+
+    def _raw(
+        self, bands: tuple[int, ...], window: Window, shape: tuple[int, int], how: Resampling
+    ) -> tuple[Planes, Valid]:
+        first, place = self._datasets[0], GdalWindow(window.left, window.top, window.width, window.height)
+        kinds = {self.layout.dtypes[band - 1] for band in bands}
+        options: dict[str, Any] = {"window": place, "resampling": how}
+        if len(kinds) > 1:
+            options["out_dtype"] = "float64"
+        try:
+            with self._reading():
+                if len(self._datasets) > 1:
+                    pages = [self._datasets[band - 1].read(1, out_shape=shape, **options) for band in bands]
+                    planes: Planes = np.stack(pages)
+                else:
+                    planes = first.read(list(bands), out_shape=(len(bands), *shape), **options)
+                valid = valid_pixels(planes, tuple(self.nodata[band - 1] for band in bands))
+                if self._has_mask:
+                    options = {"window": place, "out_shape": shape, "resampling": Resampling.nearest}
+                    valid &= first.read_masks(1, **options) > 0
+        except UNREADABLE as error:
+            where = f"{window.width} x {window.height} pixels at {window.left}, {window.top}"
+            raise DataError(f"{self.path} is a broken image ({where}: {brief(str(error))})") from error
+        return planes, valid
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._lock, gdal():
+            yield
+
+    @cached_property
+    def _has_mask(self) -> bool:
+        """A mask of its own, beside bands and "no data"."""
+        with self._reading():
+            flags = self._datasets[0].mask_flag_enums[0]
+        return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+
+    @cached_property
+    def _palette(self) -> NDArray[np.uint8] | None:
+        """Colours [256, 3] of a file whose one band numbers them."""
+        first = self._datasets[0]
+        if first.count != 1 or first.colorinterp[0] != ColorInterp.palette or first.dtypes[0] != "uint8":
+            return None
+        colours: NDArray[np.uint8] = np.zeros((256, 3), dtype=np.uint8)
+        with self._reading():
+            for value, colour in first.colormap(1).items():
+                colours[value] = colour[:3]
+        return colours
+
+    def _coloured(self, planes: Planes, valid: Valid, rendering: Rendering) -> NDArray[np.uint8]:
+        if self._palette is None or rendering.scale != "none":
+            return render(planes, valid, rendering)
+        coloured: NDArray[np.uint8] = self._palette[planes[0]]  # [H, W, 3]
+        coloured[~valid[0]] = 0
+        return coloured
+
+
+def shrunk_by(width: int, height: int, at_least_px: int | None) -> int:
+    """The whole number by which both sides may be divided: so that they keep enough pixels, and memory has room."""
+    wanted = 1 if at_least_px is None else max(1, min(width, height) // at_least_px)
+    return max(wanted, math.ceil(math.sqrt(width * height / MAX_PIXELS)))
+
+
+def _layout(datasets: list[DatasetReader]) -> Layout:
+    first = datasets[0]
+    if len(datasets) > 1:
+        return Layout(
+            tuple(page.dtypes[0] for page in datasets), ("gray",) * len(datasets), ("",) * len(datasets), len(datasets)
+        )
+    names = tuple(name or "" for name in first.descriptions)
+    return Layout(tuple(first.dtypes), tuple(colour.name for colour in first.colorinterp), names)
+
+
+def _averaged(planes: Planes, valid: Valid, factor: int) -> tuple[Planes, Valid]:
+    """The mean of the valid values of each square; at the right and lower edge, of what is left of one."""
+    rows, columns = (np.arange(0, length, factor) for length in planes.shape[1:])
+    values = np.where(valid, planes, 0).astype(np.float64)
+    sums = np.add.reduceat(np.add.reduceat(values, rows, axis=1), columns, axis=2)
+    counts = np.add.reduceat(np.add.reduceat(valid.astype(np.int64), rows, axis=1), columns, axis=2)
+    return (sums / np.maximum(counts, 1)).astype(planes.dtype), counts > 0
+
+
+def _inside(window: Window, whole: Window) -> bool:
+    return (
+        0 <= window.left < window.left + window.width <= whole.width
+        and 0 <= window.top < window.top + window.height <= whole.height
+    )

@@ -1,0 +1,138 @@
+"""Scenes that stay open from piece to piece, so that each is opened, hashed and looked at once."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from PIL import Image
+
+from cmpagl_core.errors import DataError
+from cmpagl_core.files import FileStamp
+from cmpagl_core.imagery.companions import companions
+from cmpagl_core.imagery.image_ref import Window
+from cmpagl_core.imagery.reading import Reading
+from cmpagl_core.imagery.scene_file import Piece, SceneFile
+from cmpagl_core.imagery.stamps import cannot_read, check_unchanged, file_state, stamp_file
+from cmpagl_core.imagery.stretch import Rendering
+
+_OPEN_AT_ONCE = 3
+
+
+class Picture:
+    """A picture that Pillow has decoded whole, cut where a SceneFile is read."""
+
+    def __init__(self, path: Path, pixels: Image.Image) -> None:
+        self.path, self._pixels = path, pixels
+        self.width, self.height = pixels.size
+
+    def read(self, window: Window) -> Piece:
+        """A piece. Raises DataError when it is not inside."""
+        box = (window.left, window.top, window.left + window.width, window.top + window.height)
+        if not (0 <= box[0] < box[2] <= self.width and 0 <= box[1] < box[3] <= self.height):
+            raise DataError(f"{self.path} has {self.width} x {self.height} pixels, and {window} is not inside")
+        return Piece(self._pixels.crop(box), 1.0)
+
+
+@dataclass(eq=False)
+class OpenScene:
+    """A scene of the pool: its file, and what is known of it."""
+
+    path: Path
+    source: SceneFile | Picture
+    state: tuple[int, int]
+    users: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _renderings: dict[Reading, Rendering] = field(default_factory=dict)
+
+    @cached_property
+    def beside(self) -> tuple[Path, ...]:
+        """Files that are read with it."""
+        return companions(self.path)
+
+    @cached_property
+    def _stamp(self) -> FileStamp:
+        return stamp_file(self.path)
+
+    def stamp(self) -> FileStamp:
+        """Of its content. Raises DataError when it is another one by now."""
+        with self._lock:
+            stamp = self._stamp
+        if (stamp.size, stamp.mtime_ns) != self.state:
+            raise DataError(f"{self.path} was changed while it was read", hint="run the command again")
+        return stamp
+
+    def check_unchanged(self) -> None:
+        """Raises DataError when the file is not as it was when it was opened."""
+        check_unchanged(self.path, self.state, self.beside)
+
+    def rendering(self, reading: Reading) -> Rendering:
+        """As `SceneFile.rendering`, reckoned once."""
+        assert isinstance(self.source, SceneFile), "a picture is as it is"
+        with self._lock:
+            if reading not in self._renderings:
+                self._renderings[reading] = self.source.rendering(reading)
+            return self._renderings[reading]
+
+    def read(self, window: Window, rendering: Rendering | None, reading: Reading, at_least_px: int | None) -> Piece:
+        """A piece, rendered as told, else as the reading says. Raises DataError."""
+        if isinstance(self.source, Picture):
+            return self.source.read(window)
+        return self.source.read(window, rendering or self.rendering(reading), at_least_px)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if isinstance(self.source, SceneFile):
+            self.source.close()
+
+
+class ScenePool:
+    """A few open scenes, those that were not used for longest closed first."""
+
+    def __init__(self, open_at_once: int = _OPEN_AT_ONCE) -> None:
+        self._limit, self._lock = open_at_once, threading.Lock()
+        self._scenes: OrderedDict[tuple[Path, bool], OpenScene] = OrderedDict()
+
+    @contextmanager
+    def opened(self, path: Path, reading: Reading) -> Iterator[OpenScene]:
+        """A scene as it is now. Raises DataError when it cannot be opened."""
+        from cmpagl_core.imagery.images import open_source  # which knows both kinds of files
+
+        try:
+            state = file_state(path)
+        except FileNotFoundError as error:
+            raise DataError(f"image {path} does not exist") from error
+        except OSError as error:
+            raise cannot_read(path, error) from error
+        key = (path, reading == Reading())
+        with self._lock:
+            scene = self._scenes.get(key)
+            if scene is None or scene.state != state:
+                scene = self._scenes[key] = OpenScene(path, open_source(path, reading), state)
+            self._scenes.move_to_end(key)
+            scene.users += 1
+            self._close_idle(self._limit)
+        try:
+            yield scene
+        finally:
+            with self._lock:
+                scene.users -= 1
+
+    def close(self) -> None:
+        """Close what nobody reads."""
+        with self._lock:
+            self._close_idle(0)
+
+    def _close_idle(self, limit: int) -> None:
+        idle = [key for key, scene in self._scenes.items() if not scene.users]
+        for key in idle[: max(0, len(self._scenes) - limit)]:
+            self._scenes.pop(key).close()
+
+
+SCENES = ScenePool()
+"""Of this process, as the memory that they take is."""
