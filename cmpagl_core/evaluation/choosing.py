@@ -1,4 +1,4 @@
-"""Choosing parameters of re-rankings: for a run on its selection split, for files on another one (sections 4 and 5)."""
+"""Chooses re-ranking parameters: for a run on its selection split, for files on another split (sections 4 and 5)."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _ELSE = "give features or scores of the val split"
 
 @dataclass(frozen=True, eq=False)
 class RunScorer:
-    """A run's model, as it scores splits."""
+    """A run's model, scoring splits."""
 
     run: Run
     loaded: LoadedModel
     progress: Progress
 
     def offers(self, params: ChosenParams, itm_k: int | None = None) -> Available:
-        """What the model can be evaluated by. itm_k: candidates of ITM; the recipe's when None."""
+        """The stages that the model can be evaluated at. itm_k: ITM candidates; the recipe's if None."""
         aligned, cfg = self.run.recipe.losses.aligns_features, self.run.recipe.evaluate
         k = ALL_PAIRS if not aligned else cfg.itm_k if itm_k is None else itm_k
         with_itm = self.loaded.model.itm_head is not None and (k > 0 or not aligned)
@@ -52,9 +52,9 @@ class RunScorer:
         return Available(bases, params, k if with_itm else None, cfg.smr)
 
     def scores(self, split: DataSplit, itm_k: int | None) -> Callable[[Base], ScoreMatrix]:
-        """Scores of a split's images x texts, by what they are called: the split is encoded now, pairs matched once.
+        """A function from the name of scores to those of a split, images x texts; ITM scores are computed once.
 
-        itm_k: as `offers` says. Raises DataError for an image that cannot be read.
+        The split is encoded immediately. itm_k: as in `offers`. Raises DataError for an unreadable image.
         """
         features = run_features(self.loaded, self.run.root.name, split, self.progress)
         cosines = ScoreMatrix.from_features(features.image_features, features.text_features).held()
@@ -69,10 +69,10 @@ class RunScorer:
 
 @dataclass(frozen=True)
 class TuneRequest:
-    """Where a run's re-rankings are tuned, and by what; None: as its recipe says."""
+    """On which split a run's re-rankings are tuned, and over which grid; None: the recipe's."""
 
     split: str = "selection"
-    base: Base | None = None  # the scores that are re-ranked; the plain ranking when None
+    base: Base | None = None  # the scores to re-rank; those of the plain ranking if None
     form: SmrForm | None = None
     gammas: tuple[float, ...] | None = None
     keep: bool = True  # beside the run
@@ -84,15 +84,15 @@ class TuneRequest:
 
 
 def tune_run(session: Session, run: Run, request: TuneRequest = TuneRequest()) -> tuple[SmrChoice, RerankParams]:
-    """Choose SMR's gammas and the temperatures of re-rankings on a split by its name, and keep them beside the run.
+    """Choose SMR's gammas and the re-rankings' temperatures on a named split, and save them in the run.
 
-    Raises GuardError for the test split, before anything is opened, and for images that the run was trained on;
-    UsageError for scores that the model has not, or a choice to be kept that would never be used.
+    Raises GuardError for the test split, before anything is opened, and for training images of the run; UsageError
+    for scores that the model does not have, or if the saved choice would never be used.
     """
     tested = _open_for_choosing(session.workspace, run, request.split, "SMR's gammas")
     if request.keep and tested.split.sha256 != run.info.selection_sha256:
         raise UsageError(
-            f"a choice on {request.split} cannot be kept: {run.root.name} uses what was chosen on its selection split",
+            f"a choice on {request.split} cannot be saved: {run.root.name} uses those of its selection split",
             hint="choose on selection, or pass --no-keep",
         )
     progress = session.progress
@@ -112,9 +112,9 @@ def tune_run(session: Session, run: Run, request: TuneRequest = TuneRequest()) -
 
 
 def sensitivity_of_run(session: Session, run: Run, request: TuneRequest) -> tuple[Sensitivity, DataSplit]:
-    """How much SMR's gammas matter on a split by its name, beside every other re-ranking; nothing is kept.
+    """How much SMR's gammas matter on a named split, beside every other re-ranking; nothing is saved.
 
-    Of the request it needs split, gammas and samples. Raises GuardError as `tune_run` does.
+    Uses the request's split, gammas and samples. Raises GuardError as `tune_run` does.
     """
     tested = _open_for_choosing(session.workspace, run, request.split, "among SMR's gammas")
     scorer = RunScorer(run, run.load(session.device()), session.progress)
@@ -131,9 +131,10 @@ def sensitivity_of_run(session: Session, run: Run, request: TuneRequest) -> tupl
 
 
 def params_for(workspace: Workspace, scorer: RunScorer, wanted: str, itm_k: int | None = None) -> ChosenParams:
-    """The parameters that a run keeps; where stages are asked for by name or all, what they lack is chosen and kept.
+    """A run's saved parameters; for stages requested by name or `all`, missing ones are chosen and saved.
 
-    wanted: as for `wanted_stages`. What cannot be chosen, since the run's own data are gone or were changed, is said.
+    wanted: as for `wanted_stages`. If they cannot be chosen, because the run's data are gone or changed, a message
+    says so.
     """
     run, progress = scorer.run, scorer.progress
     known = read_params(run, progress)
@@ -158,8 +159,8 @@ def params_for(workspace: Workspace, scorer: RunScorer, wanted: str, itm_k: int 
 def choose_missing(
     scorer: RunScorer, selection: DataSplit, stages: Sequence[Stage], available: Available
 ) -> ChosenParams:
-    """What the stages lack, chosen on a split that is not the test split. Raises GuardError for the test split."""
-    require_not_test(selection.name, "the parameters of re-rankings")
+    """The stages' missing parameters, chosen on another split. Raises GuardError for the test split."""
+    require_not_test(selection.name, "re-ranking parameters")
     lacking = available.lacking(stages)
     if not lacking:
         return available.params
@@ -169,7 +170,7 @@ def choose_missing(
 
 @dataclass(frozen=True, eq=False)
 class ChoiceScores:
-    """Scores of a split that something is chosen on: images x captions, and whose they are."""
+    """Scores of the split on which parameters are chosen: images x captions, and each caption's image."""
 
     path: Path
     scores: ScoreMatrix
@@ -189,22 +190,23 @@ def open_choice_features(path: Path) -> ChoiceScores:
 
 
 def open_choice_scores(path: Path, prepared: PreparedDataset, split: str | None) -> ChoiceScores:
-    """A score file of another split, which its description (`export --scores`) or the user names.
+    """A score file of another split, named by its description (`export --scores`) or by the user.
 
-    Raises UsageError where neither says which split it is of, GuardError for the test split, MismatchError where both
-    differ or the file is of other data.
+    Raises UsageError if neither names the split, GuardError for the test split, MismatchError if both differ or the
+    file belongs to other data.
     """
     info = read_scores_info(path)
     named = split or (None if info is None else info.split)
     if named is None:
         raise UsageError(
-            f"{path} does not say which split it is of", hint="say so with --choose-split val, or `export --scores`"
+            f"it is unknown which split {path} belongs to",
+            hint="pass --choose-split val, or write it with `export --scores`",
         )
     require_not_test(named, "re-rankings")
     chosen = prepared.split(named)
     if info is not None and info.split_sha256 != chosen.sha256:
         raise MismatchError(
-            f"{path} holds scores of the {info.split} split of {info.dataset}, not of {named} of {prepared.name}",
+            f"{path} has scores of the {info.split} split of {info.dataset}, not of {named} of {prepared.name}",
             hint="name its data set with --data",
         )
     array = open_scores(path)
@@ -215,17 +217,17 @@ def open_choice_scores(path: Path, prepared: PreparedDataset, split: str | None)
 
 
 def require_other_images(choice: ChoiceScores, tested: Sequence[str], tested_sha256: str) -> None:
-    """Refuse to choose on what is tested. tested: SHA-256 of the tested images. Raises GuardError."""
+    """Refuse to choose on tested images. tested: SHA-256 of each. Raises GuardError."""
     if choice.split_sha256 and choice.split_sha256 == tested_sha256:
         raise GuardError(
-            f"{choice.path} is of the very split that is evaluated, so choosing on it would flatter every re-ranking",
+            f"{choice.path} is of the split under evaluation, so choosing on it would bias every re-ranking upwards",
             hint=_ELSE,
         )
     shared = sum(image in choice.images for image in tested)
     if shared:
         raise GuardError(
-            f"{choice.path} holds {shared:,} of the {len(tested):,} images that are evaluated, so choosing on it "
-            "would flatter every re-ranking",
+            f"{choice.path} has {shared:,} of the {len(tested):,} images under evaluation, so choosing on it "
+            "would bias every re-ranking upwards",
             hint=_ELSE,
         )
 
@@ -234,13 +236,13 @@ def require_other_scores(choice: ChoiceScores, tested: NDArray[Any], path: Path)
     """Refuse to choose on the tested matrix under another name. Raises GuardError."""
     if choice.array is not None and equal_scores(choice.array, tested):
         raise GuardError(
-            f"{choice.path} holds the very scores of {path}, so choosing on it would flatter every re-ranking",
+            f"{choice.path} has the same scores as {path}, so choosing on it would bias every re-ranking upwards",
             hint=_ELSE,
         )
 
 
 def choose_on(choice: ChoiceScores, wanted: str, progress: Progress) -> ChosenParams:
-    """The parameters of the re-rankings that are asked for (see `wanted_stages`), on what each re-ranks."""
+    """The parameters of the wanted re-rankings (see `wanted_stages`), each chosen on the scores it re-ranks."""
     nothing = Available(("cosine",), ChosenParams(split_sha256=choice.split_sha256))
     stages = wanted_stages(wanted, nothing.bases)
     return choose_params(stages, lambda _: choice.scores, choice.caption_image, nothing, progress=progress)
@@ -252,7 +254,7 @@ def _open_for_choosing(workspace: Workspace, run: Run, split: str, what: str) ->
     shared = sum(image in run.seen.train_images for image in tested.split.image_sha256)
     if shared:
         raise GuardError(
-            f"choosing {what} on {split} would flatter them: {run.root.name} was trained on {shared:,} of its "
+            f"choosing {what} on {split} would bias them: {run.root.name} was trained on {shared:,} of its "
             f"{len(tested.split):,} images",
             hint="choose on the run's selection split",
         )

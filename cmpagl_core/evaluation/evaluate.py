@@ -1,4 +1,4 @@
-"""From a run, a feature set or anybody's score matrix to a RetrievalReport (method, section 5)."""
+"""From a run, a feature set or any score matrix to a RetrievalReport (section 5)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from cmpagl_core.workspace import Workspace
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What to show and how; `rerank` is explained at `plan_stages`."""
+    """What to evaluate and report; for `rerank` see `plan_stages`."""
 
     protocol: Protocol = "rsitr"
     rerank: str = "default"
@@ -61,11 +61,11 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """What `evaluate` is asked for: a run (the newest if nothing is named), a feature set or a score file.
+    """The input of `evaluate`: a run (the newest by default), a feature set or a score file.
 
-    data: name of a prepared data set: of a run, another than its own; of features, where their scenes are; of scores,
-    what they are of. choose_on: features or scores that re-rankings of a file are chosen on. choose_split: which split
-    those scores are of. both: under every protocol.
+    data: name of a prepared data set: for a run, to replace its own; for features, to look up scene classes; for
+    scores, the data set that they belong to. choose_on: features or scores on which a file's re-ranking parameters are
+    chosen. choose_split: the split of those scores. both: evaluate under both protocols.
     """
 
     run: str | None = None
@@ -81,7 +81,7 @@ class EvaluateRequest:
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """Reports, one a protocol, and what their queries are about (scenes [N], "" where unknown; captions [M])."""
+    """Reports, one per protocol, with the queries' scene classes [N] ("" if unknown) and captions [M]."""
 
     reports: tuple[RetrievalReport, ...]
     scenes: tuple[str, ...]
@@ -89,11 +89,11 @@ class Evaluated:
 
     @property
     def report(self) -> RetrievalReport:
-        """The first one: under `rsitr` where both protocols were asked for."""
+        """The first report; with both protocols, that under `rsitr`."""
         return self.reports[0]
 
     def groups(self, by: By | None, report: RetrievalReport) -> tuple[GroupRow, ...]:
-        """Every stage by scene class or by length of the caption. Raises DataError where no class is known."""
+        """Every stage by scene class or by caption length. Raises DataError if no class is known."""
         queries, stages = report.queries, [row.stage for row in report.rows]
         if by == "scene":
             return tuple(group for stage in stages for group in by_scene(queries, stage, self.scenes))
@@ -103,9 +103,9 @@ class Evaluated:
 
 
 def evaluate(session: Session, request: EvaluateRequest) -> Evaluated:
-    """Evaluate what is asked for; reports on a run are kept in its folder.
+    """Run an evaluation; reports on a run are saved in its folder.
 
-    Raises MismatchError for features or scores of another split than the data set's, and as what it opens does.
+    Raises MismatchError if features or scores do not belong to the data set's split, and the errors of opening them.
     """
     if request.features is not None:
         return _evaluate_features(session, request, request.features)
@@ -116,7 +116,7 @@ def evaluate(session: Session, request: EvaluateRequest) -> Evaluated:
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Who is asked what: the part of a split, or of a feature set, that evaluation needs."""
+    """The part of a split or feature set that evaluation needs: images, captions and which belong together."""
 
     dataset: str
     split: str
@@ -142,7 +142,7 @@ class GroundTruth:
 
 @dataclass(frozen=True)
 class ScoredModel:
-    """What made the scores."""
+    """The model that produced the scores."""
 
     name: str
     sha256: str = ""
@@ -151,7 +151,7 @@ class ScoredModel:
 
 @dataclass(frozen=True, eq=False)
 class ScoredSplit:
-    """A tested split with a model's scores of it, images x texts, for each of the bases that are available."""
+    """A test split with a model's scores, images x texts, for each available base."""
 
     tested: GroundTruth
     scores: Callable[[Base], ScoreMatrix]
@@ -159,7 +159,7 @@ class ScoredSplit:
     model: ScoredModel
 
     def report(self, options: EvaluateOptions) -> RetrievalReport:
-        """The result under the options' protocol. Raises UsageError for options that cannot be had."""
+        """The result under the options' protocol. Raises UsageError for options that are not available."""
         if options.samples < 1:
             raise UsageError(f"samples = {options.samples} must be at least 1")
         tested = self.tested
@@ -207,11 +207,10 @@ class ScoredSplit:
 def run_scores(
     scorer: RunScorer, tested: EvalSplit, itm_k: int | None = None, params: ChosenParams | None = None
 ) -> ScoredSplit:
-    """A run's scores of a split, to be evaluated: the split is encoded now, pairs are matched on demand.
+    """A run's scores of a split: the split is encoded immediately, ITM runs on demand.
 
-    itm_k: candidates of ITM; the recipe's when None. params: of re-rankings; those that the run keeps when None. What
-    the split shares with what the run was trained and chosen on is stamped. Raises DataError for a image that cannot
-    be read.
+    itm_k: ITM candidates; the recipe's if None. params: of re-rankings; the run's saved ones if None. Overlap of the
+    split with the run's training and selection images goes into the stamp. Raises DataError for an unreadable image.
     """
     run = scorer.run
     available = scorer.offers(read_params(run, scorer.progress) if params is None else params, itm_k)
@@ -221,12 +220,12 @@ def run_scores(
 
 
 def feature_scores(features: FeatureSet, params: ChosenParams | None = None) -> ScoredSplit:
-    """Any model's features, to be evaluated. params: chosen on another split, where there are any.
+    """Scores of any model's features. params: chosen on another split, if available.
 
     Raises DataError for a feature set without captions.
     """
     if not features.captions:
-        raise DataError("this feature set holds no captions, so there is nothing to ask")
+        raise DataError("this feature set has no captions, so there are no queries")
     info = features.info
     tested = GroundTruth(
         info.dataset,
@@ -248,10 +247,10 @@ def matrix_scores(
     model: ScoredModel | None = None,
     params: ChosenParams | None = None,
 ) -> ScoredSplit:
-    """Anybody's scores of a split's images x captions, in the order of the prepared set, to be evaluated.
+    """Any scores of a split's images x captions, in the order of the prepared data set.
 
-    The plain ranking's stage is called `cosine` here too. Raises MismatchError for another shape, DataError for values
-    that are no scores.
+    The plain ranking's stage is called `cosine` here too. Raises MismatchError for a wrong shape, DataError for values
+    that are not finite numbers.
     """
     scores, made_by = ScoreMatrix.from_array(array), model or ScoredModel("scores")
     require_shape(scores, tested.split, made_by.name)
@@ -259,9 +258,9 @@ def matrix_scores(
 
 
 def export_scores(session: Session, run: Run, tested: EvalSplit, out: Path) -> ScoresInfo:
-    """Write what a run ranks a split by before any re-ranking, images x captions, and beside it what that is of.
+    """Write a run's scores of a split before any re-ranking, images x captions, with a description beside them.
 
-    Raises DataError for a image that cannot be read, CmpaglError when the disk refuses.
+    Raises DataError for an unreadable image, CmpaglError if writing fails.
     """
     split, scorer = tested.split, RunScorer(run, run.load(session.device()), session.progress)
     available = scorer.offers(ChosenParams())
@@ -280,7 +279,7 @@ def export_scores(session: Session, run: Run, tested: EvalSplit, out: Path) -> S
 
 
 def shared_with_training(run: Run, tested: DataSplit) -> Overlap | None:
-    """What a split shares with what the run was trained and chosen on; None where that is nothing."""
+    """Overlap of a split with the run's training and selection images; None if there is none."""
     return find_overlap(run.seen, run.info.dataset, tested)
 
 
@@ -294,7 +293,7 @@ def _evaluate_run(session: Session, request: EvaluateRequest) -> Evaluated:
     for report in reports:
         path = report_path(run.root, request.split, report.stamp.protocol, tested.other_dataset)
         save_report(report, path, progress.say)
-        progress.say(f"kept in {path}")
+        progress.say(f"saved in {path}")
     return Evaluated(reports, tested.split.scenes, tested.split.captions)
 
 
@@ -305,7 +304,7 @@ def _evaluate_features(session: Session, request: EvaluateRequest, path: Path) -
         split = _prepared(session.workspace, request).split(features.info.split)
         if split.sha256 != features.info.split_sha256:
             raise MismatchError(
-                f"{path} holds features of another {features.info.split} split than {split.dataset} has",
+                f"{path} has features of a {features.info.split} split other than that of {split.dataset}",
                 hint="export the features again, or leave --data out",
             )
         # a feature set may hold the images in another order
@@ -325,7 +324,7 @@ def _evaluate_scores(session: Session, request: EvaluateRequest, path: Path) -> 
     array, info = open_scores(path), read_scores_info(path)
     if info is not None and info.split_sha256 != tested.sha256:
         raise MismatchError(
-            f"{path} holds scores of the {info.split} split of {info.dataset}, not of {tested.name} of {prepared.name}",
+            f"{path} has scores of the {info.split} split of {info.dataset}, not of {tested.name} of {prepared.name}",
             hint="name its data set with --data and its split with --split",
         )
     params = ChosenParams()
@@ -349,7 +348,7 @@ def _open_choice(workspace: Workspace, request: EvaluateRequest, path: Path) -> 
     if path.suffix == ".npy":
         return open_choice_scores(path, _prepared(workspace, request), request.choose_split)
     if request.choose_split is not None:
-        raise UsageError("--choose-split is for scores (.npy): features say which split they are of")
+        raise UsageError("--choose-split is for scores (.npy); feature files record their split")
     return open_choice_features(path)
 
 
@@ -358,5 +357,5 @@ def _prepared(workspace: Workspace, request: EvaluateRequest) -> PreparedDataset
 
 
 def _cosine_only(params: ChosenParams | None) -> Available:
-    """What features and score files of anybody offer: one plain ranking, which is called `cosine`."""
+    """The stages of feature sets and score files: one plain ranking, called `cosine`."""
     return Available(("cosine",), ChosenParams() if params is None else params)

@@ -1,4 +1,4 @@
-"""Recalls by scene class and by length of the caption (ours)."""
+"""Recalls by scene class and by caption length (ours)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LENGTHS = ((1, 5), (6, 8), (9, 11), (12, 15), (16, None))
 
 @dataclass(frozen=True)
 class GroupRow:
-    """Recalls of a part of the queries, in percent, against the whole gallery; None where there is no query."""
+    """Recalls of a subset of the queries, in percent, against the whole gallery; None without queries."""
 
     stage: str
     group: str
@@ -32,7 +32,7 @@ class GroupRow:
 
 
 def by_scene(queries: Queries, stage: str, scenes: Sequence[str]) -> tuple[GroupRow, ...]:
-    """One row a scene class. scenes [N], "" where unknown. Raises DataError when no class is known."""
+    """One row per scene class. scenes [N], "" if unknown. Raises DataError if no class is known."""
     names = sorted(set(scenes) - {""})
     if not names:
         raise DataError("no image of this split has a scene class", hint="prepare it with its class list")
@@ -42,7 +42,7 @@ def by_scene(queries: Queries, stage: str, scenes: Sequence[str]) -> tuple[Group
 
 
 def by_length(queries: Queries, stage: str, captions: Sequence[str]) -> tuple[GroupRow, ...]:
-    """Text to image by the number of words in the query; image to text stays open, since an image has many captions."""
+    """Text to image by number of words in the query; image to text is None, since an image has several captions."""
     words = np.array([len(text.split()) for text in captions])
     rows = []
     for least, most in _LENGTHS:

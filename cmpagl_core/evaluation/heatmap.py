@@ -1,4 +1,4 @@
-"""SMR's gamma grid as an image, alone or beside every other re-ranking: how much the gammas matter (extra `plots`)."""
+"""SMR's gamma grid as a figure, alone or beside every other re-ranking (extra `plots`)."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class _Grid:
 
 
 def save_heatmap(choice: SmrChoice, title: str, out: Path) -> None:
-    """Write a PNG: mR without SMR subtracted, the chosen point framed.
+    """Write a PNG of the gain in mR over no SMR, with the chosen point framed.
 
-    Raises CmpaglError when matplotlib is not installed or the disk refuses.
+    Raises CmpaglError if matplotlib is not installed or writing fails.
     """
     grid = _Grid.of(
         [(point.gamma1, point.gamma2, point.mr - choice.plain_mr) for point in choice.grid],
@@ -61,9 +61,9 @@ def save_heatmap(choice: SmrChoice, title: str, out: Path) -> None:
 
 
 def save_sensitivity(found: Sensitivity, title: str, out: Path) -> None:
-    """Write a PNG: the grids of both forms on one scale, and the gains of all re-rankings with their intervals.
+    """Write a PNG: the grids of both forms on one colour scale, and all re-rankings' gains with intervals.
 
-    Raises CmpaglError when matplotlib is not installed or the disk refuses.
+    Raises CmpaglError if matplotlib is not installed or writing fails.
     """
     figure = _figure(_WIDE_INCHES)
     panels = figure.subplots(1, 3, width_ratios=(1.0, 1.0, 1.1))
@@ -102,7 +102,7 @@ def _figure(inches: tuple[float, float]) -> Any:
 
 
 def _draw_grid(axes: Any, grid: _Grid, reach: float) -> Any:
-    """Numbers on colours, symmetric around 0, so that the colour says whether SMR helps or hurts."""
+    """A heat map with numbers; colours are symmetric around 0, so they show whether SMR helps or hurts."""
     from matplotlib.patches import Rectangle
 
     image = axes.imshow(grid.gain, cmap="RdBu", vmin=-reach, vmax=reach, origin="lower", aspect="auto")
@@ -119,7 +119,7 @@ def _draw_grid(axes: Any, grid: _Grid, reach: float) -> Any:
 
 
 def _draw_gains(axes: Any, settings: Sequence[Setting]) -> None:
-    """A whisker and a dot each, the first on top."""
+    """A dot with whiskers for each, the first on top."""
     axes.axvline(0.0, color="0.4", linewidth=1)
     for place, setting in enumerate(settings):
         axes.plot(setting.gain_ci95, [place, place], color="#1f6f8b", linewidth=2)

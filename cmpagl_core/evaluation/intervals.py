@@ -1,6 +1,6 @@
-"""Sampling noise: bootstrap intervals and paired randomisation tests over query images (method, section 5).
+"""Sampling noise: bootstrap intervals and paired randomisation tests over query images (section 5).
 
-Images are the units: an image is drawn with all its captions, the gallery stays as it is.
+The unit is the image: it is resampled with all its captions, and the gallery stays fixed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _EQUAL_DELTA = 1e-9  # percent; sums of the same terms in another order
 
 @dataclass(frozen=True, eq=False)
 class PerImage:
-    """What each query image with captions, N of them sorted by id, adds to the six recalls."""
+    """Contribution of each of N query images with captions, sorted by id, to the six recalls."""
 
     image_ids: tuple[str, ...]
     hits: Values  # [N, 6] sums of hit probabilities over the image's queries, i2t then t2i
@@ -33,7 +33,7 @@ class PerImage:
     def of(
         cls, image_ids: Sequence[str], i2t_hits: Values, t2i_hits: Values, caption_image: NDArray[np.int64]
     ) -> PerImage:
-        """i2t_hits [images, 3], not a number where an image has no caption; t2i_hits [captions, 3]."""
+        """i2t_hits [images, 3], NaN for an image without captions; t2i_hits [captions, 3]."""
         captions = np.bincount(caption_image, minlength=len(image_ids))
         t2i = np.zeros((len(image_ids), 3))
         np.add.at(t2i, caption_image, t2i_hits)
@@ -76,10 +76,10 @@ def bootstrap(results: PerImage, samples: int = 1000, seed: int = 0) -> Values:
 def compare(
     a: Sequence[PerImage], b: Sequence[PerImage], permutations: int = 10_000, samples: int = 1000, seed: int = 0
 ) -> tuple[Comparison, ...]:
-    """Paired comparison of two sides, each one run or several seeds of it, whose results are averaged per image.
+    """Paired comparison of two sides; several seeds of a side are averaged per image.
 
-    Two-sided randomisation test: each image's results are exchanged or not. The same run twice gives p = 1.
-    Raises MismatchError unless all hold the same images with as many captions.
+    Two-sided randomisation test: each image's results are swapped or not. A run against itself gives p = 1.
+    Raises MismatchError unless all have the same images with the same numbers of captions.
     """
     left, right = _average(a), _average(b)
     if left.image_ids != right.image_ids or not np.array_equal(left.queries, right.queries):
@@ -116,7 +116,7 @@ def holm(p: Values) -> Values:
 
 
 def _randomisation_p(left: PerImage, right: PerImage, permutations: int, seed: int) -> Values:
-    """(1 + exchanges with a difference at least as great) / (1 + exchanges), for each metric [7]."""
+    """(1 + permutations with at least as large a difference) / (1 + permutations), for each metric [7]."""
     six = 100.0 * (right.hits - left.hits) / np.repeat(left.queries.sum(axis=0), 3)
     shares = np.concatenate([six, six.mean(axis=1, keepdims=True)], axis=1)  # [N, 7], sum to the differences
     bar = np.abs(shares.sum(axis=0)) - _EQUAL_DELTA

@@ -1,6 +1,6 @@
-"""Parameters of re-rankings that were chosen for a run: `rerank.json` in its folder, beside what it is (ours).
+"""The re-ranking parameters chosen for a run: `rerank.json` in its folder (ours).
 
-The file names the weights and the split that chose, by hash; parameters of other weights or of another split than the
+The file records weights and selection split by hash; parameters chosen for other weights or on another split than the
 run's selection split are never used.
 """
 
@@ -25,7 +25,7 @@ RERANK_FORMAT = 1
 
 @dataclass(frozen=True)
 class Chooser:
-    """Who chose, and on what. Hashes are hex digests of SHA-256."""
+    """The weights and the split of a choice, as hex digests of SHA-256."""
 
     weights_sha256: str
     split_sha256: str
@@ -38,7 +38,7 @@ class Chooser:
 
     @classmethod
     def of_run(cls, run: Run) -> Chooser:
-        """A finished run, with the selection split that it remembers."""
+        """A finished run with its recorded selection split."""
         return cls.of(run.info.weights_sha256, run.info.selection_sha256, run.seen)
 
 
@@ -52,14 +52,14 @@ class _Kept:
 
 
 def write_params(root: Path, chooser: Chooser, by_scores: Mapping[str, RerankParams]) -> None:
-    """Keep what was chosen in a run's folder, in place of all before. Raises CmpaglError when the disk refuses."""
+    """Save a choice in a run's folder, replacing earlier ones. Raises CmpaglError if writing fails."""
     write_json(root / RERANK_FILE, asdict(_Kept(chooser, dict(by_scores))))
 
 
 def add_params(run: Run, before: ChosenParams, after: ChosenParams, progress: Progress) -> None:
-    """Keep what was chosen from `before` to `after` beside what another process may have chosen meanwhile.
+    """Save what was chosen from `before` to `after`, merged with what another process may have saved meanwhile.
 
-    Raises CmpaglError when the disk refuses.
+    Raises CmpaglError if writing fails.
     """
     with hold(run.root / RERANK_FILE, progress.say):
         both = read_params(run).taking_over(before, after)
@@ -67,7 +67,7 @@ def add_params(run: Run, before: ChosenParams, after: ChosenParams, progress: Pr
 
 
 def read_params(run: Run, progress: Progress | None = None) -> ChosenParams:
-    """What was chosen for a run; nothing where nothing was, or for other weights or on another split, which is said.
+    """The parameters chosen for a run; empty if there are none, or (with a message) if they do not apply to it.
 
     Raises DataError for a broken file.
     """
@@ -77,7 +77,7 @@ def read_params(run: Run, progress: Progress | None = None) -> ChosenParams:
         return nothing
     content = read_json(path)
     version = content.get("format_version") if isinstance(content, dict) else None
-    hint = "delete it; `cmpagl tune smr` makes it again"
+    hint = "delete it; `cmpagl tune smr` writes a new one"
     if version != RERANK_FORMAT:
         raise DataError(f"{path}: format_version is {version!r}, this cmpagl reads {RERANK_FORMAT}", hint=hint)
     try:

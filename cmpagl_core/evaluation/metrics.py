@@ -1,4 +1,4 @@
-"""MRR, median rank, nDCG@10 and mAP in expectation over the orders of ties (McSherry and Najork 2008)."""
+"""MRR, median rank, nDCG@10 and mAP, as expectations over the order of ties (McSherry and Najork 2008)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NDCG_AT = 10
 
 @dataclass(frozen=True)
 class RankMetrics:
-    """Of one direction; all in percent but the median rank of the first match, which counts from 1."""
+    """Metrics of one direction, in percent, except the median rank of the first match, which counts from 1."""
 
     mrr: float
     median_rank: float
@@ -27,7 +27,7 @@ class RankMetrics:
 
 @dataclass(frozen=True, eq=False)
 class _TieGroups:
-    """Matches of one query that score the same: G groups, the best of a query first."""
+    """Groups of a query's tied matches: G groups, a query's best first."""
 
     query: Counts  # [G], 0 .. Q - 1
     better: Counts  # [G] items that score strictly higher
@@ -103,7 +103,7 @@ def _tie_groups(scores: ScoreMatrix, matches: Matches) -> _TieGroups:
 
 
 def _places(scores: ScoreMatrix, matches: Matches) -> tuple[Counts, Counts]:
-    """For each pair: how many items of its row score strictly higher, and how many the same."""
+    """For each pair: number of items in its row that score strictly higher, and that tie."""
     better, tied = np.empty(len(matches.query), np.int64), np.empty(len(matches.query), np.int64)
     values = scores.at(matches.query, matches.item)
     gallery = scores.shape[1]

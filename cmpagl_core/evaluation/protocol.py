@@ -1,4 +1,4 @@
-"""What a result is a result of: its stamp, and the guards against numbers that would mislead (method, section 5)."""
+"""A result's stamp (data, model, protocol), and guards against misleading numbers (section 5)."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ from cmpagl_core.runs import Seen
 Protocol = Literal["rsitr", "duplicate-aware"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
-_CAPTION_DIGITS = 16  # 64 bits of a hash: no two of a million captions are taken for one
+_CAPTION_DIGITS = 16  # 64 bits of a hash: a million captions do not collide
 _COMPARED = ("protocol", "ties", "dataset", "split", "split_sha256", "images", "captions")
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """What the images that a model was trained on share with the ones it is tested on."""
+    """Overlap between a model's training and test images."""
 
     trained_on: str
     images: int  # of the tested ones
-    captions: int | None  # of the tested ones, alike in lower case without punctuation; None: not counted
+    captions: int | None  # of the tested ones, compared in lower case without punctuation; None: not counted
     tested_images: int
     tested_captions: int
-    chosen_on: int = 0  # tested images that the model's epoch and re-ranking were chosen on
+    chosen_on: int = 0  # tested images that are also in the model's selection split
 
     def sentences(self, model: str) -> tuple[str, ...]:
-        """For people, to stand under a table."""
+        """Sentences for people, to print under a table."""
         found = []
         if self.images or self.captions:
             shared = f"{self.images:,} of {self.tested_images:,} images"
             if self.captions is not None:
                 shared += f" and {self.captions:,} of {self.tested_captions:,} captions"
-            found.append(f"trained on {self.trained_on}, which shares {shared} with what is tested")
+            found.append(f"trained on {self.trained_on}, which shares {shared} with the test set")
         if self.chosen_on:
             part = f"{self.chosen_on:,} of these {self.tested_images:,} images"
-            where = "this very split" if self.chosen_on == self.tested_images else part
-            found.append(f"{model} was chosen on {where}, so these recalls flatter it")
+            where = "this split" if self.chosen_on == self.tested_images else part
+            found.append(f"{model} was chosen on {where}, so these recalls are biased upwards")
         return tuple(found)
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """Everything that decides whether two numbers may stand in one column. Hashes are hex digests of SHA-256."""
+    """Everything that decides whether two numbers are comparable. Hashes are hex digests of SHA-256."""
 
     protocol: Protocol
     dataset: str
@@ -74,7 +74,7 @@ class Stamp:
 
 
 def differences(stamps: Mapping[str, Stamp]) -> list[str]:
-    """In words, what keeps named results out of one column; empty when nothing does."""
+    """Differences in words that make named results incomparable; empty if there are none."""
     found = []
     for compared in _COMPARED:
         values = {name: str(getattr(stamp, compared)) for name, stamp in stamps.items()}
@@ -85,15 +85,15 @@ def differences(stamps: Mapping[str, Stamp]) -> list[str]:
 
 
 def require_one_column(stamps: Mapping[str, Stamp], mix: bool = False) -> list[str]:
-    """Refuse to set results of different data or protocols side by side, unless told to `mix`; returns what differs.
+    """Refuse to compare results of different data or protocols, unless `mix`; returns the differences.
 
     Raises GuardError.
     """
     found = differences(stamps)
     if found and not mix:
         raise GuardError(
-            f"these results must not stand in one column: {'; '.join(found)}",
-            hint="evaluate both alike, or pass --mix to compare them nevertheless",
+            f"these results are not comparable: {'; '.join(found)}",
+            hint="evaluate both in the same way, or pass --mix to compare them anyway",
         )
     return found
 
@@ -101,7 +101,7 @@ def require_one_column(stamps: Mapping[str, Stamp], mix: bool = False) -> list[s
 def require_not_test(split: str, what: str) -> None:
     """Refuse to choose anything on a test split, or on all splits together. Raises GuardError."""
     if split in ("test", "all"):
-        where = "the test split" if split == "test" else "all splits, the test split among them,"
+        where = "the test split" if split == "test" else "all splits, which include the test split,"
         raise GuardError(
             f"choosing {what} on {where} would make its recalls meaningless",
             hint="choose on val, or on the run's selection split",
@@ -109,14 +109,14 @@ def require_not_test(split: str, what: str) -> None:
 
 
 def matches_of(protocol: Protocol, caption_image: NDArray[np.int64], images: int, captions: Sequence[str]) -> Matches:
-    """Who answers whom: own captions (`rsitr`), or identical ones too (`duplicate-aware`)."""
+    """Which captions match which images: their own (`rsitr`), or identical ones too (`duplicate-aware`)."""
     if protocol == "rsitr":
         return Matches.own(caption_image, images)
     return Matches.identical(caption_image, images, caption_classes(captions))
 
 
 def seen_of(train: DataSplit, selection: DataSplit) -> Seen:
-    """What a run keeps of the splits that it was trained and chosen on."""
+    """What a run records of its training and selection splits."""
     return Seen(
         train_images=frozenset(train.image_sha256) - {""},
         train_captions=frozenset(_caption_hash(text) for text in train.captions),
@@ -125,10 +125,10 @@ def seen_of(train: DataSplit, selection: DataSplit) -> Seen:
 
 
 def find_overlap(seen: Seen, trained_on: str, tested: DataSplit) -> Overlap | None:
-    """What the images that a model has seen and the tested ones share; None when nothing worth a word.
+    """Overlap between the images of a training and tested ones; None if there is none worth reporting.
 
-    trained_on: the data set's name. Within one data set common captions are left out of the count, since its scenes
-    share phrases by nature.
+    trained_on: the data set's name. Within one data set shared captions are not counted, since its scenes naturally
+    share phrases.
     """
     images = sum(image in seen.train_images for image in tested.image_sha256)
     chosen_on = sum(image in seen.selection_images for image in tested.image_sha256)
@@ -141,18 +141,18 @@ def find_overlap(seen: Seen, trained_on: str, tested: DataSplit) -> Overlap | No
 
 
 def written_overlap(overlap: Overlap | None) -> str:
-    """As a feature file keeps it; empty where there is none."""
+    """Serialised for a feature file; empty without overlap."""
     return "" if overlap is None else canonical_json(asdict(overlap))
 
 
 def read_overlap(text: str) -> Overlap | None:
-    """What `written_overlap` wrote. Raises DataError for anything else."""
+    """Parses what `written_overlap` wrote. Raises DataError for anything else."""
     if not text:
         return None
     try:
         return TypeAdapter(Overlap).validate_json(text)
     except ValidationError as error:
-        raise DataError(f"{text[:60]!r} does not say what was shared", hint="export the features again") from error
+        raise DataError(f"{text[:60]!r} is not a record of shared images", hint="export the features again") from error
 
 
 def _caption_hash(text: str) -> str:

@@ -1,7 +1,4 @@
-"""Recall that ties cannot mislead: expectation over the orders of ties, with both bounds (method, section 5).
-
-All counts are of images and texts; nothing here knows which model made the scores.
-"""
+"""Recall as its expectation over the order of ties, with both bounds (section 5)."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ Probabilities = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """Which gallery item answers which query: pairs sorted by query, each once."""
+    """Which gallery items match which queries: distinct pairs, sorted by query."""
 
     queries: int
     gallery: int
@@ -32,9 +29,9 @@ class Matches:
 
     @classmethod
     def own(cls, caption_image: ArrayLike, images: int) -> Matches:
-        """Images as queries, texts as gallery; a caption answers its own image alone (`rsitr`).
+        """Images as queries, texts as gallery; a caption matches its own image only (`rsitr`).
 
-        caption_image: row of the image that each caption belongs to. Raises DataError for a row outside.
+        caption_image: row of each caption's image. Raises DataError for a row out of range.
         """
         rows = _checked_rows(caption_image, images)
         order = np.argsort(rows, kind="stable")
@@ -42,7 +39,7 @@ class Matches:
 
     @classmethod
     def identical(cls, caption_image: ArrayLike, images: int, caption_class: ArrayLike) -> Matches:
-        """As `own`, but an identical caption answers too (`duplicate-aware`).
+        """As `own`, but identical captions match too (`duplicate-aware`).
 
         caption_class: one number per caption, equal for identical captions.
         """
@@ -65,7 +62,7 @@ class Matches:
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """Where the best match of each query stands; queries without any match are left out."""
+    """The rank of each query's best match, as counts; queries without a match are left out."""
 
     query: Counts  # [Q] rows of the queries that have a match
     better: Counts  # [Q] gallery items that score strictly higher than the best match
@@ -86,11 +83,11 @@ class Ranking:
         return 1.0 - missed
 
     def optimistic(self, k: int) -> Probabilities:
-        """1 where some order of ties puts a match among the first k, else 0."""
+        """1 if some order of ties puts a match among the first k, else 0."""
         return (self.better < k).astype(np.float64)
 
     def pessimistic(self, k: int) -> Probabilities:
-        """1 where every order of ties does, else 0."""
+        """1 if every order of ties does, else 0."""
         return (self.better + self.tied - self.tied_matches < k).astype(np.float64)
 
 
@@ -109,7 +106,7 @@ class Recalls:
 
 @dataclass(frozen=True)
 class RecallResult:
-    """Both directions in expectation, and the mR with its bounds, all in percent."""
+    """Expected recalls of both directions, and mR with its bounds, in percent."""
 
     i2t: Recalls
     t2i: Recalls
@@ -119,7 +116,7 @@ class RecallResult:
 
 
 def rank_queries(scores: ScoreMatrix, matches: Matches) -> Ranking:
-    """Count, for each query, what stands above its best match and what ties with it.
+    """Count, for each query, the items above its best match and those tied with it.
 
     scores: [queries, gallery] in the direction of `matches`. Raises DataError if the sizes differ.
     """
@@ -147,7 +144,7 @@ def rank_queries(scores: ScoreMatrix, matches: Matches) -> Ranking:
 
 
 def recalls(ranking: Ranking) -> Recalls:
-    """Percent of queries that hit, in expectation. Raises DataError if no query has a match."""
+    """Expected percentage of queries with a hit. Raises DataError if no query has a match."""
     return _percent([ranking.hits(k) for k in KS])
 
 
@@ -162,7 +159,7 @@ def summarise(i2t: Ranking, t2i: Ranking) -> RecallResult:
 def recall(scores: ScoreMatrix, matches: Matches, text_scores: ScoreMatrix | None = None) -> RecallResult:
     """Recall of both directions.
 
-    scores: images x texts; text_scores: texts x images where a re-ranking gives that direction its own matrix, else
+    scores: images x texts. text_scores: texts x images, if a re-ranking has a separate matrix for that direction; else
     the transpose of `scores`. matches: images x texts.
     """
     backward = scores.transposed() if text_scores is None else text_scores

@@ -1,4 +1,4 @@
-"""RetrievalReport: the recalls of every stage with their bounds and intervals, and each query's own result."""
+"""RetrievalReport: the recalls of every stage with bounds and intervals, and the result of each query."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ Hits = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Spans:
-    """From - to of each recall and of mR, in percent."""
+    """Lower and upper end of each recall and of mR, in percent."""
 
     i2t: dict[str, Span]
     t2i: dict[str, Span]
     mr: Span
 
     def by_name(self) -> dict[str, Span]:
-        """All seven, named as people read them: "mR", "i2t R@1", ..."""
+        """All seven by display name: "mR", "i2t R@1", ..."""
         sides = {"i2t": self.i2t, "t2i": self.t2i}
         named = {f"{side} R@{key[1:]}": span for side, spans in sides.items() for key, span in spans.items()}
         return {"mR": self.mr, **named}
@@ -63,12 +63,12 @@ class ReportRow:
 
     @property
     def ties_matter(self) -> bool:
-        """Whether the order of ties decides more than TIES_MATTER of mR or of any of the six recalls."""
+        """Whether the order of ties moves mR or any recall by more than TIES_MATTER."""
         return any(high - low > TIES_MATTER for low, high in self.bounds.by_name().values())
 
     @property
     def ties(self) -> str:
-        """In words, what the order of ties decides: mR's bounds, or those of the recall it moves most; else empty."""
+        """The bounds that ties leave, as text: mR's, or those of the recall that moves most; else empty."""
         if not self.ties_matter:
             return ""
         spans = self.bounds.by_name()
@@ -80,7 +80,7 @@ class ReportRow:
 
 @dataclass(frozen=True, eq=False)
 class StageHits:
-    """Each query's result at one stage; not a number where a query has no match."""
+    """Each query's result at one stage; NaN for a query without a match."""
 
     i2t_hits: Hits  # [N, 3] probability of a match among the first 1, 5, 10
     t2i_hits: Hits  # [M, 3]
@@ -90,14 +90,14 @@ class StageHits:
 
 @dataclass(frozen=True, eq=False)
 class Queries:
-    """Who was asked: N images, M captions, and what each query got at every stage."""
+    """The queries, N images and M captions, and their results at every stage."""
 
     image_ids: tuple[str, ...]
     caption_image: NDArray[np.int64]  # [M]
     stages: dict[str, StageHits] = field(default_factory=dict)
 
     def per_image(self, stage: str) -> PerImage:
-        """What intervals and comparisons stand on. Raises DataError naming the stages there are."""
+        """Per-image results for intervals and comparisons. Raises DataError listing the stages."""
         if stage not in self.stages:
             raise DataError(f"there is no stage {stage!r}", hint=f"there is {', '.join(self.stages)}")
         hits = self.stages[stage]
@@ -114,7 +114,7 @@ class RetrievalReport:
     notes: tuple[str, ...] = ()
 
     def row(self, stage: str) -> ReportRow:
-        """Raises DataError naming the stages there are."""
+        """Raises DataError listing the stages."""
         for row in self.rows:
             if row.stage == stage:
                 return row
@@ -141,9 +141,9 @@ class RetrievalReport:
 
 
 def report_path(run_root: Path, split: str, protocol: str, other_dataset: str = "") -> Path:
-    """Where a run keeps an evaluation: `evaluations/<split>-<protocol>.json`, its arrays beside it.
+    """Path of an evaluation in a run: `evaluations/<split>-<protocol>.json`, with its arrays beside it.
 
-    other_dataset: name of the data set where it is not the one that the run was trained on.
+    other_dataset: name of the data set if it is not the run's training data.
     """
     prefix = f"{other_dataset}-" if other_dataset else ""
     return run_root / "evaluations" / f"{prefix}{split}-{protocol}.json"
@@ -152,7 +152,7 @@ def report_path(run_root: Path, split: str, protocol: str, other_dataset: str = 
 def save_report(report: RetrievalReport, path: Path, wait: Callable[[str], None] | None = None) -> None:
     """Write the queries' results beside `path` (.npz, no pickle), then `path` itself (.json), with their hash.
 
-    wait: told for whom we wait while another evaluation writes there; None refuses with BusyError.
+    wait: called with the other process while another evaluation writes there; None raises BusyError instead.
     """
     arrays: dict[str, NDArray[Any]] = {
         "image_ids": np.array(report.queries.image_ids, dtype=np.str_),
@@ -168,10 +168,10 @@ def save_report(report: RetrievalReport, path: Path, wait: Callable[[str], None]
 
 
 def load_report(path: Path) -> RetrievalReport:
-    """Read an evaluation back.
+    """Read a saved evaluation.
 
-    Raises DataError when it is missing, broken or of another version, MismatchError when its two files are of two
-    evaluations.
+    Raises DataError if it is missing, broken or of another version, MismatchError if its two files do not belong
+    together.
     """
     content = read_json(path)
     version = content.get("format_version") if isinstance(content, dict) else None
@@ -188,24 +188,26 @@ def load_report(path: Path) -> RetrievalReport:
         place = ".".join(str(part) for part in first["loc"])
         raise DataError(f"{path}: {place}: {first['msg']}", hint="evaluate again") from error
     if not rows:
-        raise DataError(f"{path} holds no rows", hint="evaluate again")
+        raise DataError(f"{path} has no rows", hint="evaluate again")
     for row in rows:
         absurd = next((number for number in _numbers(asdict(row)) if not 0 <= number <= _LARGEST), None)
         if absurd is not None:
             raise DataError(
-                f"{path}: {row.stage[:60]} holds {str(absurd)[:20]}, as no evaluation does", hint="evaluate again"
+                f"{path}: {row.stage[:60]} has the impossible value {str(absurd)[:20]}", hint="evaluate again"
             )
     stored = path.with_suffix(".npz")
     if not stored.is_file():
         raise DataError(f"{stored} is missing", hint="evaluate again")
     if content.get(_ARRAYS) != sha256_file(stored):
-        raise MismatchError(f"{path} and {stored.name} beside it are of two evaluations", hint="evaluate again")
+        raise MismatchError(
+            f"{path} and {stored.name} beside it belong to two different evaluations", hint="evaluate again"
+        )
     return RetrievalReport(stamp, rows, _load_queries(stored, [row.stage for row in rows]), notes)
 
 
 def _load_queries(path: Path, stages: list[str]) -> Queries:
     try:
-        # opened here, since numpy leaves a broken archive open
+        # opened here, since numpy does not close a broken archive
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             _check_size(file)
             arrays = {name: file[name] for name in file.files}
@@ -228,16 +230,16 @@ def _load_queries(path: Path, stages: list[str]) -> Queries:
             f"{path} does not belong to the evaluation beside it ({error})", hint="evaluate again"
         ) from error
     if not images:
-        raise DataError(f"{path} holds no images", hint="evaluate again")
+        raise DataError(f"{path} has no images", hint="evaluate again")
     if captions and not 0 <= owners.min() <= owners.max() < images:
-        raise DataError(f"{path}: caption_image names images that are not there", hint="evaluate again")
+        raise DataError(f"{path}: caption_image refers to images that do not exist", hint="evaluate again")
     return Queries(tuple(str(image) for image in ids), owners, hits)
 
 
 def _shaped(values: NDArray[Any], shape: tuple[int, ...]) -> Hits:
     if values.shape != shape or values.dtype.kind not in "fiu":
-        raise ValueError(f"{values.dtype} of shape {values.shape} is not numbers of {shape}")
-    if bool(((values < 0) | (values > _LARGEST)).any()):  # false for what is not a number: a query without a match
+        raise ValueError(f"{values.dtype} of shape {values.shape} instead of numbers of shape {shape}")
+    if bool(((values < 0) | (values > _LARGEST)).any()):  # false for NaN, a query without a match
         raise ValueError("a result is negative or too large")
     return values.astype(np.float64)
 

@@ -1,4 +1,4 @@
-"""Score matrices as `.npy` files, each with a JSON file beside it that says which split it is of (ours)."""
+"""Score matrices as `.npy` files, each with a JSON file beside it that records its split (ours)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ROWS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class ScoresInfo:
-    """What a matrix of images x captions is of. Hashes are hex digests of SHA-256."""
+    """Split and model of a score matrix, images x captions. Hashes are hex digests of SHA-256."""
 
     model: str
     model_sha256: str
@@ -38,9 +38,9 @@ class ScoresInfo:
 
 
 def save_scores(path: Path, scores: ScoreMatrix, info: ScoresInfo) -> ScoresInfo:
-    """Write scores as float32, tile by tile, then what they are of beside them (`NAME.npy.json`).
+    """Write scores as float32, tile by tile, then their description beside them (`NAME.npy.json`).
 
-    Returns what was written. Raises CmpaglError when the disk refuses.
+    Returns the description. Raises CmpaglError if writing fails.
     """
     rows, cols = scores.shape
     with atomic_path(path) as partial:
@@ -56,14 +56,14 @@ def save_scores(path: Path, scores: ScoreMatrix, info: ScoresInfo) -> ScoresInfo
 
 
 def info_path(scores: Path) -> Path:
-    """Where a score file's description lies."""
+    """Path of a score file's description."""
     return scores.with_name(f"{scores.name}.json")
 
 
 def read_scores_info(scores: Path) -> ScoresInfo | None:
-    """What is known of a score file; None where nothing is.
+    """The description of a score file; None if there is none.
 
-    Raises DataError for a broken description, MismatchError where it is of another file.
+    Raises DataError for a broken description, MismatchError for that of another file.
     """
     path = info_path(scores)
     if not path.is_file():
@@ -71,11 +71,11 @@ def read_scores_info(scores: Path) -> ScoresInfo | None:
     try:
         info = TypeAdapter(ScoresInfo).validate_python(read_json(path))
     except ValidationError as error:
-        raise DataError(f"{path} does not say what {scores.name} is of", hint="export the scores again") from error
+        raise DataError(f"{path} does not describe {scores.name}", hint="export the scores again") from error
     if info.format_version != SCORES_FORMAT:
         raise DataError(f"{path}: format_version is {info.format_version}, this cmpagl reads {SCORES_FORMAT}")
     if info.scores_sha256 != sha256_file(scores):
-        raise MismatchError(f"{path} describes another file than {scores.name} as it is now", hint="export both again")
+        raise MismatchError(f"{path} does not describe the present {scores.name}", hint="export both again")
     return info
 
 
@@ -93,12 +93,12 @@ def open_scores(path: Path) -> NDArray[Any]:
     except (OSError, ValueError, EOFError, OverflowError, MemoryError) as error:
         raise DataError(f"{path} is not a .npy file of plain numbers", hint=hint) from error
     if array.ndim != 2 or array.dtype.kind not in "fiu":
-        raise DataError(f"{path} holds {array.dtype} of shape {array.shape}, not a matrix of numbers", hint=hint)
+        raise DataError(f"{path} has {array.dtype} of shape {array.shape}, not a matrix of numbers", hint=hint)
     return array
 
 
 def equal_scores(first: NDArray[Any], second: NDArray[Any]) -> bool:
-    """Whether two matrices hold the same numbers, in whatever type they are stored."""
+    """Whether two matrices have the same numbers, whatever their types."""
     if first.shape != second.shape:
         return False
     starts = range(0, len(first), _ROWS_AT_ONCE)

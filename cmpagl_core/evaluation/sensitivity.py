@@ -1,6 +1,6 @@
-"""How much SMR's gammas matter: its whole grid in both forms, beside every other re-ranking (ours; method, section 4).
+"""How much SMR's gammas matter: the whole grid in both forms, beside every other re-ranking (ours; section 4).
 
-The paper chose the gammas from a grid and did not say how the others did.
+The paper chose the gammas from a grid and did not report the other values.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _OTHERS = ("galr", "csls")
 
 @dataclass(frozen=True)
 class Setting:
-    """One re-ranking with its parameters; gain and its 95 % interval are mR minus that without re-ranking, in points.
+    """One re-ranking with its parameters; gain and 95 % interval are points of mR over no re-ranking.
 
-    best_share: in how many of the resamples, from 0 to 1, this pair of gammas is its form's best; None beside SMR.
+    best_share: share of the resamples, 0 to 1, in which this pair of gammas is its form's best; None except for SMR.
     """
 
     reranking: str  # "smr multiply", "smr add", "galr", "csls", "dual_softmax", "sinkhorn"
@@ -47,18 +47,18 @@ class Setting:
 
 @dataclass(frozen=True)
 class FormSummary:
-    """One form's grid in short; gains in points, gamma (0, 0) left out of all but the best, since it is a baseline."""
+    """Summary of one form's grid; gains in points; the pair (0, 0) counts for the best only, as it is a baseline."""
 
     form: SmrForm
     best: Setting
     worst: Setting
     median_gain: float
-    better_share: float  # of the pairs of gammas: those with a gain above 0
+    better_share: float  # share of the pairs of gammas with a gain above 0
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """mR in percent under `rsitr` of one selection split: without re-ranking, and with every setting of each."""
+    """mR in percent under `rsitr` on one split: without re-ranking, and with every setting of each."""
 
     images: int
     captions: int
@@ -72,7 +72,7 @@ class Sensitivity:
 
     @property
     def others(self) -> tuple[Setting, ...]:
-        """What needs no gammas."""
+        """The re-rankings without gammas."""
         return tuple(setting for setting in self.settings if setting.gamma1 is None)
 
     def summary(self, form: SmrForm) -> FormSummary:
@@ -110,8 +110,8 @@ def smr_sensitivity(
 ) -> Sensitivity:
     """Evaluate both forms on gammas x gammas, GaLR, CSLS, dual softmax and Sinkhorn on scores of images x texts.
 
-    Intervals are of the gain, paired: bootstrap over query images, every setting on the same draws. Raises UsageError
-    for an empty grid, a gamma that is none, or less than one sample.
+    Intervals are of the paired gain: bootstrap over query images, with the same resamples for every setting. Raises
+    UsageError for an empty grid, an invalid gamma, or less than one sample.
     """
     if not gammas:
         raise UsageError("the grid of gammas is empty", hint="give at least one gamma")
@@ -162,13 +162,13 @@ def _per_image(scores: Directions, matches: Matches, image_ids: Sequence[str], o
 
 
 def _resampled_mr(results: Sequence[PerImage], samples: int, seed: int) -> NDArray[np.float64]:
-    """mR of every result on the same draws of images: [samples, results]."""
+    """mR of every result on the same resamples of images: [samples, results]."""
     pieces = resamples(len(results[0].image_ids), samples, seed)
     return np.concatenate([np.stack([result.metrics(drawn)[:, _MR] for result in results], axis=1) for drawn in pieces])
 
 
 def _best_shares(names: Sequence[str], drawn: NDArray[np.float64]) -> list[float | None]:
-    """How often each setting is the best of those with its name, equal ones sharing; None beside SMR."""
+    """How often each setting is the best of its name, ties shared; None except for SMR."""
     shares: list[float | None] = [None] * len(names)
     for form in FORMS:
         columns = [place for place, name in enumerate(names) if name == f"smr {form}"]
@@ -181,7 +181,7 @@ def _best_shares(names: Sequence[str], drawn: NDArray[np.float64]) -> list[float
 
 
 def _best(grid: Sequence[Setting]) -> Setting:
-    """The same as tuning chooses: the smallest gammas among equals."""
+    """As in tuning: the smallest gammas among ties."""
     place = place_of_best([setting.mr for setting in grid], [(one.gamma1 or 0.0, one.gamma2 or 0.0) for one in grid])
     return grid[place]
 

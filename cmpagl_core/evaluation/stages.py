@@ -1,4 +1,4 @@
-"""Which stages an evaluation shows, and the row of each (method, section 4)."""
+"""The stages of an evaluation, and the row of each (section 4)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Base = Literal["cosine", "itm"]
 
 @dataclass(frozen=True)
 class Stage:
-    """A named row: the scores it starts from, and the re-rankings on top."""
+    """A named row: its base scores and the re-rankings applied to them."""
 
     name: str
     base: Base
@@ -30,10 +30,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Available:
-    """What a model offers: base scores, the plain ranking first, and parameters of re-rankings.
+    """What can be evaluated: base scores, the plain ranking first, and the parameters of re-rankings.
 
-    itm_k: candidates of the ITM scores, which parameters depend on; 0: every pair, None: no ITM. smr: whether it is
-    shown unasked.
+    itm_k: candidates of the ITM scores, on which parameters depend; 0: every pair, None: no ITM. smr: whether SMR is
+    shown by default.
     """
 
     bases: tuple[Base, ...]
@@ -42,23 +42,23 @@ class Available:
     smr: bool = True
 
     def scores_of(self, base: Base) -> str:
-        """What parameters call these scores."""
+        """The name of these scores as a key of parameters."""
         return base if base == "cosine" else f"itm@{self.itm_k}"
 
     def lacking(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
-        """Stages with parameters that were never chosen on what they re-rank."""
+        """Stages whose parameters were never chosen on the scores that they re-rank."""
         return tuple(stage for stage in stages if self.params.lacks(self.scores_of(stage.base), stage.rerankings))
 
     def steps(self, stage: Stage) -> tuple[Step, ...] | None:
-        """The stage's re-rankings with their parameters; None where some were never chosen, on plain scores either."""
+        """The stage's re-rankings with parameters; None if some were never chosen, not even on plain scores."""
         return self.params.steps(self.scores_of(stage.base), stage.rerankings, self.scores_of(self.bases[0]))
 
 
 def wanted_stages(wanted: str, bases: tuple[Base, ...]) -> tuple[Stage, ...]:
-    """The rows that are asked for.
+    """The requested stages.
 
-    wanted: "none" (the base scores), "default" (and SMR on each), "all" (and every other re-ranking of the first),
-    or a list such as "smr,csls+smr,itm+galr". Raises UsageError for what is no re-ranking, or of no base here.
+    wanted: "none" (the base scores), "default" (with SMR on each), "all" (with every other re-ranking of the first),
+    or a list such as "smr,csls+smr,itm+galr". Raises UsageError for an unknown re-ranking or base.
     """
     plain = [Stage(base, base) for base in bases]
     if wanted not in ("none", "default", "all"):
@@ -74,9 +74,9 @@ def wanted_stages(wanted: str, bases: tuple[Base, ...]) -> tuple[Stage, ...]:
 
 
 def plan_stages(wanted: str, available: Available) -> tuple[tuple[Stage, ...], tuple[str, ...]]:
-    """The rows to show, and a sentence for each that cannot be, or that borrows its parameters.
+    """The stages to show, and a note for each that is left out or borrows its parameters.
 
-    wanted: as for `wanted_stages`. Raises UsageError for a stage that is asked for by name and not to be had.
+    wanted: as for `wanted_stages`. Raises UsageError for a stage that is requested by name but not available.
     """
     stages = wanted_stages("none" if wanted == "default" and not available.smr else wanted, available.bases)
     steps = {stage: available.steps(stage) for stage in stages}
@@ -90,7 +90,7 @@ def plan_stages(wanted: str, available: Available) -> tuple[tuple[Stage, ...], t
 
 def _borrowing(stage: Stage, available: Available) -> str:
     plain = available.bases[0]
-    way_out = f"`cmpagl evaluate --rerank {stage.name}` chooses them on what is re-ranked"
+    way_out = f"`cmpagl evaluate --rerank {stage.name}` chooses them on the right scores"
     return f"{stage.name}: its parameters were chosen on {plain} scores, not on those that it re-ranks; {way_out}"
 
 
@@ -103,7 +103,7 @@ def score_stages(
     samples: int,
     seed: int,
 ) -> tuple[tuple[ReportRow, ...], Queries]:
-    """Evaluate every stage on scores of images x texts; `scores` is asked once for each base."""
+    """Evaluate every stage on scores of images x texts; `scores` is called once for each base."""
     bases: dict[Base, Directions] = {}
     rows, hits = [], {}
     for stage in stages:
@@ -119,7 +119,7 @@ def score_stages(
 
 
 def _named(text: str, bases: tuple[Base, ...]) -> Stage:
-    """A stage from what the user wrote; `cosine+` in front may be left out. Raises UsageError."""
+    """Parse a stage's name; a leading `cosine+` is optional. Raises UsageError."""
     first, _, rest = text.partition("+")
     if first in ("cosine", "itm"):
         base: Base = "itm" if first == "itm" else "cosine"
@@ -166,7 +166,7 @@ def _hits(ranking: Ranking) -> Probabilities:
 
 
 def _spread(ranking: Ranking, queries: int, values: Probabilities) -> Probabilities:
-    """Values of the queries that have a match, put into rows for all of them."""
+    """Values of the queries with a match, spread to rows for all queries."""
     rows = np.full((queries, *values.shape[1:]), np.nan)
     rows[ranking.query] = values
     return rows

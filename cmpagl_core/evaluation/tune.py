@@ -1,4 +1,4 @@
-"""Choosing SMR's gammas and the temperatures of re-rankings, on the selection split alone (method, section 4)."""
+"""Chooses SMR's gammas and the re-rankings' temperatures on the selection split (section 4)."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ EQUAL_MR = 1e-9  # percent; recalls are sums in float64
 
 @dataclass(frozen=True)
 class SmrGrid:
-    """What SMR is tried with: one form, and every pair of some gammas."""
+    """A grid for SMR: one form, and every pair of the given gammas."""
 
     form: SmrForm = "multiply"
     gammas: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 
     @classmethod
     def of(cls, cfg: EvaluatePart) -> SmrGrid:
-        """The recipe's."""
+        """The grid of a recipe."""
         return cls(cfg.smr_form, cfg.smr_gammas)
 
 
@@ -68,7 +68,7 @@ class SmrChoice:
         return Gammas(self.form, self.gamma1, self.gamma2)
 
     def added_to(self, known: RerankParams) -> RerankParams:
-        """The parameters with these of SMR."""
+        """`known` with these SMR parameters."""
         return replace(known, smr=self.gammas, smr_mr=self.mr)
 
 
@@ -78,10 +78,10 @@ def choose_smr(
     grid: SmrGrid = SmrGrid(),
     progress: Progress | None = None,
 ) -> SmrChoice:
-    """Try a grid of gammas by mR under `rsitr` on these scores (images x texts) of the selection split.
+    """Search a grid of gammas for the best mR under `rsitr` on these scores (images x texts) of the selection split.
 
-    scores: plain ones, or those of both directions after other re-rankings.
-    The smallest gammas win among equals. Raises UsageError for an empty grid or a gamma that is none.
+    scores: plain ones, or those of both directions after other re-rankings. The smallest gammas win ties. Raises
+    UsageError for an empty grid or an invalid gamma.
     """
     if not grid.gammas:
         raise UsageError("the grid of gammas is empty", hint="give at least one gamma")
@@ -108,7 +108,7 @@ def choose_temperature(
     caption_image: ArrayLike,
     temperatures: Sequence[float] = TEMPERATURES,
 ) -> float:
-    """The temperature with the best mR under `rsitr`, the lowest among equals. Raises UsageError for an empty grid."""
+    """The temperature with the best mR under `rsitr`; the lowest wins ties. Raises UsageError for an empty grid."""
     if not temperatures:
         raise UsageError("the grid of temperatures is empty", hint="give at least one temperature")
     both = _both(scores)
@@ -129,10 +129,9 @@ def choose_params(
     grid: SmrGrid = SmrGrid(),
     progress: Progress | None = None,
 ) -> ChosenParams:
-    """What these stages need and is not known yet, chosen on what each re-ranks, by scores of the selection split.
+    """The known parameters and those these stages still need, each chosen on the selection scores that it re-ranks.
 
-    scores: images x texts of the selection split; asked only for a base that something is chosen on. Returns the
-    known parameters and the new ones.
+    scores: images x texts of the selection split; called only for a base on which something is chosen.
     """
     params = available.params
     for stage in stages:
@@ -168,7 +167,7 @@ def _choose(
 
 
 def place_of_best(mr: Sequence[float], pairs: Sequence[tuple[float, float]]) -> int:
-    """Row of the best mR, of the smallest gammas among equals. pairs: gamma1 and gamma2 of each row."""
+    """Row of the best mR; the smallest gammas win ties. pairs: gamma1 and gamma2 of each row."""
     top = max(mr)
     equals = [place for place, value in enumerate(mr) if value >= top - EQUAL_MR]
     return min(equals, key=lambda place: (sum(pairs[place]), pairs[place][0]))

@@ -1,1 +1,1 @@
-"""Score matrices and their re-rankings: matrices in, matrices out; ITM alone runs a model (method, section 4)."""
+"""Score matrices and re-rankings: matrices in, matrices out; only ITM runs a model (section 4)."""

@@ -1,4 +1,4 @@
-"""GaLR's multivariate re-ranking (Yuan et al. 2022), which needs no training (method, section 4)."""
+"""GaLR's multivariate re-ranking (Yuan et al. 2022), which needs no training (section 4)."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def galr(
 ) -> ScoreMatrix:
     """w1 S_ij / (sum of column j) + exp(-0.05 f) + w2 exp(-0.05 p) for each query's k candidates, 0 for all others.
 
-    f: position among the query's candidates by score; p: position when they are sorted by backward rank. [ours]: equal
-    ones share the best position, and all that tie with the k-th are candidates, so that file order decides nothing; a
-    column that sums to 0 adds nothing. k is clamped to the gallery. Raises UsageError for a k below 1.
+    f: position among the query's candidates by score; p: position by backward rank. [ours]: ties share the best
+    position, and all ties with the k-th are candidates, so that file order decides nothing; a column that sums to 0
+    adds nothing. k is clamped to the gallery. Raises UsageError for a k below 1.
     """
     if k < 1:
         raise UsageError(f"k = {k} must be at least 1")
@@ -47,7 +47,7 @@ def galr(
 
 
 def candidates(scores: ScoreMatrix, k: int) -> tuple[Rows, Rows, NDArray[Any]]:
-    """Every query's k best gallery items and all that tie with the k-th: (rows, cols, scores), sorted by row."""
+    """Every query's k best gallery items, and all ties with the k-th: (rows, cols, scores), sorted by row."""
     gallery = scores.shape[1]
     taken = min(k, gallery)
     parts = []
@@ -60,7 +60,7 @@ def candidates(scores: ScoreMatrix, k: int) -> tuple[Rows, Rows, NDArray[Any]]:
 
 
 def shared_positions(groups: Rows, keys: NDArray[Any]) -> Rows:
-    """Position of each entry among those of its group by rising key; equal keys share the best position."""
+    """Position of each entry within its group by ascending key; equal keys share the best position."""
     order = np.lexsort((keys, groups))
     group, key = groups[order], keys[order]
     places = np.arange(len(order))

@@ -1,8 +1,8 @@
-"""ITM re-ranking: the fusion half says of each candidate pair how likely it matches (method, section 4).
+"""ITM re-ranking: the fusion encoder predicts for each candidate pair whether it matches (section 4).
 
 A pair costs a pass through the upper BERT layers, so only candidates are scored: every image's k best texts and
-every text's k best images. Each different caption goes through the lower layers once, each image's keys and values
-are made once for all its texts, and texts of like length go together.
+every text's k best images. Each distinct caption passes the lower layers once, each image's keys and values are
+computed once for all its texts, and texts are batched by length.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cmpagl_core.ranking.galr import candidates
 from cmpagl_core.ranking.scores import Flipped, Floats, Rows, ScoreMatrix, ScoreSource
 from cmpagl_core.runs import LoadedModel
 
-ALL_PAIRS = 0  # k: score every image with every text
+ALL_PAIRS = 0  # as k: score every image with every text
 
 _TEXTS_AT_ONCE = 8_192  # 350 MB of BERT-base's states in fp32
 _IMAGES_AT_ONCE = 16
@@ -40,7 +40,7 @@ _WORTH_SAYING_S = 5.0
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Pairs of an image row and a row of the different texts, each once, by image and then text."""
+    """Distinct pairs of an image row and a distinct text's row, sorted by image, then text."""
 
     image: Rows
     text: Rows
@@ -51,7 +51,7 @@ class Candidates:
 
 @dataclass(frozen=True, eq=False)
 class PackedTexts:
-    """Token states of texts laid end to end, without padding."""
+    """Token states of texts, concatenated without padding."""
 
     tokens: Tensor  # [sum of lengths, H]
     start: Rows  # [U]
@@ -70,8 +70,8 @@ def itm_scores(loaded: LoadedModel, split: DataSplit, scores: ScoreMatrix, k: in
     """Cosine + match probability on candidates, cosine elsewhere: one matrix for both directions.
 
     scores: cosines of the split's images x captions. k: candidates per query and direction, clamped to the gallery;
-    ALL_PAIRS scores everything and leaves the cosines out, for a model whose features were never aligned.
-    Raises UsageError for a k below 0, DataError for an image that cannot be read.
+    ALL_PAIRS scores everything and leaves the cosines out, for a model without pre-alignment.
+    Raises UsageError for a k below 0, DataError for an unreadable image.
     """
     if k < 0:
         raise UsageError(f"itm_k = {k} must be 0 (every pair) or more")
@@ -85,10 +85,10 @@ def itm_scores(loaded: LoadedModel, split: DataSplit, scores: ScoreMatrix, k: in
 
 
 def choose_candidates(scores: ScoreMatrix, text_of: Rows, texts: int, k: int) -> Candidates:
-    """The union of every image's k best different texts and every text's k best images.
+    """The union of every image's k best distinct texts and every text's k best images.
 
-    scores: images x captions. text_of [M]: which of the `texts` different texts a caption is. All that tie with the
-    k-th are candidates too, so that file order decides nothing.
+    scores: images x captions. text_of [M]: each caption's row among the `texts` distinct texts. All ties with the k-th
+    are candidates too, so that file order decides nothing.
     """
     images = scores.shape[0]
     if k == ALL_PAIRS:
@@ -111,8 +111,8 @@ def match_probabilities(
 ) -> NDArray[np.float32]:
     """Probability [pairs] that image and text match. image_tokens: [N, 1 + T, C], memory-mapped or not."""
     found = np.empty(len(pairs), np.float32)
-    progress.say(f"itm: {len(pairs):,} pairs of {len(image_tokens):,} images and {len(texts):,} different texts")
-    # by length, then spelling: which texts share a pass must not depend on the order of the files
+    progress.say(f"itm: {len(pairs):,} pairs of {len(image_tokens):,} images and {len(texts):,} distinct texts")
+    # by length, then spelling: the batching of texts must not depend on file order
     order = sorted(range(len(texts)), key=lambda text: (len(texts[text]), texts[text]))
     place_of = np.empty(len(texts), np.int64)
     place_of[order] = np.arange(len(texts))
@@ -133,7 +133,7 @@ def match_probabilities(
 
 
 def pack_texts(loaded: LoadedModel, texts: Sequence[str]) -> PackedTexts:
-    """The lower half's token states of each text, computed once."""
+    """The text encoder's token states of each text, computed once."""
     length = np.zeros(len(texts), np.int64)
     groups = []
     for group in encode_text_groups(loaded, texts):
@@ -165,7 +165,7 @@ def _by_image(
 
 
 def _passes(length: Rows, place: Rows, chosen: Rows) -> Iterator[Rows]:
-    """Cut one image's pairs into passes of like length, within a budget of tokens."""
+    """Cut one image's pairs into batches of similar length, within a budget of tokens."""
     by_place = chosen[np.argsort(place[chosen], kind="stable")]
     for rows in length_groups(length[place[by_place]], _fits):
         yield by_place[rows]
@@ -181,7 +181,7 @@ def _probabilities(
     tokens, mask = packed.gather(texts)
     fusion = loaded.model.fusion_encoder
     if fusion is None:
-        raise UsageError("this run has no fusion half", hint="evaluate it with --rerank default")
+        raise UsageError("this run has no fusion encoder", hint="evaluate it with --rerank default")
     with torch.inference_mode(), autocast(loaded.device, loaded.recipe.train.precision):
         logits = loaded.model.itm_logits(fusion.first_token(tokens, mask, cache))
     probabilities: NDArray[np.float32] = logits.float().softmax(dim=1)[:, 1].cpu().numpy()
@@ -191,7 +191,7 @@ def _probabilities(
 def _to_captions(
     pairs: Candidates, probabilities: NDArray[np.float32], text_of: Rows
 ) -> tuple[Rows, Rows, NDArray[np.float32]]:
-    """Each pair once for every caption that is its text: (image rows, caption rows, probabilities)."""
+    """Each pair repeated for every caption with its text: (image rows, caption rows, probabilities)."""
     order = np.argsort(text_of, kind="stable")
     count = np.bincount(text_of)
     start = np.concatenate([[0], np.cumsum(count)[:-1]])
@@ -203,7 +203,7 @@ def _to_captions(
 
 @dataclass(frozen=True, eq=False)
 class _Columns:
-    """Some columns of a matrix, in rising order, as a source of their own."""
+    """Some columns of a matrix, in ascending order, as a source."""
 
     scores: ScoreMatrix
     columns: Rows

@@ -1,4 +1,4 @@
-"""Re-rankings that add an offset to each row and column: CSLS, dual softmax (method, section 4) and Sinkhorn (ours)."""
+"""Re-rankings that subtract an offset per row and column: CSLS, dual softmax (section 4) and Sinkhorn (ours)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Offsets = NDArray[np.float64]
 def csls(scores: ScoreMatrix, neighbours: int = CSLS_NEIGHBOURS) -> ScoreMatrix:
     """2 S_ij - mean of row i's greatest - mean of column j's greatest (Conneau et al. 2018); symmetric.
 
-    neighbours: how many of the greatest, clamped to what there is. Raises UsageError below 1.
+    neighbours: number of greatest scores in each mean, clamped to the size. Raises UsageError below 1.
     """
     if neighbours < 1:
         raise UsageError(f"neighbours = {neighbours} must be at least 1")
@@ -37,7 +37,7 @@ def csls(scores: ScoreMatrix, neighbours: int = CSLS_NEIGHBOURS) -> ScoreMatrix:
 def dual_softmax(scores: ScoreMatrix, temperature: float) -> ScoreMatrix:
     """The logarithm of softmax of row i times softmax of column j, both at T S; symmetric.
 
-    The logarithm ranks alike and cannot underflow. temperature: T, above 0. Raises UsageError otherwise.
+    The logarithm gives the same ranking and cannot underflow. temperature: T, above 0. Raises UsageError otherwise.
     """
     held = _held_for(scores, temperature)
     rows, cols = _log_sum_exp(held, temperature), _log_sum_exp(held.transposed(), temperature)
@@ -55,7 +55,7 @@ def sinkhorn(scores: ScoreMatrix, temperature: float, tolerance: float = SINKHOR
     if not tolerance > 0:
         raise UsageError(f"tolerance = {tolerance} must be above 0")
     held = _held_for(scores, temperature)
-    if held.shape[0] > held.shape[1]:  # one side must come first: the shorter, whichever way the matrix lies
+    if held.shape[0] > held.shape[1]:  # one side must come first: the shorter, so that a matrix and its transpose agree
         cols, rows = _even_offsets(held.transposed(), temperature, tolerance)
     else:
         rows, cols = _even_offsets(held, temperature, tolerance)
@@ -83,7 +83,7 @@ class _OffsetSource:
         def fill(piece: slice) -> None:
             part = scores[piece].astype(np.float64)
             part *= self.factor
-            # one offset after the other, the greater first in neither: row and column commute on the transpose
+            # row and column offsets in an order that gives the transpose the same rounding
             part -= row_offset[piece, None] + col_offset
             moved[piece] = part
 
@@ -99,10 +99,10 @@ class _OffsetSource:
 
 
 def _even_offsets(scores: ScoreMatrix, temperature: float, tolerance: float) -> tuple[Offsets, Offsets]:
-    """r and c with even shares, columns exactly and rows to the tolerance; the two sides settle in turns.
+    """r and c for uniform marginals, exact for columns and within the tolerance for rows (Sinkhorn iterations).
 
-    Turns are over-relaxed by the best factor, which follows from how fast errors shrink: sharp plans (temperature 100)
-    take tens of sweeps in place of hundreds. A plain sweep ends it, so that what it leaves is what it says.
+    Iterations are over-relaxed with the optimal factor, estimated from how fast errors shrink: sharp plans
+    (temperature 100) take tens of sweeps instead of hundreds. The last sweep is a plain one, so that its error is true.
     """
     turned, log_rows, log_cols = scores.transposed(), np.log(scores.shape[0]), np.log(scores.shape[1])
     rows = _log_sum_exp(scores, temperature) + log_rows
@@ -127,7 +127,7 @@ def _even_offsets(scores: ScoreMatrix, temperature: float, tolerance: float) -> 
 
 
 def _relaxation(factor: float, shrinkage: float) -> float:
-    """The best factor where errors shrink so much a sweep with this one (Young 1954); less where they grow."""
+    """The optimal factor, from the error reduction per sweep with this one (Young 1954); smaller if errors grow."""
     if shrinkage >= 1.0:
         return 1.0 + (factor - 1.0) / 2
     if shrinkage == 0.0:
@@ -142,7 +142,7 @@ def _mean_of_greatest(scores: ScoreMatrix, count: int) -> Offsets:
     means = np.empty(queries)
     for rows, tile in scores.row_tiles():
         greatest = np.partition(tile, gallery - taken, axis=1)[:, gallery - taken :]
-        # sorted, so that the sum does not depend on where in the gallery they stood
+        # sorted, so that the sum does not depend on the order of the gallery
         means[rows] = np.sort(greatest, axis=1).astype(np.float64).sum(axis=1) / taken
     return means
 

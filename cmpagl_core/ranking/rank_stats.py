@@ -1,4 +1,4 @@
-"""Ranks and ranges of a score matrix in both directions, each worked out once for all re-rankings.
+"""Ranks and ranges of a score matrix in both directions, each computed once for all re-rankings.
 
 Equal scores share the best rank: ordinal ranks would let file order decide between identical captions (section 4).
 """
@@ -51,14 +51,14 @@ class RankStats:
         return np.asarray(self.rows.array()[cols, rows])
 
     def transposed(self) -> RankStats:
-        """The other direction, sharing all that is worked out."""
+        """The other direction, sharing what is already computed."""
         return RankStats(self.scores.transposed(), self.rows, self.columns, self.range.transposed())
 
 
 class ColumnRanks:
-    """Ranks within the columns of a matrix, [queries, gallery], worked out when first asked for.
+    """Ranks within the columns of a matrix, [queries, gallery], computed on first use.
 
-    They lie in memory, or in an unnamed file (under TMPDIR) that vanishes with its last user.
+    They are kept in memory, or in an unnamed file (under TMPDIR) that disappears with its last user.
     """
 
     def __init__(self, scores: ScoreMatrix) -> None:
@@ -66,7 +66,7 @@ class ColumnRanks:
         self.dtype = np.dtype(np.uint16 if scores.shape[0] <= 2**16 else np.int32)
 
     def array(self) -> Ranks:
-        """All of them; a file is mapped again, since pages of a dropped mapping are no memory of this process."""
+        """All ranks; a file is mapped anew each time, so that its pages do not count as this process's memory."""
         return self._store if isinstance(self._store, np.ndarray) else self._mapped("r")
 
     @cached_property
@@ -87,7 +87,7 @@ class ColumnRanks:
 
 
 def rank_rows(scores: Floats, dtype: np.dtype[Any] | type = np.int32) -> Ranks:
-    """For each number the count of strictly greater ones in its row: ranks [rows, gallery]."""
+    """For each score, the number of strictly greater ones in its row: ranks [rows, gallery]."""
     rows, width = scores.shape
     ranks: Ranks = np.empty(scores.shape, dtype)
     places = np.arange(width, dtype=np.int32)

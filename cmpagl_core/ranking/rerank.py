@@ -1,4 +1,4 @@
-"""Both directions of a score matrix, and re-rankings by name, alone or one after the other."""
+"""Re-rankings by name, alone or chained, on both directions of a score matrix."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEMPERED: Mapping[Tempered, Callable[[ScoreMatrix, float], ScoreMatrix]] = {
     "dual_softmax": dual_softmax,
     "sinkhorn": sinkhorn,
 }
-"""The re-rankings that have a temperature, to be chosen on a selection split."""
+"""The re-rankings with a temperature, which is chosen on a selection split."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Gammas:
 
 @dataclass(frozen=True)
 class RerankParams:
-    """What was chosen on some scores of the selection split; None where nothing was."""
+    """Parameters chosen on some scores of the selection split; None if never chosen."""
 
     smr: Gammas | None = None
     dual_softmax: float | None = None  # its temperature
@@ -43,11 +43,11 @@ class RerankParams:
     smr_mr: float | None = field(default=None, compare=False)  # percent, with SMR on the selection split
 
     def temperature(self, name: Tempered) -> float | None:
-        """That of a re-ranking that has one."""
+        """The temperature of a re-ranking."""
         return self.dual_softmax if name == "dual_softmax" else self.sinkhorn
 
     def allows(self, name: Reranking) -> bool:
-        """Whether a re-ranking has all its parameters."""
+        """Whether all parameters of a re-ranking are known."""
         if name in ("dual_softmax", "sinkhorn"):
             return self.temperature(name) is not None
         return name != "smr" or self.smr is not None
@@ -55,7 +55,7 @@ class RerankParams:
 
 @dataclass(frozen=True)
 class Step:
-    """One re-ranking of a chain, its parameters, and which scores they were chosen on; None and empty: it has none."""
+    """One re-ranking of a chain with its parameters and the scores on which they were chosen; None and "" without."""
 
     reranking: Reranking
     smr: Gammas | None = None
@@ -64,7 +64,7 @@ class Step:
 
     @classmethod
     def of(cls, name: Reranking, params: RerankParams, chosen_on: str) -> Step:
-        """The step with those of the parameters that it has."""
+        """The step with the parameters that this re-ranking uses."""
         if name == "smr":
             return cls(name, smr=params.smr, chosen_on=chosen_on)
         if name in ("dual_softmax", "sinkhorn"):
@@ -73,29 +73,29 @@ class Step:
 
     @property
     def params(self) -> RerankParams:
-        """As `rerank` takes them."""
+        """The parameters as an argument of `rerank`."""
         temperatures = {name: self.temperature for name in TEMPERED if name == self.reranking}
         return RerankParams(self.smr, **temperatures)
 
 
 @dataclass(frozen=True)
 class ChosenParams:
-    """Parameters by the scores that they were chosen on: "cosine", "itm@16" (candidates), "cosine+csls".
+    """Parameters by the scores on which they were chosen: "cosine", "itm@16" (candidates), "cosine+csls".
 
-    split_sha256: of the split that chose them; empty where nothing was chosen.
+    split_sha256: hash of the split on which they were chosen; empty if nothing was.
     """
 
     by_scores: Mapping[str, RerankParams] = field(default_factory=dict)
     split_sha256: str = ""
 
     def of(self, scores: str) -> RerankParams:
-        """What was chosen on these very scores."""
+        """The parameters chosen on these scores."""
         return self.by_scores.get(scores, RerankParams())
 
     def adding(self, scores: str, params: RerankParams) -> ChosenParams:
-        """The same and these, in place of what was chosen on the same scores.
+        """A copy in which `params` replace those chosen on the same scores.
 
-        What was chosen on scores after a re-ranking whose parameters change here is left out.
+        Parameters chosen on the output of a re-ranking that changes here are dropped.
         """
         before = self.of(scores)
         changed = [name for name in RERANKINGS if Step.of(name, before, "") != Step.of(name, params, "")]
@@ -104,9 +104,9 @@ class ChosenParams:
         return replace(self, by_scores={**kept, scores: params})
 
     def taking_over(self, before: ChosenParams, after: ChosenParams) -> ChosenParams:
-        """The same and what was chosen from `before` to `after`; what somebody else chose meanwhile stays.
+        """A copy with the changes from `before` to `after`, keeping what another process chose meanwhile.
 
-        Left out is what was chosen on scores after a re-ranking that has other parameters here.
+        Parameters chosen on the output of a re-ranking that has other parameters here are dropped.
         """
         both = self
         for scores in sorted(after.by_scores, key=lambda key: key.count("+")):
@@ -117,7 +117,7 @@ class ChosenParams:
         return both
 
     def _agrees(self, other: ChosenParams, scores: str) -> bool:
-        """Whether every re-ranking that led to these scores has the same parameters in both."""
+        """Whether every re-ranking behind these scores has the same parameters in both."""
         base, *names = scores.split("+")
         chain = cast("list[Reranking]", names)
         return all(
@@ -126,12 +126,12 @@ class ChosenParams:
         )
 
     def lacks(self, base: str, chain: Sequence[Reranking]) -> bool:
-        """Whether something that a chain needs was never chosen on what it re-ranks there."""
+        """Whether a chain needs parameters that were never chosen on the scores that it re-ranks."""
         inputs = reranking_inputs(base, chain)
         return not all(self.of(scores).allows(name) for scores, name in zip(inputs, chain, strict=True))
 
     def steps(self, base: str, chain: Sequence[Reranking], plain: str) -> tuple[Step, ...] | None:
-        """The chain with its parameters: of what it re-ranks, else those of the `plain` scores; None without any."""
+        """The chain with parameters chosen on each step's input, else on `plain` scores; None if neither exists."""
         steps = []
         for scores, name in zip(reranking_inputs(base, chain), chain, strict=True):
             source = scores if self.of(scores).allows(name) else plain
@@ -141,7 +141,7 @@ class ChosenParams:
         return tuple(steps)
 
     def holds(self, step: Step) -> bool:
-        """Whether a step would have these parameters now."""
+        """Whether a step still has these parameters."""
         return Step.of(step.reranking, self.of(step.chosen_on), step.chosen_on) == step
 
 
@@ -150,13 +150,13 @@ def _is_of(key: str, prefixes: Sequence[str]) -> bool:
 
 
 def reranking_inputs(base: str, chain: Sequence[Reranking]) -> tuple[str, ...]:
-    """What each re-ranking of a chain is applied to: "cosine", then "cosine+csls", ..."""
+    """The input of each re-ranking of a chain: "cosine", then "cosine+csls", ..."""
     return tuple("+".join((base, *chain[:place])) for place in range(len(chain)))
 
 
 @dataclass(frozen=True, eq=False)
 class Directions:
-    """Scores of images x texts and of texts x images; the second is None where it is the first's transpose."""
+    """Scores of images x texts and of texts x images; the second is None if it is the first's transpose."""
 
     i2t: ScoreMatrix
     own_t2i: ScoreMatrix | None = None
@@ -167,17 +167,17 @@ class Directions:
 
     @cached_property
     def rank_stats(self) -> tuple[RankStats, RankStats]:
-        """Ranks and ranges of both, worked out once for all re-rankings that stand on these scores."""
+        """Ranks and ranges of both, computed once for all re-rankings of these scores."""
         forward = RankStats.of(self.i2t)
         return forward, forward.transposed() if self.own_t2i is None else RankStats.of(self.own_t2i)
 
     def by_symmetric(self, reranking: Callable[[ScoreMatrix], ScoreMatrix]) -> Directions:
-        """Both directions by a re-ranking that does to transposed scores the transpose of what it does to scores."""
+        """Both directions by a re-ranking that commutes with transposition."""
         return Directions(reranking(self.i2t), None if self.own_t2i is None else reranking(self.own_t2i))
 
 
 def rerank(scores: Directions, name: Reranking, tuned: RerankParams) -> Directions:
-    """One re-ranking of both directions. Raises UsageError for one whose parameters were never chosen."""
+    """Apply one re-ranking to both directions. Raises UsageError if its parameters were never chosen."""
     if name == "csls":
         return scores.by_symmetric(csls)
     if name == "galr":
@@ -191,14 +191,14 @@ def rerank(scores: Directions, name: Reranking, tuned: RerankParams) -> Directio
         )
     raise UsageError(
         f"the parameters of {name} were never chosen for these scores",
-        hint="choose them on a selection split: a run keeps its own, for files give --choose-on",
+        hint="choose them on a selection split: `cmpagl tune smr` for a run, --choose-on for files",
     )
 
 
 def parse_rerankings(text: str) -> tuple[Reranking, ...]:
-    """Split "csls+smr" into its parts. Raises UsageError naming what there is."""
+    """Split "csls+smr" into its parts. Raises UsageError listing the re-rankings."""
     parts = tuple(part.strip().replace("-", "_") for part in text.split("+"))
     found = tuple(name for part in parts for name in RERANKINGS if name == part)
     if len(found) != len(parts):
-        raise UsageError(f"{text!r} is no re-ranking", hint=f"there is {', '.join(RERANKINGS)}, joined by '+'")
+        raise UsageError(f"{text!r} is not a re-ranking", hint=f"choose from {', '.join(RERANKINGS)}, joined by '+'")
     return found

@@ -1,4 +1,4 @@
-"""The similarity matrix between queries and gallery, read in tiles and never held whole (method, section 4).
+"""The similarity matrix between queries and gallery, read in tiles and never held in memory at once (section 4).
 
 Scores of features are *exact*: features are unit length and rounded to multiples of 2^-24, so every product is a
 multiple of 2^-48 and every partial sum stays below 2, which float64 holds without rounding. A score therefore does
@@ -29,14 +29,14 @@ _PAIRS_AT_ONCE = 1 << 14
 
 
 class ScoreSource(Protocol):
-    """Where scores come from; all a matrix needs."""
+    """A source of scores for `ScoreMatrix`."""
 
     @property
     def shape(self) -> tuple[int, int]:
         """Queries and gallery."""
 
     def block(self, rows: slice, cols: slice) -> Floats:
-        """Scores [rows, cols]; the caller must not write into them."""
+        """Scores [rows, cols]; read-only."""
 
     def at(self, rows: Rows, cols: Rows) -> Floats:
         """Scores of single pairs, equal to what `block` gives for them."""
@@ -70,7 +70,7 @@ class ScoreMatrix:
 
     @classmethod
     def from_array(cls, scores: NDArray[Any], budget_bytes: int = DEFAULT_BUDGET_BYTES) -> ScoreMatrix:
-        """A matrix that somebody else computed; memory-mapped arrays are read tile by tile.
+        """A matrix computed elsewhere; memory-mapped arrays are read tile by tile.
 
         Raises DataError unless it is two-dimensional, real, not empty and finite.
         """
@@ -87,7 +87,7 @@ class ScoreMatrix:
 
     @classmethod
     def zeros(cls, shape: tuple[int, int], budget_bytes: int = DEFAULT_BUDGET_BYTES) -> ScoreMatrix:
-        """Nothing known of any pair, in no memory: a ground for `with_candidates`."""
+        """A score of 0 for every pair, in no memory; a base for `with_candidates`."""
         return cls(_ArraySource(np.broadcast_to(np.float32(0.0), shape)), budget_bytes)
 
     @property
@@ -95,7 +95,7 @@ class ScoreMatrix:
         return self.source.shape
 
     def block(self, rows: slice, cols: slice) -> Floats:
-        """Scores [rows, cols] as float32 or float64; not to be written into."""
+        """Scores [rows, cols] as float32 or float64; read-only."""
         return self.source.block(rows, cols)
 
     def at(self, rows: Rows, cols: Rows) -> Floats:
@@ -103,7 +103,7 @@ class ScoreMatrix:
         return self.source.at(rows, cols)
 
     def row_tiles(self) -> Iterator[tuple[slice, Floats]]:
-        """Whole rows, as many at a time as the budget allows: (slice of rows, scores [rows, gallery])."""
+        """Complete rows, as many at a time as the budget allows: (slice of rows, scores [rows, gallery])."""
         queries, gallery = self.shape
         for rows in tile_slices(queries, gallery, self.budget_bytes):
             yield rows, self.block(rows, slice(0, gallery))
@@ -123,7 +123,7 @@ class ScoreMatrix:
         return ScoreMatrix(source, self.budget_bytes)
 
     def held(self) -> ScoreMatrix:
-        """The same scores computed once and kept, if they take no more than a quarter of the budget."""
+        """The same scores, computed and held in memory if they take at most a quarter of the budget."""
         queries, gallery = self.shape
         if isinstance(self.source, _ArraySource) or queries * gallery * 8 > self.budget_bytes // 4:
             return self
@@ -132,7 +132,7 @@ class ScoreMatrix:
 
 
 def tile_slices(count: int, width: int, budget_bytes: int) -> Iterator[slice]:
-    """Cut `count` rows of `width` float64 numbers into pieces that fit a share of the budget, one row at least."""
+    """Cut `count` rows of `width` float64 numbers into pieces within a budget, of at least one row."""
     elements = min(budget_bytes // (8 * _SHARES_OF_BUDGET), _MAX_TILE_ELEMENTS)
     step = max(1, elements // max(1, width))
     for start in range(0, count, step):
@@ -141,7 +141,7 @@ def tile_slices(count: int, width: int, budget_bytes: int) -> Iterator[slice]:
 
 @dataclass(frozen=True, eq=False)
 class _CosineSource:
-    """Inner products of unit rows on the grid; exact, see the module's head."""
+    """Inner products of unit rows on the grid; exact (see the module docstring)."""
 
     left: NDArray[np.float32]  # [queries, D]
     right: NDArray[np.float32]  # [gallery, D]
@@ -151,7 +151,7 @@ class _CosineSource:
         return len(self.left), len(self.right)
 
     def block(self, rows: slice, cols: slice) -> Floats:
-        # torch and not numpy, so that --threads holds for the product too
+        # torch, not numpy, so that --threads applies to the product too
         left = torch.from_numpy(self.left[rows]).double()
         right = torch.from_numpy(self.right[cols]).double()
         product: Floats = (left @ right.T).float().numpy()
@@ -171,7 +171,7 @@ class _CosineSource:
 
 @dataclass(frozen=True, eq=False)
 class _ArraySource:
-    """Scores that lie in memory or in a file."""
+    """Scores in memory or in a file."""
 
     array: NDArray[Any]
 
@@ -191,7 +191,7 @@ class _ArraySource:
 
 @dataclass(frozen=True, eq=False)
 class _CandidateSource:
-    """Another source with values added to some pairs, which are sorted by row, then column."""
+    """Another source with values added to some pairs, sorted by row, then column."""
 
     base: ScoreSource
     rows: Rows
@@ -242,7 +242,7 @@ class _CandidateSource:
 
 @dataclass(frozen=True, eq=False)
 class Flipped:
-    """Any source read the other way round."""
+    """The transpose of any source."""
 
     base: ScoreSource
 

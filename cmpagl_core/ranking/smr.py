@@ -1,4 +1,4 @@
-"""SMR, similarity matrix reweighting: the paper's re-ranking in our reconstruction (method, section 4).
+"""SMR, similarity matrix reweighting: our reconstruction of the paper's re-ranking (section 4).
 
 [paper] reweights scores by forward and backward ranks and a range ratio, with gamma1 and gamma2 from a grid search;
 [ours] the two formulas below. SMR uses the other queries: it is transductive.
@@ -30,14 +30,14 @@ def smr(
     form: SmrForm = "multiply",
     rank_stats: RankStats | None = None,
 ) -> ScoreMatrix:
-    """Reweighted scores [queries, gallery], computed tile by tile when they are read.
+    """Reweighted scores [queries, gallery], computed tile by tile on reading.
 
     With backward rank b, forward rank f, B = exp(-0.05 b) and E = (S - min) / (max - min) over the column:
     `multiply` is norm(S) (1 + gamma1 B + gamma2 E), `add` is exp(-0.05 f) + gamma1 B + gamma2 E.
-    rank_stats: of these scores, where it is known already. Raises UsageError for a gamma below 0 or above MAX_GAMMA.
+    rank_stats: of these scores, if already computed. Raises UsageError for a gamma below 0 or above MAX_GAMMA.
     """
     for name, gamma in (("gamma1", gamma1), ("gamma2", gamma2)):
-        if not 0 <= gamma <= MAX_GAMMA:  # false for what is not a number
+        if not 0 <= gamma <= MAX_GAMMA:  # false for NaN
             raise UsageError(f"{name} = {gamma} must be a number from 0 to {MAX_GAMMA:,.0f}")
     known = RankStats.of(scores) if rank_stats is None else rank_stats
     source = _SmrSource(known, gamma1, gamma2, form, decay_table(max(scores.shape)))
@@ -52,7 +52,7 @@ def decay_table(ranks: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, eq=False)
 class _SmrSource:
-    """The formula, applied to whatever part of the matrix is read."""
+    """The formula, applied to the part of the matrix being read."""
 
     rank_stats: RankStats
     gamma1: float

@@ -1,4 +1,4 @@
-"""Work on the rows of a tile in pieces that fit the processor's cache, on all its threads."""
+"""Processes the rows of a tile in pieces that fit the CPU cache, on all threads."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _PIECE_ELEMENTS = 1 << 16  # 512 KiB of float64
 
 
 def over_rows(rows: int, width: int, work: Callable[[slice], None]) -> None:
-    """Call `work` with slices that cover range(rows); numpy lets go of the interpreter in between.
+    """Call `work` with slices that cover range(rows), in threads; numpy releases the GIL.
 
-    Pieces must not touch each other's rows, so that the outcome cannot depend on the number of threads.
+    Pieces must not touch each other's rows, so that the result cannot depend on the number of threads.
     """
     step = max(1, _PIECE_ELEMENTS // max(1, width))
     pieces = [slice(start, min(start + step, rows)) for start in range(0, rows, step)]

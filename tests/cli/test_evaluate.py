@@ -113,7 +113,7 @@ def test_features_are_evaluated_and_re_ranking_chosen_on_others(cmpagl: Cmpagl, 
     assert "on the test split" in refused.output
     same = cmpagl("evaluate", "--features", val, "--choose-on", val)
     assert same.exit_code == ExitCode.GUARD
-    assert "is of the very split that is evaluated" in same.output
+    assert "is of the split under evaluation" in same.output
 
 
 def test_a_constant_matrix_gives_chance_with_the_flag(cmpagl: Cmpagl, workspace: Path) -> None:
@@ -188,7 +188,7 @@ def test_other_protocols_are_not_mixed_unless_told_to(cmpagl: Cmpagl, workspace:
     aware = workspace / "runs/tiny/evaluations/test-duplicate-aware.json"
     refused = cmpagl("compare", "tiny", aware)
     assert refused.exit_code == ExitCode.GUARD
-    assert "must not stand in one column: protocol is rsitr (tiny), duplicate-aware" in " ".join(refused.output.split())
+    assert "results are not comparable: protocol is rsitr (tiny), duplicate-aware" in " ".join(refused.output.split())
     mixed = document(cmpagl, "compare", "tiny", aware, "--mix")
     assert mixed["mixed"][0].startswith("protocol is rsitr (tiny)")
     missing = cmpagl("compare", "tiny", "tiny", "--split", "val")
@@ -264,7 +264,7 @@ def test_scores_of_the_tested_split_choose_nothing_under_any_name(cmpagl: Cmpagl
     call = ("evaluate", "--scores", tested, "--data", "tiny", "--rerank", "all", *QUICK)
     unnamed = cmpagl(*call, "--choose-on", save_scores(workspace / "V.npy", workspace / "data/tiny", "val"))
     assert unnamed.exit_code == ExitCode.USAGE
-    assert "V.npy does not say which split it is of; say so with --choose-split val" in " ".join(unnamed.output.split())
+    assert "V.npy belongs to; pass --choose-split val" in " ".join(unnamed.output.split())
     for split in ("test", "all"):
         assert cmpagl(*call, "--choose-on", "V.npy", "--choose-split", split).exit_code == ExitCode.GUARD
     found = document(cmpagl, *call, "--choose-on", "V.npy", "--choose-split", "val")
@@ -275,7 +275,7 @@ def test_scores_of_the_tested_split_choose_nothing_under_any_name(cmpagl: Cmpagl
     keep_images(even.root, [*even.split("test").image_ids, *even.split("val").image_ids[:4]])
     refused = cmpagl(*call, "--choose-on", "same.npy", "--choose-split", "val", "--data", "even")
     assert refused.exit_code == ExitCode.GUARD
-    assert "same.npy holds the very scores of" in " ".join(refused.output.split())
+    assert "same.npy has the same scores as" in " ".join(refused.output.split())
     assert cmpagl(*call, "--choose-split", "val").exit_code == ExitCode.USAGE
 
 
@@ -310,12 +310,12 @@ def test_features_with_a_tested_image_choose_nothing_whatever_their_data_set(cmp
         assert cmpagl(*export).exit_code == ExitCode.DONE
     refused = cmpagl("evaluate", "--features", "tiny-test.safetensors", "--choose-on", "other-val.safetensors")
     assert refused.exit_code == ExitCode.GUARD
-    assert "is of the very split that is evaluated" in refused.output
+    assert "is of the split under evaluation" in refused.output
     merged = load_feature_set(Path("other-val.safetensors"))
     save_feature_set(Path("m.safetensors"), replace(merged, info=replace(merged.info, split_sha256="0" * 64)))
     refused = cmpagl("evaluate", "--features", "tiny-test.safetensors", "--choose-on", "m.safetensors")
     assert refused.exit_code == ExitCode.GUARD
-    assert "m.safetensors holds 4 of the 4 images that are evaluated" in " ".join(refused.output.split())
+    assert "m.safetensors has 4 of the 4 images under evaluation" in " ".join(refused.output.split())
     scores = save_scores(workspace / "S.npy", workspace / "data/tiny")
     assert cmpagl("evaluate", "--scores", scores, "--choose-on", "m.safetensors").exit_code == ExitCode.GUARD
     call = ("evaluate", "--features", "tiny-test.safetensors", "--choose-on", "tiny-val.safetensors")
@@ -334,13 +334,13 @@ def test_exported_scores_say_what_they_are_of(cmpagl: Cmpagl, workspace: Path) -
     assert found["stamp"]["rerank"] == of_run["stamp"]["rerank"]
     wrong = cmpagl("evaluate", "--scores", "val.npy", "--split", "test")
     assert wrong.exit_code == ExitCode.MISMATCH
-    assert "val.npy holds scores of the val split of tiny, not of test of tiny" in " ".join(wrong.output.split())
+    assert "val.npy has scores of the val split of tiny, not of test of tiny" in " ".join(wrong.output.split())
     assert cmpagl(*call, "--choose-on", "val.npy", "--choose-split", "train").exit_code == ExitCode.MISMATCH
     assert cmpagl(*call, "--choose-on", "test.npy").exit_code == ExitCode.GUARD
     np.save("val.npy", np.load("test.npy"))
     changed = cmpagl(*call, "--choose-on", "val.npy")
     assert changed.exit_code == ExitCode.MISMATCH
-    assert "describes another file than val.npy as it is now" in " ".join(changed.output.split())
+    assert "does not describe the present val.npy" in " ".join(changed.output.split())
     assert cmpagl("export", "--scores", "--model", "open_clip:x").exit_code == ExitCode.USAGE
 
 
@@ -363,7 +363,7 @@ def test_a_data_set_prepared_anew_is_never_taken_for_the_one_that_was_trained_on
         assert "--data" in words
     found = document(cmpagl, "evaluate", "--data", "tiny", "--rerank", "all", *QUICK)
     assert found["stamp"]["overlap"]["images"] == 6
-    said = "trained on tiny, which shares 6 of 6 images with what is tested"
+    said = "trained on tiny, which shares 6 of 6 images with the test set"
     assert said in found["notes"]
     assert [row["stage"] for row in found["rows"]] == ["cosine", "itm", "galr", "csls"]  # nothing was chosen
     assert not (workspace / "runs/tiny/rerank.json").exists()
@@ -388,7 +388,7 @@ def other_data(workspace: Path) -> Path:
 def test_shared_images_and_captions_are_said_wherever_the_number_stands(
     cmpagl: Cmpagl, workspace: Path, other_data: Path
 ) -> None:
-    said = "trained on tiny, which shares 6 of 6 images and 12 of 12 captions with what is tested"
+    said = "trained on tiny, which shares 6 of 6 images and 12 of 12 captions with the test set"
     call = ("evaluate", "--data", "other", "--itm-k", "0", *QUICK)
     assert said in cmpagl(*call).stdout
     assert said in cmpagl(*call, "--format", "markdown").stdout.splitlines()
@@ -417,4 +417,4 @@ def test_a_feature_file_that_says_nonsense_of_what_was_shared_is_refused(cmpagl:
     export_features(run, prepared.split("test"), path, Silent(), run.load().device, overlap="{}")
     refused = cmpagl("evaluate", "--features", path)
     assert refused.exit_code == ExitCode.DATA
-    assert "does not say what was shared; export the features again" in refused.output
+    assert "is not a record of shared images; export the features again" in refused.output

@@ -125,7 +125,7 @@ def test_chains_are_named_and_wrong_ones_refused() -> None:
     stages, notes = plan_stages("smr, csls+smr ,itm+galr,cosine", available)
     assert notes == (
         "csls+smr: its parameters were chosen on cosine scores, not on those that it re-ranks; "
-        "`cmpagl evaluate --rerank csls+smr` chooses them on what is re-ranked",
+        "`cmpagl evaluate --rerank csls+smr` chooses them on the right scores",
     )
     assert stages == (
         Stage("cosine", "cosine"),
@@ -136,7 +136,7 @@ def test_chains_are_named_and_wrong_ones_refused() -> None:
     assert [stage.name for stage in plan_stages("none", available)[0]] == ["cosine", "itm"]
     only_itm = plan_stages("default", Available(("itm",), ChosenParams({"itm@0": RerankParams(GAMMAS)}), 0))[0]
     assert [stage.name for stage in only_itm] == ["itm", "itm+smr"]
-    with pytest.raises(UsageError, match="'mrs' is no re-ranking"):
+    with pytest.raises(UsageError, match="'mrs' is not a re-ranking"):
         plan_stages("mrs", available)
     with pytest.raises(UsageError, match="there are no itm scores here; there is cosine"):
         plan_stages("itm", Available(("cosine",), CHOSEN))
@@ -163,12 +163,12 @@ def test_a_run_shows_its_four_stages(run: Run, tiny_prepared: Path) -> None:
 def test_a_split_that_the_run_was_chosen_on_is_said_to_flatter(run: Run, split: DataSplit) -> None:
     selection = open_prepared(Path(run.info.dataset_root)).split("val")
     report = of_run(run, selection, QUICK)
-    assert "tiny was chosen on this very split, so these recalls flatter it" in report.notes
+    assert "tiny was chosen on this split, so these recalls are biased upwards" in report.notes
     assert report.stamp.overlap is not None
     assert (report.stamp.overlap.images, report.stamp.overlap.chosen_on) == (0, 2)
     notes = of_run(run, split, QUICK).notes  # all splits
-    assert "tiny was chosen on 2 of these 12 images, so these recalls flatter it" in notes
-    assert "trained on tiny, which shares 6 of 12 images with what is tested" in notes
+    assert "tiny was chosen on 2 of these 12 images, so these recalls are biased upwards" in notes
+    assert "trained on tiny, which shares 6 of 12 images with the test set" in notes
 
 
 def test_without_pre_alignment_the_ranking_comes_from_itm(run: Run, tiny_prepared: Path) -> None:
@@ -190,7 +190,7 @@ def test_features_are_evaluated_like_the_run_they_came_from(run: Run, split: Dat
     nothing = replace(
         features, text_features=features.text_features[:0], text_image=features.text_image[:0], captions=()
     )
-    with pytest.raises(DataError, match="holds no captions"):
+    with pytest.raises(DataError, match="has no captions"):
         feature_scores(nothing)
 
 
@@ -253,7 +253,9 @@ def test_two_evaluations_in_one_pair_of_files_are_refused(
     monkeypatch.setattr(result, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
         save_report(of_scores(some_scores(split, seed=1), split, QUICK), path)
-    with pytest.raises(MismatchError, match=r"test-rsitr\.json and test-rsitr\.npz beside it are of two evaluations"):
+    with pytest.raises(
+        MismatchError, match=r"test-rsitr\.json and test-rsitr\.npz beside it belong to two different evaluations"
+    ):
         load_report(path)
 
 
@@ -268,7 +270,7 @@ def test_files_that_are_no_matrix_are_refused_in_a_sentence(split: DataSplit, tm
     with pytest.raises(DataError, match=r"is not a \.npy file of plain numbers"):
         open_scores(path)
     np.save(path, np.zeros(3))
-    with pytest.raises(DataError, match=r"holds float64 of shape \(3,\), not a matrix of numbers"):
+    with pytest.raises(DataError, match=r"has float64 of shape \(3,\), not a matrix of numbers"):
         open_scores(path)
     np.save(path, np.array([["a", "b"]]))
     with pytest.raises(DataError, match="not a matrix of numbers"):
@@ -318,7 +320,7 @@ def test_parameters_of_another_split_or_model_are_not_used(run: Run, tmp_path: P
         ({**whole, "format_version": 9}, "is 9, this cmpagl"),
     ):
         path.write_text(json.dumps(broken))
-        with pytest.raises(DataError, match=rf"rerank\.json: .*{words}.*delete it; `cmpagl tune smr` makes it again"):
+        with pytest.raises(DataError, match=rf"rerank\.json: .*{words}.*delete it; `cmpagl tune smr` writes a new one"):
             read_params(run)
 
 

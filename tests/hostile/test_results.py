@@ -127,7 +127,7 @@ ARRAYS: dict[str, Callable[[Path], object]] = {
 def test_tampered_results_of_queries_are_named(spoil: Callable[[Path], object], told: Told, run: Path) -> None:
     kept = evaluation(run)
     spoil(kept.with_suffix(".npz"))
-    assert "are of two evaluations" in told("compare", kept, kept, code=ExitCode.MISMATCH)
+    assert "belong to two different evaluations" in told("compare", kept, kept, code=ExitCode.MISMATCH)
     write_json(kept, read_json(kept) | {"arrays_sha256": sha256_file(kept.with_suffix(".npz"))})
     told("compare", kept, kept, code=ExitCode.DATA)
 

@@ -106,7 +106,7 @@ def test_decoders_write_nothing_of_their_own(tmp_path: Path) -> None:
 
 def test_captions_that_are_not_counted_are_not_said_to_be_none() -> None:
     uncounted = Overlap("ucm", 3, None, 10, 300).sentences("model")[0]
-    assert uncounted == "trained on ucm, which shares 3 of 10 images with what is tested"
+    assert uncounted == "trained on ucm, which shares 3 of 10 images with the test set"
     assert "2 of 300 captions" in Overlap("rsicd", 0, 2, 10, 300).sentences("model")[0]
 
 

@@ -101,7 +101,7 @@ def test_all_pairs_are_scored_as_one_by_one_and_the_cosines_left_out(
     different = len(set(split.captions))
     assert progress.done["match pairs"] == [len(split) * different] * 2
     assert progress.said == [
-        f"itm: {len(split) * different:,} pairs of {len(split)} images and {different} different texts"
+        f"itm: {len(split) * different:,} pairs of {len(split)} images and {different} distinct texts"
     ]
 
 

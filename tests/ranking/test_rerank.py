@@ -247,7 +247,9 @@ def test_wrong_parameters_are_refused_in_a_sentence() -> None:
         sinkhorn(scores, math.inf)
     with pytest.raises(UsageError, match=r"tolerance = 0.0 must be above 0"):
         sinkhorn(scores, 10.0, tolerance=0.0)
-    with pytest.raises(UsageError, match="'smrt' is no re-ranking; there is smr, galr, csls, dual_softmax, sinkhorn"):
+    with pytest.raises(
+        UsageError, match="'smrt' is not a re-ranking; choose from smr, galr, csls, dual_softmax, sinkhorn"
+    ):
         parse_rerankings("smrt")
     with pytest.raises(UsageError, match="the parameters of smr were never chosen"):
         rerank(Directions(scores), "smr", RerankParams())
