@@ -27,6 +27,7 @@ COMMANDS = {
     "tune": "Choose the parameters of re-rankings, never on test.",
     "recipe": "List, show and validate recipes.",
     "runs": "List finished runs.",
+    "indexes": "List, check, prune and merge indexes.",
     "models": "List published models that can be used by name.",
 }
 """Each is the function of that name in the module of that name, except for groups."""
@@ -36,6 +37,7 @@ GROUPS = {
     "recipe": ("list", "show", "validate", "schema"),
     "runs": ("list",),
     "models": ("list", "show"),
+    "indexes": ("list", "info", "verify", "prune", "merge"),
 }
 """Commands with subcommands: `recipe list` is the function `recipe_list`."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -72,6 +72,10 @@ class ImageRef:
     window: Window | None = None
     reading: Reading = DEFAULT
     scene: Scene | None = field(default=None, compare=False)
+
+    def renamed(self, image_id: str) -> ImageRef:
+        """The same image under another name."""
+        return replace(self, image_id=image_id)
 
     @property
     def place(self) -> tuple[Path, Window | None]:

@@ -160,6 +160,12 @@ class FeatureCache:
     def _settings(self) -> dict[str, str]:
         return asdict(self._info.fingerprint)
 
+    def take_other(self, index: GalleryIndex) -> None:
+        """Know the images and captions of another index too, whose features have the same fingerprint."""
+        assert index.stamps is not None, "an index of files knows its files"
+        self._take(index.image_features, [index.image(row).place for row in range(len(index))], list(index.stamps))
+        self._captions |= dict(zip(index.captions, index.text_features, strict=True))
+
     def _take_index(self, index: GalleryIndex) -> None:
         before, now = index.info, self._info
         if (before.kind, before.source) != (now.kind, now.source):
@@ -171,8 +177,7 @@ class FeatureCache:
         if self.rebuild_reason or index.stamps is None:
             return
         self.index = index
-        self._take(index.image_features, [index.image(row).place for row in range(len(index))], list(index.stamps))
-        self._captions = dict(zip(index.captions, index.text_features, strict=True))
+        self.take_other(index)
 
     def _take_broken(self, left_out: Sequence[Broken]) -> None:
         for broken in left_out:

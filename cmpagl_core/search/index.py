@@ -42,12 +42,13 @@ INDEX_KIND = "gallery_index"
 class IndexInfo:
     """Where a gallery comes from. Hashes are hex digests of SHA-256.
 
-    source: the folder of a "folder" gallery, the root of a "dataset" one, the file of a "features" one.
+    source: the folder of a "folder" gallery, the root of a "dataset" one, the file of a "features" one, the indexes of
+    a "merged" one.
     model: the encoder's name; model_kind, model_source: how to make it again, empty where that is not known.
     """
 
     name: str
-    kind: Literal["folder", "dataset", "features"]
+    kind: Literal["folder", "dataset", "features", "merged"]
     source: str
     dataset: str
     manifest_sha256: str

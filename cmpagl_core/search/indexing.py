@@ -47,17 +47,19 @@ def build_index(
     progress: Progress,
     wait: bool = False,
     store: StoreChoice = EXACT,
+    known: Sequence[GalleryIndex] = (),
 ) -> BuiltIndex:
     """Encode a gallery into the folder `root`, or bring the index that is there up to date.
 
     Images that are unchanged since (size and time, else content) keep their features. Broken ones are left out and
     said, and not tried again while they stay as they are. When interrupted, what is encoded is kept for the next
-    call. wait: until another process has written this index, and then look whether anything is left to do.
+    call. wait: until another process has written this index, and then look whether anything is left to do. known:
+    other indexes with the same kind of features, which are taken over.
     Raises DataError when no image can be read, UsageError when `root` holds the index of another source, BusyError
     when another process writes it, InterruptedByUserError.
     """
     with hold(root, progress.say if wait else None, instead="choose another --name"):
-        return _Build(encoder, source, root, progress, store).make()
+        return _Build(encoder, source, root, progress, store).make(known)
 
 
 class _Build:
@@ -82,8 +84,10 @@ class _Build:
             store=str(store),
         )
 
-    def make(self) -> BuiltIndex:
+    def make(self, known: Sequence[GalleryIndex]) -> BuiltIndex:
         cache = FeatureCache.read(self._root, self._info, self._reader)
+        for index in known:
+            cache.take_other(index)
         if cache.rebuild_reason:
             self._progress.say(f"index {self._root.name} is rebuilt: {cache.rebuild_reason}")
         found, new, left_out = self._look(cache)

@@ -25,7 +25,7 @@ class Entry:
 class GallerySource:
     """The images of a gallery, sorted by image id, and where they come from."""
 
-    kind: Literal["folder", "dataset"]
+    kind: Literal["folder", "dataset", "merged"]
     source: str
     dataset: str
     manifest_sha256: str

@@ -41,7 +41,7 @@ def open_searcher(
         _check_run(session.workspace.find("runs", run), gallery)
     elif index is None:
         _say_if_a_run_is_newer(gallery, session)
-    return Searcher(gallery, partial(_encoder_of, gallery, session, run), session.progress)
+    return Searcher(gallery, partial(encoder_of, gallery, session, run), session.progress)
 
 
 def _find_gallery(workspace: Workspace, index: str | None, features: Path | None) -> GalleryIndex | None:
@@ -70,7 +70,7 @@ def _say_if_a_run_is_newer(gallery: GalleryIndex, session: Session) -> None:
         )
 
 
-def _encoder_of(gallery: GalleryIndex, session: Session, run: str | None) -> Encoder:
+def encoder_of(gallery: GalleryIndex, session: Session, run: str | None = None) -> Encoder:
     """The encoder that made a gallery, made again.
 
     Raises MismatchError when that is another model now, DataError when it is gone.

@@ -1,0 +1,139 @@
+"""`cmpagl indexes`: what can be searched, and how sound it is."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cmpagl_cli.commands.options import FormatOption, settings
+from cmpagl_cli.views import Column, emit
+
+NameArgument = Annotated[
+    str | None, typer.Argument(metavar="[NAME|DIR]", help="Gallery index; the newest if left out.")
+]
+
+
+def indexes_list(ctx: typer.Context, format: FormatOption = "table") -> None:
+    """List the workspace's indexes, the newest first.
+
+    Examples:
+      cmpagl indexes list
+      cmpagl indexes list --format json
+    """
+    from cmpagl_core.search.manage import list_indexes
+
+    given = settings(ctx)
+    rows = [one.document() for one in list_indexes(given.workspace, given.progress)]
+    columns = [
+        Column("name"),
+        Column("images"),
+        Column("captions"),
+        Column("model"),
+        Column("store"),
+        Column("kind", "of a"),
+        Column("source"),
+        Column("made_at", "made at"),
+    ]
+    emit(rows, columns, format, document=rows if format == "json" else None)
+    if not rows:
+        given.progress.say(f"no index in {given.workspace.root / 'indexes'}; make one with `cmpagl index DIR`")
+
+
+def indexes_info(ctx: typer.Context, name: NameArgument = None, format: FormatOption = "table") -> None:
+    """Show all that an index knows of itself: where its images are, what made its features, how it is searched.
+
+    Examples:
+      cmpagl indexes info
+      cmpagl indexes info archive --format json
+    """
+    from cmpagl_core.search.index import open_index
+    from cmpagl_core.search.manage import IndexSummary
+
+    given = settings(ctx)
+    document = IndexSummary.of(open_index(given.workspace.find("indexes", name))).document()
+    rows = [{"key": key, "value": value} for key, value in document.items()]
+    emit(rows, [Column("key"), Column("value")], format, document=document)
+
+
+def indexes_verify(
+    ctx: typer.Context,
+    name: NameArgument = None,
+    samples: Annotated[int, typer.Option(min=0, help="Images that are encoded again and compared.")] = 100,
+    format: FormatOption = "table",
+) -> None:
+    """Compare an index with its files, and a sample of its features with a new encoding.
+
+    Exits with 5 when files are gone or changed, or features differ; `cmpagl index` brings such an index up to date.
+
+    Examples:
+      cmpagl indexes verify archive
+      cmpagl indexes verify archive --samples 0 --format json
+    """
+    from dataclasses import asdict
+
+    from cmpagl_core.errors import ExitCode
+    from cmpagl_core.search.index import open_index
+    from cmpagl_core.search.manage import verify_index
+
+    given = settings(ctx)
+    index = open_index(given.workspace.find("indexes", name))
+    found = verify_index(given.session, index, samples)
+    document = {"name": index.info.name, "sound": found.is_sound, **asdict(found)}
+    row = {
+        "name": index.info.name,
+        "images": found.images,
+        "gone": len(found.gone),
+        "changed": len(found.changed),
+        "sampled": found.sampled,
+        "lowest_cosine": found.lowest_cosine,
+        "sound": "yes" if found.is_sound else "no",
+    }
+    heads = {"lowest_cosine": Column("lowest_cosine", "lowest cosine", digits=6)}
+    emit([row], [heads.get(key, Column(key)) for key in row], format, document=document)
+    if not found.is_sound:
+        raise typer.Exit(ExitCode.MISMATCH)
+
+
+def indexes_prune(ctx: typer.Context, name: NameArgument = None, format: FormatOption = "table") -> None:
+    """Drop the images of an index whose files are gone or were changed. Nothing is encoded, new images are not added.
+
+    Examples:
+      cmpagl indexes prune archive
+    """
+    from cmpagl_core.search.index import open_index
+    from cmpagl_core.search.manage import prune_index
+
+    given = settings(ctx)
+    index = open_index(given.workspace.find("indexes", name))
+    before = len(index)
+    after = len(prune_index(given.session, index).index)
+    emit(
+        [{"name": index.info.name, "images": after, "dropped": before - after}],
+        [Column("name"), Column("images"), Column("dropped")],
+        format,
+    )
+
+
+def indexes_merge(
+    ctx: typer.Context,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Indexes that one model made.")],
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Of the new index.")],
+    format: FormatOption = "table",
+) -> None:
+    """Join indexes whose features were made by one model in one way. Nothing is encoded, the old ones stay.
+
+    Examples:
+      cmpagl indexes merge north south --name both
+    """
+    from cmpagl_core.search.index import open_index
+    from cmpagl_core.search.manage import merge_indexes
+
+    given = settings(ctx)
+    opened = [open_index(given.workspace.find("indexes", one)) for one in names]
+    merged = merge_indexes(given.session, opened, name).index
+    emit(
+        [{"name": name, "images": len(merged), "captions": len(merged.caption_text), "path": str(merged.root)}],
+        [Column("name"), Column("images"), Column("captions"), Column("path")],
+        format,
+    )
