@@ -12,11 +12,11 @@ CMPAGL := $(BIN)/cmpagl --workspace $(WORKSPACE)
 
 help:
 	@echo "make quickstart  an image search from nothing: draw scenes, train, evaluate, search (about 5 minutes)"
-	@echo "make test        the test suite (make test-slow: what takes long)"
+	@echo "make test        the test suite (make test-slow: the long tests)"
 	@echo "make lint        ruff, mypy, import-linter"
-	@echo "make bench       one JSON line per measurement (faiss-cpu is the peer of one)"
-	@echo "make docs        write docs/cli.md, docs/recipe.md and docs/benchmarks.md again"
-	@echo "make clean       remove what these targets made"
+	@echo "make bench       one JSON line per measurement (one compares with faiss-cpu)"
+	@echo "make docs        regenerate docs/cli.md, docs/recipe.md and docs/benchmarks.md"
+	@echo "make clean       remove everything that these targets created"
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -29,7 +29,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install -q -e '.[dev]' -c constraints.txt
 	touch $@
 
-# The search looks among the test scenes alone, which the training has never seen.
+# The search is over the test scenes, which the model has not seen in training.
 quickstart: $(VENV)/.quickstart
 	$(CMPAGL) prepare synthetic --count 800
 	$(CMPAGL) train quickstart
@@ -39,7 +39,7 @@ quickstart: $(VENV)/.quickstart
 		--gallery $(WORKSPACE)/airport-near-sea.html
 	@echo "figure:  $$(ls -t $(WORKSPACE)/runs/*/curves.png | head -n 1)"
 
-# Each of the parallel workers computes on one thread: tests/conftest.py sees to it.
+# Each parallel worker computes on one thread, which tests/conftest.py sets.
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 

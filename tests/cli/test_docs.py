@@ -72,8 +72,36 @@ def test_every_command_has_its_section(generate: dict[str, Any]) -> None:
         assert f"## {' '.join(('cmpagl', *words))}\n" in page
 
 
+def test_the_readme_is_short_enough_to_be_read() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
 def test_links_of_the_documents_lead_somewhere() -> None:
-    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
-            if not target.startswith(("http://", "https://", "mailto:")):
-                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for page, target, _ in local_links():
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_links_to_headings_find_them() -> None:
+    linked = [(page, target, anchor) for page, target, anchor in local_links() if anchor]
+    assert len(linked) >= 4
+    for page, target, anchor in linked:
+        place = page.parent / target if target else page
+        assert anchor in anchors(place), f"{page.name} links to {target}#{anchor}"
+
+
+def local_links() -> list[tuple[Path, str, str]]:
+    """Page, file ("" for the page itself) and anchor of every link inside the repository."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    links = [
+        (page, *match)
+        for page in pages
+        for match in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text(encoding="utf-8"))
+    ]
+    return [link for link in links if not link[1].startswith(("http://", "https://", "mailto:"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
