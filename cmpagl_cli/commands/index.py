@@ -10,12 +10,17 @@ import typer
 
 from cmpagl_cli.commands.options import (
     ActivationOption,
+    BandsOption,
     DataOption,
     DownloadOption,
     FormatOption,
     ModelOption,
     NameOption,
+    OverlapOption,
     RunOption,
+    StretchOption,
+    TileMetresOption,
+    TileOption,
     settings,
 )
 from cmpagl_cli.views import Column, duration, emit
@@ -45,6 +50,11 @@ def index(
             "better. Default: as before for an existing index, else the run's recipe.",
         ),
     ] = None,
+    tile: TileOption = None,
+    tile_m: TileMetresOption = None,
+    overlap: OverlapOption = None,
+    bands: BandsOption = None,
+    stretch: StretchOption = None,
     store: Annotated[
         str | None,
         typer.Option(
@@ -63,12 +73,15 @@ def index(
 
     Without DIR, indexes all images of the run's data set, with their captions. Later calls encode only new and
     changed images; broken ones are listed and left out. With --model, a published remote-sensing model or any
-    open_clip model replaces the run, so nothing has to be trained.
+    open_clip model replaces the run, so nothing has to be trained. Scenes (GeoTIFF, JPEG 2000 and others) are cut into
+    tiles; look at one with `cmpagl image` first.
 
     Examples:
       cmpagl index ~/aerial-archive
       cmpagl index ~/aerial-archive --name archive --run ucm-cpu --tta none
       cmpagl index --data ucm
+      cmpagl index ~/scenes --tile 256 --overlap 0.25 --bands sentinel-2
+      cmpagl index ~/scenes --tile-m 300 --stretch range:0,3000
       cmpagl index ~/aerial-archive --store faiss --min-recall 0.95
       cmpagl index ~/aerial-archive --model remoteclip-b32 --download
       cmpagl index ~/aerial-archive --model open_clip:ViT-B-32:mine.pt --activation gelu
@@ -77,9 +90,11 @@ def index(
 
     given = settings(ctx)
     started_at = time.monotonic()
-    built = make_index(
-        given.session, IndexRequest(folder, data, run, model, name, tta, activation, download, store, min_recall)
-    )
+    request = IndexRequest(
+        folder, data, run, model, name, tta, activation, download, store, min_recall,
+        bands, stretch, tile, tile_m, overlap,
+    )  # fmt: skip
+    built = make_index(given.session, request)
     _show(built, time.monotonic() - started_at, format)
     given.progress.say(f'search it with: cmpagl retrieve "..." --index {built.index.info.name}')
 
@@ -91,6 +106,7 @@ def _show(built: BuiltIndex, elapsed_s: float, format: str) -> None:
         "images": len(made),
         "encoded": built.encoded,
         "left_out": len(built.left_out),
+        **({"scenes": built.scenes, "empty_tiles": built.empty} if built.scenes else {}),
         "captions": len(made.caption_text),
         "model": made.info.model,
         "store": made.info.store,
@@ -106,6 +122,7 @@ def _show(built: BuiltIndex, elapsed_s: float, format: str) -> None:
         "recall_percent": "% of the exact 10 best",
         "encoded": "encoded now",
         "left_out": "left out",
+        "empty_tiles": "empty tiles",
         "elapsed_s": "time",
     }
     emit([row], [Column(key, heads.get(key, "")) for key in row], format)  # type: ignore[arg-type]

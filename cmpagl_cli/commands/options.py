@@ -42,6 +42,35 @@ ActivationOption = Annotated[
 DownloadOption = Annotated[
     bool, typer.Option("--download", help="Download the weights of --model if they are missing.")
 ]
+BandsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--bands",
+        metavar="R,G,B|N|PRESET",
+        help="Bands shown as red, green and blue, one for grey, or a preset: sentinel-2, landsat-8, planetscope, naip. "
+        "Default: by the file's color interpretation or band names.",
+    ),
+]
+StretchOption = Annotated[
+    str | None,
+    typer.Option(
+        "--stretch",
+        metavar="HOW",
+        help="How values become 8 bits: percentile:2,98, range:0,3000, db or db:-25,0 (SAR), none. "
+        "Default: none for 8 bits, percentile:2,98 for others.",
+    ),
+]
+TileOption = Annotated[
+    int | None,
+    typer.Option("--tile", metavar="PX", help="Side of a tile in pixels; 0: none. Default: 512 above 4 megapixels."),
+]
+TileMetresOption = Annotated[
+    float | None, typer.Option("--tile-m", metavar="METRES", help="Side of a tile in metres on the ground.")
+]
+OverlapOption = Annotated[
+    float | None,
+    typer.Option("--overlap", metavar="SHARE", help="Overlap of tiles as a share of their side, 0 to 0.9."),
+]
 IndexOption = Annotated[
     str | None, typer.Option("--index", metavar="NAME|DIR", help="Index to search. Default: the newest.")
 ]

@@ -13,6 +13,7 @@ from cmpagl_cli.commands.options import FormatOption, IndexOption, OutputFormat,
 from cmpagl_cli.views import Column, emit
 
 if TYPE_CHECKING:
+    from cmpagl_core.imagery.image_ref import ImageRef
     from cmpagl_core.search.index import GalleryIndex
     from cmpagl_core.search.query import CaptionHit, Hit, Query
 
@@ -112,7 +113,7 @@ def _queries(text: str | None, image: Path | None, queries: Path | None) -> Sequ
 def _show_hits(hits: Sequence[Hit], format: OutputFormat) -> None:
     if format == "table":
         rows = [_in_a_table(hit) for hit in hits]
-        last = [Column("captions")] if any(hit.captions for hit in hits) else []
+        last = [Column(key) for key in ("date", "captions") if any(row[key] for row in rows)]
         emit(rows, [Column("rank"), Column("score", digits=3), Column("image_id", "image"), *last])
         return
     emit([_whole(hit) for hit in hits], _columns(hits), format)
@@ -120,8 +121,8 @@ def _show_hits(hits: Sequence[Hit], format: OutputFormat) -> None:
 
 def _columns(hits: Sequence[Hit]) -> list[Column]:
     keys = ("rank", "image_id", "path", "score", "captions")
-    windows = ("window",) if any(hit.image.window is not None for hit in hits) else ()
-    return [Column(key, digits=3) for key in (*keys, *windows)]
+    places = dict.fromkeys(key for hit in hits for key in _where(hit.image))
+    return [Column(key, digits=3) for key in (*keys, *places)]
 
 
 def _show_answers(queries: Sequence[Query], answers: Sequence[Sequence[Hit]], format: OutputFormat) -> None:
@@ -142,19 +143,29 @@ def _show_answers(queries: Sequence[Query], answers: Sequence[Sequence[Hit]], fo
 
 def _in_a_table(hit: Hit) -> dict[str, Any]:
     captions = _in_short(hit.captions)
-    return {"rank": hit.rank, "score": hit.score, "image_id": hit.image.image_id, "captions": captions}
+    date = "" if hit.image.scene is None else hit.image.scene.geo.date
+    return {"rank": hit.rank, "score": hit.score, "image_id": hit.image.image_id, "date": date, "captions": captions}
 
 
 def _whole(hit: Hit) -> dict[str, Any]:
-    window = {} if hit.image.window is None else {"window": astuple(hit.image.window)}
     return {
         "rank": hit.rank,
         "image_id": hit.image.image_id,
         "path": str(hit.image.path),
         "score": hit.score,
         "captions": hit.captions,
-        **window,
+        **_where(hit.image),
     }
+
+
+def _where(image: ImageRef) -> dict[str, Any]:
+    """The window of a tile, and the place and day of an image that has them."""
+    window = {} if image.window is None else {"window": astuple(image.window)}
+    if image.scene is None:
+        return window
+    geo = image.scene.geo
+    about = {"bounds_from": geo.about} if geo.about else {}
+    return {**window, "bounds": image.bounds, "crs": geo.crs or None, "date": geo.date or None, **about}
 
 
 def _show_captions(hits: Sequence[CaptionHit], format: OutputFormat) -> None:
@@ -178,6 +189,6 @@ def _write_page(
 ) -> None:
     from cmpagl_core.search.gallery import GalleryQuery, write_gallery
 
-    query = GalleryQuery(text, image, found.info.name, len(found), found.info.model, scores)
+    query = GalleryQuery(text, image, found.info.name, len(found), found.info.model, scores, found.info.reading)
     write_gallery(page, query, hits, given.progress)
     given.progress.say(f"gallery: {page}")

@@ -32,6 +32,7 @@ from cmpagl_core.encoders.text_tower import TowerInfo, save_text_tower
 from cmpagl_core.errors import DataError, UsageError
 from cmpagl_core.files import FileStamp
 from cmpagl_core.imagery.image_ref import ImageRef
+from cmpagl_core.imagery.reading import DEFAULT
 from cmpagl_core.imagery.stamps import stamp_file
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
@@ -181,8 +182,8 @@ def _has_frozen_backbone(recipe: Recipe) -> bool:
 
 
 def _stamp(image: ImageRef) -> FileStamp | None:
-    """None where the file cannot be read: whoever decodes it says why; and for a piece, whose maps are not cached."""
-    if image.window is not None:
+    """None where the file cannot be read: whoever decodes it says why; and for what no training has cached maps of."""
+    if image.window is not None or image.reading != DEFAULT:
         return None
     try:
         return stamp_file(image.path)

@@ -16,6 +16,7 @@ from cmpagl_core.files import FileStamp
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.reader import read_image
 from cmpagl_core.imagery.room import DECODING
+from cmpagl_core.imagery.scene_pool import SCENES
 from cmpagl_core.imagery.stamps import Broken
 
 _BATCHES_AHEAD = 3
@@ -82,6 +83,7 @@ def decoded_batches(
             yield _batch(done)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        SCENES.close()
 
 
 def _batch(done: Sequence[tuple[int, Decoded | Broken]]) -> DecodedBatch:

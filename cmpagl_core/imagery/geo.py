@@ -102,8 +102,8 @@ def _date(path: Path, dataset: DatasetReader) -> tuple[str, str]:
     told = (
         (_from_stac(path), "STAC item"),
         (_from_tag(imagery.get("ACQUISITIONDATETIME", "")), "acquisition tag"),
-        (_from_name(path.name), "file name"),
-        (_from_tag(tags.get("NITF_IDATIM", "")) or _from_name(tags.get("NITF_IDATIM", "")[:8]), "NITF header"),
+        (date_of_name(path.name), "file name"),
+        (_from_tag(tags.get("NITF_IDATIM", "")) or date_of_name(tags.get("NITF_IDATIM", "")[:8]), "NITF header"),
         (_from_tag(tags.get("TIFFTAG_DATETIME", "")), "TIFF tag"),
     )
     return next(((taken, by) for taken, by in told if taken), ("", ""))
@@ -132,7 +132,8 @@ def _from_tag(text: str) -> str:
     return _real(found[1], found[2], found[3]) if found is not None else ""
 
 
-def _from_name(name: str) -> str:
+def date_of_name(name: str) -> str:
+    """The first day that a file name holds, as ISO 8601; "" for none."""
     for found in _IN_A_NAME.finditer(name):
         if taken := _real(found[1], found[3], found[4]):
             return taken

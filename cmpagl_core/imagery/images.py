@@ -32,14 +32,13 @@ if TYPE_CHECKING:
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as timm's Swin and EfficientNet expect
 IMAGE_STD = (0.229, 0.224, 0.225)
 MAX_PIXELS = 100_000_000  # 300 MB as RGB
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".j2k", ".vrt", ".ntf", ".nitf"}
-)
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif"})
+IMAGE_SUFFIXES = PICTURE_SUFFIXES | {".tif", ".tiff", ".jp2", ".j2k", ".vrt", ".ntf", ".nitf"}
 
 _DECODER_BYTES, _PIXEL_BYTES = 4, 16  # a pixel at most takes inside a decoder, and as it is and as RGB
 _BAND_PIXELS = 1 << 20  # converted at once, where conversion takes more than its result
 
-_TIFF_SUFFIXES, _ORIENTATION = (".tif", ".tiff"), 0x0112
+_TIFF_SUFFIXES, _ORIENTATION, _ON_ITS_SIDE = (".tif", ".tiff"), 0x0112, (5, 6, 7, 8)
 # What Pillow's decoders raise on broken files; warnings too, where a caller has turned them into errors.
 _UNDECODABLE = (OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 _UNDECODABLE_TOO = (NotImplementedError, struct.error, zlib.error, Warning)
@@ -95,6 +94,27 @@ def open_source(path: Path, reading: Reading) -> SceneFile | Picture:
     with open_file(path) as stream:
         picture = _decode_plain(stream, path, MAX_PIXELS, None, reading)
     return SceneFile(path) if picture is None else Picture(path, picture)
+
+
+def size_of_picture(path: Path, reading: Reading) -> tuple[int, int] | None:
+    """Width and height of a picture that Pillow decodes whole, upright; None for a file that is GDAL's.
+
+    Raises DataError for one that cannot be read.
+    """
+    if path.suffix.lower() in _TIFF_SUFFIXES and not _is_turned(path):
+        return None
+    try:
+        with open_file(path) as stream, Image.open(stream, formats=PILLOW_FORMATS) as image:
+            width, height = image.size
+            if not is_plain(image, stream, reading):
+                return None
+            if width * height > MAX_PIXELS and image.format not in PILLOW_ONLY:
+                return None
+            return (height, width) if image.getexif().get(_ORIENTATION, 1) in _ON_ITS_SIDE else (width, height)
+    except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return None
+    except (*_UNDECODABLE, *_UNDECODABLE_TOO) as error:
+        raise DataError(f"{path} is a broken image ({_reason(error)})") from error
 
 
 def _decode_plain(

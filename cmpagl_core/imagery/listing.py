@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmpagl_core.errors import DataError
+from cmpagl_core.imagery.companions import ENVI_SUFFIXES, headers
 from cmpagl_core.imagery.images import IMAGE_SUFFIXES
 
 
@@ -45,7 +46,7 @@ def list_images(folder: Path) -> Listing:
 
     def is_taken(path: Path, is_folder: bool) -> bool:
         hidden = path.name.startswith(".") or (is_folder and path.name == "__MACOSX")
-        if hidden or not (is_folder or path.suffix.lower() in IMAGE_SUFFIXES):
+        if hidden or not (is_folder or _is_image(path)):
             return False
         try:
             str(path).encode("utf-8")
@@ -69,6 +70,12 @@ def list_images(folder: Path) -> Listing:
         hint = f"known are {', '.join(sorted(IMAGE_SUFFIXES))}"
         raise DataError(f"there is no image in {_plain(folder)}{why}", hint=hint)
     return Listing(tuple(sorted(found)), tuple(left_out))
+
+
+def _is_image(path: Path) -> bool:
+    """By its suffix; one of ENVI's, which others have too, by its header."""
+    suffix = path.suffix.lower()
+    return suffix in IMAGE_SUFFIXES or (suffix in ENVI_SUFFIXES and any(header.is_file() for header in headers(path)))
 
 
 def _plain(path: Path) -> str:

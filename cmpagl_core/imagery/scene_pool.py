@@ -50,6 +50,11 @@ class OpenScene:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _renderings: dict[Reading, Rendering] = field(default_factory=dict)
 
+    @property
+    def is_rendered(self) -> bool:
+        """Whether bands and stretch have a say: not in a picture."""
+        return isinstance(self.source, SceneFile)
+
     @cached_property
     def beside(self) -> tuple[Path, ...]:
         """Files that are read with it."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
@@ -58,6 +59,22 @@ def opened_with_stamp(path: Path) -> Iterator[tuple[BinaryIO, FileStamp]]:
             raise cannot_read(path, error) from error
         yield stream, FileStamp(*before, sha256)
         check_unchanged(path, before, beside)
+
+
+def unchanged_files() -> Callable[[Path, FileStamp], bool]:
+    """Whether files are still as their stamps say: by size and time, by content where only the time differs.
+
+    A file of many pieces is looked at once. Raises OSError, or DataError as `stamp_file` does.
+    """
+
+    @cache
+    def is_unchanged(path: Path, stamp: FileStamp) -> bool:
+        size, mtime_ns = file_state(path)
+        if size != stamp.size:
+            return False
+        return mtime_ns == stamp.mtime_ns or stamp_file(path).sha256 == stamp.sha256
+
+    return is_unchanged
 
 
 def check_unchanged(path: Path, before: tuple[int, int], beside: Sequence[Path]) -> None:

@@ -9,6 +9,7 @@ from cmpagl_core.errors import UsageError
 from cmpagl_core.evaluation.protocol import Stamp, require_one_column
 from cmpagl_core.evaluation.result import RetrievalReport
 from cmpagl_core.html_page import render_page
+from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.thumbnail import thumbnail
 from cmpagl_core.ranking.rerank import Step
 from cmpagl_core.report.charts import LineChart, RowChart, Value, line_chart, row_chart
@@ -98,7 +99,7 @@ class _Thumbnails:
     def of(self, images: Sequence[ShownImage]) -> tuple[_Shown, ...]:
         missing = [image for image in images if str(image.path) not in self._known]
         for image in missing:
-            self._known[str(image.path)] = thumbnail(image.path, _THUMBNAIL_PX).uri
+            self._known[str(image.path)] = thumbnail(ImageRef(image.image_id, image.path), _THUMBNAIL_PX).uri
         return tuple(_Shown(image.image_id, self._known[str(image.path)]) for image in images)
 
 

@@ -13,6 +13,8 @@ from cmpagl_core.encoders.encoder import Encoder
 from cmpagl_core.encoders.published_models import Activation
 from cmpagl_core.errors import CmpaglError, DataError, UsageError
 from cmpagl_core.files import newest
+from cmpagl_core.imagery.reading import DEFAULT, Reading
+from cmpagl_core.imagery.tiles import Tiling
 from cmpagl_core.run_data import own_data
 from cmpagl_core.runs import Run, open_run
 from cmpagl_core.search.index import IndexInfo, open_index
@@ -29,8 +31,9 @@ class IndexRequest:
 
     folder: of images; data: a prepared data set, the run's own or the newest if both are None. run: the newest.
     model: in place of a run, see `open_clip_encoder`; activation, download: as in its ClipOptions. tta: as the index
-    that is there was made, else as the recipe says. store: see StoreChoice; as that index, else exact. wait: for
-    another process that is making the same index, rather than be refused.
+    that is there was made, else as the recipe says. store: see StoreChoice; as that index, else exact. bands, stretch:
+    see Reading; tile_px, tile_m, overlap: see Tiling; as that index, else by each file. wait: for another process that
+    is making the same index, rather than be refused.
     Raises UsageError for what contradicts itself.
     """
 
@@ -44,6 +47,11 @@ class IndexRequest:
     download: bool = False
     store: str | None = None
     min_recall: float = 0.0
+    bands: str | None = None
+    stretch: str | None = None
+    tile_px: int | None = None
+    tile_m: float | None = None
+    overlap: float | None = None
     wait: bool = False
 
     def __post_init__(self) -> None:
@@ -55,6 +63,12 @@ class IndexRequest:
             raise UsageError("--tta is for runs: an open_clip model sees each image as it is", hint="leave it out")
         if self.model is None and (self.activation is not None or self.download):
             raise UsageError("--activation and --download are for --model", hint="leave them out, or name a model")
+        read_as = (self.bands, self.stretch, self.tile_px, self.tile_m, self.overlap)
+        if self.folder is None and any(value is not None for value in read_as):
+            raise UsageError(
+                "--bands, --stretch and tiles are for a folder: a data set's images were settled by `cmpagl prepare`",
+                hint="name the folder, or leave them out",
+            )
 
 
 def make_index(session: Session, request: IndexRequest) -> BuiltIndex:
@@ -96,8 +110,9 @@ def _as_it_was_made(workspace: Workspace, request: IndexRequest) -> IndexRequest
 def _source(workspace: Workspace, request: IndexRequest, run: Run | None) -> tuple[GallerySource, str]:
     """The images, and the usual name of an index of them. Of data sets: the one named, the run's own, the newest."""
     if request.folder is not None:
-        source = folder_source(request.folder)
-        return source, Path(source.source).name
+        usual = as_name(request.folder.absolute().name)
+        before = _info_of(workspace.folder("indexes", request.name or usual))
+        return folder_source(request.folder, _reading(request, before), _tiling(request, before)), usual
     if run is not None:
         prepared = own_data(workspace, run) if request.data is None else _data(workspace, request)
         own = prepared.name == run.info.dataset
@@ -106,6 +121,20 @@ def _source(workspace: Workspace, request: IndexRequest, run: Run | None) -> tup
     name, _, rest = (request.model or "").partition(":")
     model = Path(rest.partition(":")[0]).stem if name == "open_clip" else name
     return dataset_source(prepared), f"{model}-{prepared.name}"
+
+
+def _reading(request: IndexRequest, before: IndexInfo | None) -> Reading:
+    """As asked, else as the images of the index that is there were read."""
+    old = DEFAULT if before is None else before.reading
+    return Reading(request.bands or old.bands, request.stretch or old.stretch)
+
+
+def _tiling(request: IndexRequest, before: IndexInfo | None) -> Tiling:
+    old = Tiling() if before is None or before.kind != "folder" else Tiling.parse(before.tiling)
+    overlap = old.overlap if request.overlap is None else request.overlap
+    if request.tile_px is None and request.tile_m is None:
+        return replace(old, overlap=overlap)
+    return Tiling(request.tile_px, request.tile_m, overlap)
 
 
 def _data(workspace: Workspace, request: IndexRequest) -> PreparedDataset:

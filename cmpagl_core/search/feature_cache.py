@@ -13,10 +13,11 @@ from cmpagl_core.encoders.encoder import Features
 from cmpagl_core.encoders.tensor_file import Array, TextTable, open_tensor_file, write_tensor_file
 from cmpagl_core.errors import CmpaglError, DataError, UsageError
 from cmpagl_core.files import FileStamp
-from cmpagl_core.imagery.image_ref import ImageRef, Window
-from cmpagl_core.imagery.stamps import Broken, stamp_file
+from cmpagl_core.imagery.image_ref import ImageRef, Scene, Window
+from cmpagl_core.imagery.stamps import Broken, file_state, stamp_file
 from cmpagl_core.search.index import GalleryIndex, IndexInfo, open_index
 from cmpagl_core.search.marker import INFO_FILE, read_marker
+from cmpagl_core.search.scenes import KnownScene
 from cmpagl_core.search.stored import FileStamps, read_windows, stored_windows, window_of
 
 _PARTS_FOLDER = "parts"
@@ -67,8 +68,12 @@ class FeatureCache:
         self._broken_content: dict[str, Broken] = {}
         self._sizes: set[int] = set()
         self._captions: dict[str, Features] = {}
+        self._scenes: dict[Path, KnownScene] = {}
+        self._states: dict[Path, tuple[int, int]] = {}
+        self._stamps_now: dict[Path, FileStamp] = {}
         self.index: GalleryIndex | None = None  # whose rows come first
         self.kept_now = 0
+        self.tiling = ""  # that of the index that is there
         self.rebuild_reason = ""
 
     @classmethod
@@ -93,21 +98,36 @@ class FeatureCache:
                 path.unlink(missing_ok=True)
         return cache
 
+    def scene(self, path: Path) -> Scene | None:
+        """What is known of a file, if it is as it was. Its content is read only where nothing but its time has changed.
+
+        Raises OSError or DataError when it cannot be read.
+        """
+        known = self._scenes.get(path)
+        return known.scene if known is not None and self._is_as_it_was(path, known.stamp) else None
+
+    def has_whole(self, image: ImageRef) -> bool:
+        """Whether a file was taken whole before and is as it was, by its size and time. Raises OSError."""
+        row = self._row_of_place.get((image.path, None))
+        return row is not None and _seen(self._stamps[row]) == self._state(image)
+
     def lookup(self, image: ImageRef) -> CachedFeature | Broken | None:
         """What is known of an image as it is now. Its content is read only if that may spare encoding it.
 
         Raises OSError or DataError when it cannot be read.
         """
-        state = image.path.stat()
-        seen = (state.st_size, state.st_mtime_ns)
+        seen = self._state(image)
+        scene = self._scenes.get(image.path)
+        if scene is not None and image.window in scene.empty and self._is_as_it_was(image.path, scene.stamp):
+            return Broken(image, "", scene.stamp, empty=True)
         row, broken = self._row_of_place.get(image.place), self._broken.get(image.place)
         if row is not None and _seen(self._stamps[row]) == seen:
             return CachedFeature(self._stamps[row], row)
         if broken is not None and broken.stamp is not None and _seen(broken.stamp) == seen:
             return replace(broken, image=image)
-        if state.st_size not in self._sizes:
+        if seen[0] not in self._sizes:
             return None
-        stamp = stamp_file(image.path)
+        stamp = self._stamp_now(image)
         row = self._row_of_content.get((stamp.sha256, image.window))
         if row is not None:
             return CachedFeature(stamp, row)
@@ -157,6 +177,26 @@ class FeatureCache:
         """Remove the parts: the index holds them now."""
         shutil.rmtree(self._root / _PARTS_FOLDER, ignore_errors=True)
 
+    def _state(self, image: ImageRef) -> tuple[int, int]:
+        """Size and time of a file; of one with many pieces, looked at once."""
+        if image.window is None:
+            return file_state(image.path)
+        if image.path not in self._states:
+            self._states[image.path] = file_state(image.path)
+        return self._states[image.path]
+
+    def _stamp_now(self, image: ImageRef) -> FileStamp:
+        if image.window is None:
+            return stamp_file(image.path)
+        if image.path not in self._stamps_now:
+            self._stamps_now[image.path] = stamp_file(image.path)
+        return self._stamps_now[image.path]
+
+    def _is_as_it_was(self, path: Path, stamp: FileStamp) -> bool:
+        piece = ImageRef("", path, Window(0, 0, 1, 1))
+        state = self._state(piece)
+        return state == _seen(stamp) or (state[0] == stamp.size and self._stamp_now(piece).sha256 == stamp.sha256)
+
     def _settings(self) -> dict[str, str]:
         return asdict(self._info.fingerprint)
 
@@ -164,6 +204,7 @@ class FeatureCache:
         """Know the images and captions of another index too, whose features have the same fingerprint."""
         assert index.stamps is not None, "an index of files knows its files"
         self._take(index.image_features, [index.image(row).place for row in range(len(index))], list(index.stamps))
+        self._scenes |= {} if index.scenes is None else index.scenes.known()
         self._captions |= dict(zip(index.captions, index.text_features, strict=True))
 
     def _take_index(self, index: GalleryIndex) -> None:
@@ -176,7 +217,7 @@ class FeatureCache:
         self.rebuild_reason = _rebuild_reason(before, now)
         if self.rebuild_reason or index.stamps is None:
             return
-        self.index = index
+        self.index, self.tiling = index, before.tiling
         self.take_other(index)
 
     def _take_broken(self, left_out: Sequence[Broken]) -> None:
@@ -212,6 +253,8 @@ def _rebuild_reason(before: IndexInfo, now: IndexInfo) -> str:
     """Why features of an index cannot stand beside new ones; empty when they can."""
     if before.model_sha256 != now.model_sha256:
         return "it holds features of another model"
+    if before.reading != now.reading:
+        return f"its images were read with {before.reading.words}, and now it is {now.reading.words}"
     if before.preprocessing != now.preprocessing:
         return "its images were prepared otherwise"
     if before.precision != now.precision:

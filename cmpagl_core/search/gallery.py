@@ -8,6 +8,8 @@ from pathlib import Path
 
 from cmpagl_core.files import write_text
 from cmpagl_core.html_page import render_page
+from cmpagl_core.imagery.image_ref import ImageRef
+from cmpagl_core.imagery.reading import DEFAULT, Reading
 from cmpagl_core.imagery.thumbnail import Thumbnail, thumbnail
 from cmpagl_core.progress import Progress
 from cmpagl_core.search.query import Hit
@@ -26,6 +28,7 @@ class GalleryQuery:
     images: int
     model: str
     scores: str = "cosines"
+    reading: Reading = DEFAULT  # of the image that was asked for
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,9 @@ def render_gallery(query: GalleryQuery, hits: Sequence[Hit], progress: Progress)
         for hit in hits:
             tiles.append(_tile(hit, hits))
             advance(1)
-    asked = "" if query.image is None else thumbnail(query.image, _QUERY_PX).uri
+    asked = ""
+    if query.image is not None:
+        asked = thumbnail(ImageRef(query.image.name, query.image, reading=query.reading), _QUERY_PX).uri
     return render_page("cmpagl_core.search", "gallery.html", query=query, asked=asked, tiles=tiles)
 
 
@@ -59,4 +64,4 @@ def _tile(hit: Hit, hits: Sequence[Hit]) -> _Tile:
     """The bar runs from a little under the worst score shown to the best, so that differences can be seen."""
     best, worst = hits[0].score, hits[-1].score
     share = 15 + 85 * (hit.score - worst) / (best - worst) if best > worst else 100.0
-    return _Tile(hit, tuple(dict.fromkeys(hit.captions)), thumbnail(hit.image.path, _THUMBNAIL_PX), share)
+    return _Tile(hit, tuple(dict.fromkeys(hit.captions)), thumbnail(hit.image, _THUMBNAIL_PX), share)

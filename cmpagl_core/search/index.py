@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from cmpagl_core.encoders.tensor_file import Array, TensorFile, TextTable, open_tensor_file, write_tensor_file
 from cmpagl_core.errors import CmpaglError, DataError, MismatchError
 from cmpagl_core.imagery.image_ref import ImageRef
+from cmpagl_core.imagery.reading import Reading
 from cmpagl_core.imagery.stamps import Broken
 from cmpagl_core.search.marker import (
     AGAIN,
@@ -30,6 +31,7 @@ from cmpagl_core.search.marker import (
     write_marker,
     write_named,
 )
+from cmpagl_core.search.scenes import SceneTable
 from cmpagl_core.search.stored import FileStamps, read_windows, window_of
 
 if TYPE_CHECKING:
@@ -58,15 +60,28 @@ class IndexInfo:
     model_sha256: str
     preprocessing: str
     precision: str
+    bands: str = "auto"  # as Reading has them
+    stretch: str = "auto"
+    tiling: str = "auto"  # as Tiling spells it
     store: str = "exact"  # that it is searched by: exact, faiss or milvus:URI
     format_version: int = INDEX_FORMAT
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """That of the encoder that made the features."""
+        """That of the features: the encoder's, and how images were read for it."""
         from cmpagl_core.encoders.encoder import Fingerprint  # which a query does without
 
-        return Fingerprint(self.model_sha256, self.preprocessing, self.precision)
+        return Fingerprint(self.model_sha256, f"{self.reading.words}; {self.preprocessing}", self.precision)
+
+    @property
+    def encoder_fingerprint(self) -> Fingerprint:
+        """The encoder's alone."""
+        return replace(self.fingerprint, preprocessing=self.preprocessing)
+
+    @property
+    def reading(self) -> Reading:
+        """Which bands of its images were encoded, and how they became 8 bits."""
+        return Reading(self.bands, self.stretch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +107,7 @@ class GalleryIndex:
     stamps: FileStamps | None
     info: IndexInfo
     tower: Path | None = None  # the file of the text half, where there is one
+    scenes: SceneTable | None = None
     faiss: tuple[Path, Path] | None = None  # a faiss index and its rows, where the store is one
 
     def __len__(self) -> int:
@@ -99,7 +115,9 @@ class GalleryIndex:
 
     def image(self, row: int) -> ImageRef:
         """One image."""
-        return ImageRef(self.image_ids[row], Path(self.paths[row]), window_of(self.windows, row))
+        scene = None if self.scenes is None else self.scenes.scene(row)
+        window = window_of(self.windows, row)
+        return ImageRef(self.image_ids[row], Path(self.paths[row]), window, self.info.reading, scene)
 
     def captions_of(self, row: int) -> list[str]:
         """The captions of one image; none for a gallery without captions."""
@@ -156,6 +174,8 @@ def save_index(
     }
     if index.windows is not None:
         arrays["windows"] = index.windows
+    if index.scenes is not None:
+        arrays.update(index.scenes.arrays())
     features = write_named(index.root, "features", partial(_write_features, arrays, index.info))
     files = {"features": features, **more}
     about = {**asdict(index.info), "images": len(index), "captions": len(index.caption_text)}
@@ -214,4 +234,5 @@ def _from_file(root: Path, file: TensorFile, info: IndexInfo, tower: Path | None
         stamps=FileStamps.read(file, count),
         info=info,
         tower=tower,
+        scenes=SceneTable.read(file, count),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,17 @@ from cmpagl_core.encoders.tensor_file import TextTable
 from cmpagl_core.encoders.text_tower import open_text_tower
 from cmpagl_core.errors import CmpaglError, DataError, InterruptedByUserError
 from cmpagl_core.imagery.image_ref import ImageRef
-from cmpagl_core.imagery.images import reader_version
+from cmpagl_core.imagery.images import PICTURE_SUFFIXES, reader_version
+from cmpagl_core.imagery.pieces import pieces_of, scene_of, windows_of
 from cmpagl_core.imagery.stamps import Broken, cannot_read
+from cmpagl_core.imagery.tiles import DEFAULT_TILE_PX, SCENE_PIXELS, WHOLE
 from cmpagl_core.locks import hold
 from cmpagl_core.progress import Progress
 from cmpagl_core.search.feature_cache import CachedFeature, FeatureCache, ImagePart
 from cmpagl_core.search.index import GalleryIndex, IndexInfo, save_index
-from cmpagl_core.search.listing import GallerySource
+from cmpagl_core.search.listing import Entry, GallerySource
 from cmpagl_core.search.marker import INFO_FILE, IndexFile, read_marker, write_named
+from cmpagl_core.search.scenes import SceneTable
 from cmpagl_core.search.store_files import EXACT, StoreChoice, make_store
 from cmpagl_core.search.stored import FileStamps, stored_windows
 
@@ -37,6 +40,8 @@ class BuiltIndex:
     index: GalleryIndex
     encoded: int
     left_out: tuple[Broken, ...]
+    scenes: int = 0  # files that were cut into tiles
+    empty: int = 0  # tiles in which there is nothing to see
     recall: float | None = None  # of the exact 10 best, 0 to 1, by an approximate store
 
 
@@ -70,7 +75,9 @@ class _Build:
     ) -> None:
         self._encoder, self._source, self._root, self._progress = encoder, source, root, progress
         self._store = store
-        self._reader = reader_version()
+        self._entries: list[Entry] = []  # the source's, scenes cut into tiles
+        self._scenes = self._tiles = 0
+        self._reader = f"{reader_version()}, {source.reading.words}"
         self._info = IndexInfo(
             name=root.name,
             kind=source.kind,
@@ -81,6 +88,9 @@ class _Build:
             model_kind=encoder.origin.kind,
             model_source=encoder.origin.source,
             **asdict(encoder.fingerprint),
+            bands=source.reading.bands,
+            stretch=source.reading.stretch,
+            tiling=str(source.tiling),
             store=str(store),
         )
 
@@ -90,33 +100,65 @@ class _Build:
             cache.take_other(index)
         if cache.rebuild_reason:
             self._progress.say(f"index {self._root.name} is rebuilt: {cache.rebuild_reason}")
-        found, new, left_out = self._look(cache)
+        found, new, unseen = self._look(cache)
         encoded, broken = self._encode_new(cache, new)
-        left_out += broken
+        unseen += broken
+        left_out, empty = [one for one in unseen if not one.empty], [one for one in unseen if one.empty]
         self._say(len(found) + len(encoded), len(found), left_out)
         images = {**found, **encoded}
-        index = self._assemble(cache, images)
-        stored = make_store(self._store, index, cache.index, self._rows_of_old(cache, index, images), self._progress)
+        entries = sorted((entry for entry in self._entries if entry.image in images), key=_image_id)
+        index = self._assemble(cache, entries, images, empty)
+        rows = self._rows_of_old(cache, entries, images)
+        stored = make_store(self._store, index, cache.index, rows, self._progress)
         index = save_index(index, self._reader, left_out, {**self._tower(), **stored.files})
         cache.forget_parts()
-        return BuiltIndex(index, len(encoded), tuple(left_out), stored.recall)
+        return BuiltIndex(index, len(encoded), tuple(left_out), self._scenes, len(empty), stored.recall)
 
     def _look(self, cache: FeatureCache) -> tuple[dict[ImageRef, CachedFeature], list[ImageRef], list[Broken]]:
-        """Which images are known already, which are new, and which cannot be read."""
+        """Which images are known already, which are new, and which cannot be read or show nothing."""
         found: dict[ImageRef, CachedFeature] = {}
         new: list[ImageRef] = []
-        left_out: list[Broken] = list(self._source.left_out)
+        unseen: list[Broken] = list(self._source.left_out)
         with self._progress.task("look at images", len(self._source.entries), "img") as advance:
-            for image in (entry.image for entry in self._source.entries):
-                seen = _lookup(cache, image)
-                if isinstance(seen, CachedFeature):
-                    found[image] = seen
-                elif isinstance(seen, Broken):
-                    left_out.append(seen)
-                else:
-                    new.append(image)
+            for entry in self._source.entries:
+                for image in self._pieces(cache, entry.image, unseen):
+                    self._entries.append(replace(entry, image=image))
+                    seen = _lookup(cache, image)
+                    if isinstance(seen, CachedFeature):
+                        found[image] = seen
+                    elif isinstance(seen, Broken):
+                        unseen.append(seen)
+                    else:
+                        new.append(image)
                 advance(1)
-        return found, new, left_out
+        self._say_tiles()
+        return found, new, unseen
+
+    def _pieces(self, cache: FeatureCache, image: ImageRef, unseen: list[Broken]) -> list[ImageRef]:
+        """A file, or its tiles, where it is a scene; one that cannot be cut as asked goes to those that are unseen."""
+        tiling = self._source.tiling
+        plain = tiling == WHOLE and image.path.suffix.lower() in PICTURE_SUFFIXES
+        if self._source.is_cut or image.window is not None or plain:
+            return [image]
+        try:
+            scene = cache.scene(image.path)
+            if scene is None and cache.has_whole(image) and cache.tiling == str(tiling):
+                return [image]
+            scene = scene or scene_of(image)
+        except (DataError, OSError):
+            return [image]  # whoever reads it says why it cannot be read
+        try:
+            windows = windows_of(image, scene, tiling)
+        except DataError as error:
+            unseen.append(Broken(image, str(error)))
+            return []
+        try:
+            pieces = pieces_of(image, scene, windows)
+        except DataError:
+            return [image]  # as above
+        self._scenes += bool(windows)
+        self._tiles += len(windows)
+        return pieces
 
     def _encode_new(
         self, cache: FeatureCache, new: Sequence[ImageRef]
@@ -153,9 +195,14 @@ class _Build:
                 hint=f"run the same command again: the {cache.kept_now:,} that are done are kept",
             ) from error
 
-    def _assemble(self, cache: FeatureCache, images: Mapping[ImageRef, CachedFeature]) -> GalleryIndex:
-        """The index of the readable images, in the source's order."""
-        entries = [entry for entry in self._source.entries if entry.image in images]
+    def _assemble(
+        self,
+        cache: FeatureCache,
+        entries: Sequence[Entry],
+        images: Mapping[ImageRef, CachedFeature],
+        empty: Sequence[Broken],
+    ) -> GalleryIndex:
+        """The index of the readable images, in the order of their ids."""
         if not entries:
             raise DataError(
                 f"none of the {len(self._source.entries):,} images of {self._source.source} can be read",
@@ -163,6 +210,8 @@ class _Build:
             )
         linked = [(row, text) for row, entry in enumerate(entries) for text in entry.captions]
         captions, caption_text = unique_texts([text for _, text in linked])
+        stamps = [images[entry.image].stamp for entry in entries]
+        nothing = [(one.image, one.stamp) for one in empty if one.stamp is not None]
         return GalleryIndex(
             root=self._root,
             image_features=cache.collect([images[entry.image].row for entry in entries]),
@@ -174,8 +223,9 @@ class _Build:
             caption_image=np.array([row for row, _ in linked], dtype=np.int64),
             caption_text=caption_text,
             tie_order=None,
-            stamps=FileStamps.of([images[entry.image].stamp for entry in entries]),
+            stamps=FileStamps.of(stamps),
             info=self._info,
+            scenes=SceneTable.of([entry.image for entry in entries], stamps, nothing),
         )
 
     def _caption_features(self, cache: FeatureCache, captions: list[str]) -> Features:
@@ -192,12 +242,12 @@ class _Build:
         return features
 
     def _rows_of_old(
-        self, cache: FeatureCache, index: GalleryIndex, images: Mapping[ImageRef, CachedFeature]
+        self, cache: FeatureCache, entries: Sequence[Entry], images: Mapping[ImageRef, CachedFeature]
     ) -> NDArray[np.int64]:
         """Where each row of the index that is there is now, [N before]; -1 where it is gone."""
         before = 0 if cache.index is None else len(cache.index)
         rows = np.full(before, -1, dtype=np.int64)
-        for row, image in enumerate(entry.image for entry in self._source.entries if entry.image in images):
+        for row, image in enumerate(entry.image for entry in entries):
             if images[image].row < before:
                 rows[images[image].row] = row
         return rows
@@ -215,6 +265,18 @@ class _Build:
             pass  # there is none yet, or none that can be read
         return {"text_tower": write_named(self._root, "text_tower", self._encoder.write_text_tower)}
 
+    def _say_tiles(self) -> None:
+        if not self._scenes:
+            return
+        tiling = self._source.tiling
+        if tiling.is_default:
+            self._progress.say(
+                f"{self._scenes:,} scenes of over {SCENE_PIXELS / 1e6:g} megapixels are cut into {self._tiles:,} "
+                f"tiles of {DEFAULT_TILE_PX} px; --tile chooses another size, --tile 0 takes each scene as one image"
+            )
+        else:
+            self._progress.say(f"{self._scenes:,} scenes are cut into {self._tiles:,} tiles")
+
     def _say(self, count: int, unchanged: int, left_out: Sequence[Broken]) -> None:
         if unchanged:
             self._progress.say(f"{unchanged:,} of {count:,} images are unchanged and keep their features")
@@ -223,6 +285,10 @@ class _Build:
         more = len(left_out) - _SAID_AT_MOST
         if more > 0:
             self._progress.say(f"left out: {more:,} more, listed in {self._root / INFO_FILE}")
+
+
+def _image_id(entry: Entry) -> str:
+    return entry.image.image_id
 
 
 def _lookup(cache: FeatureCache, image: ImageRef) -> CachedFeature | Broken | None:

@@ -10,7 +10,9 @@ from typing import Literal
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.listing import list_images
+from cmpagl_core.imagery.reading import DEFAULT, Reading
 from cmpagl_core.imagery.stamps import Broken
+from cmpagl_core.imagery.tiles import WHOLE, Tiling
 
 
 @dataclass(frozen=True)
@@ -31,17 +33,20 @@ class GallerySource:
     manifest_sha256: str
     entries: tuple[Entry, ...]
     left_out: tuple[Broken, ...] = ()  # what was there and could not be listed
+    reading: Reading = DEFAULT  # that of its images
+    tiling: Tiling = WHOLE  # how files of several megapixels are taken
+    is_cut: bool = False  # the entries are images as they are, tiles among them
 
 
-def folder_source(folder: Path) -> GallerySource:
+def folder_source(folder: Path, reading: Reading = DEFAULT, tiling: Tiling = WHOLE) -> GallerySource:
     """Every image under a folder; its id is its path inside it. Raises DataError when there is none."""
     root = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow links
     listing = list_images(root)
-    entries = [Entry(ImageRef(path.relative_to(root).as_posix(), path)) for path in listing.images]
+    entries = [Entry(ImageRef(path.relative_to(root).as_posix(), path, reading=reading)) for path in listing.images]
     left_out = tuple(
         Broken(ImageRef(os.path.relpath(one.path, root), Path(one.path)), one.why) for one in listing.left_out
     )
-    return GallerySource("folder", str(root), "", "", _by_id(entries), left_out)
+    return GallerySource("folder", str(root), "", "", _by_id(entries), left_out, reading, tiling)
 
 
 def dataset_source(prepared: PreparedDataset) -> GallerySource:

@@ -20,6 +20,8 @@ from cmpagl_core.encoders.encoder import EncodedBatch, Encoder, Features, Finger
 from cmpagl_core.errors import CmpaglError, MismatchError, UsageError
 from cmpagl_core.files import made_at
 from cmpagl_core.imagery.image_ref import ImageRef
+from cmpagl_core.imagery.stamps import unchanged_files
+from cmpagl_core.imagery.tiles import Tiling
 from cmpagl_core.progress import Progress
 from cmpagl_core.search.index import GalleryIndex, IndexInfo, open_index
 from cmpagl_core.search.indexing import BuiltIndex, build_index
@@ -96,14 +98,14 @@ def verify_index(session: Session, index: GalleryIndex, samples: int = 100, seed
 
     Raises what making the index's encoder raises.
     """
-    gone, changed, whole = [], [], []
+    gone, changed, whole, is_unchanged = [], [], [], unchanged_files()
     assert index.stamps is not None, "an index of files knows its files"
     with session.progress.task("compare files", len(index), "img") as advance:
         for row, stamp in enumerate(index.stamps):
             image = index.image(row)
             if not image.path.is_file():
                 gone.append(image.image_id)
-            elif not stamp.fits(image.path):
+            elif not is_unchanged(image.path, stamp):
                 changed.append(image.image_id)
             else:
                 whole.append(row)
@@ -119,13 +121,16 @@ def prune_index(session: Session, index: GalleryIndex) -> BuiltIndex:
     Raises DataError when none would be left.
     """
     assert index.stamps is not None, "an index of files knows its files"
-    entries = []
+    entries, is_unchanged = [], unchanged_files()
     for row, stamp in enumerate(index.stamps):
         image = index.image(row)
-        if image.path.is_file() and stamp.fits(image.path):
+        if image.path.is_file() and is_unchanged(image.path, stamp):
             entries.append(Entry(image, tuple(index.captions_of(row))))
     info = index.info
-    source = GallerySource(info.kind, info.source, info.dataset, info.manifest_sha256, tuple(entries))  # type: ignore[arg-type]
+    source = GallerySource(
+        info.kind, info.source, info.dataset, info.manifest_sha256, tuple(entries),  # type: ignore[arg-type]
+        reading=info.reading, tiling=Tiling.parse(info.tiling), is_cut=True,
+    )  # fmt: skip
     choice = StoreChoice.parse(info.store)
     return build_index(_recorded(index), source, index.root, session.progress, store=choice)
 
@@ -149,7 +154,8 @@ def merge_indexes(session: Session, indexes: Sequence[GalleryIndex], name: str) 
                 hint="index both with one model, in one way",
             )
     entries = _merged_entries(indexes)
-    source = GallerySource("merged", os.pathsep.join(str(index.root) for index in indexes), "", "", entries)
+    roots = os.pathsep.join(str(index.root) for index in indexes)
+    source = GallerySource("merged", roots, "", "", entries, reading=first.info.reading, is_cut=True)
     try:
         return build_index(_recorded(first), source, root, session.progress, known=indexes)
     except CmpaglError:
@@ -191,7 +197,7 @@ class _RecordedEncoder:
     def __init__(self, index: GalleryIndex) -> None:
         info = index.info
         self.name, self.dim = info.model, index.image_features.shape[1]
-        self.fingerprint: Fingerprint = info.fingerprint
+        self.fingerprint: Fingerprint = info.encoder_fingerprint
         self.origin = Origin(info.model_kind or "run", info.model_source)
 
     def encode_images(self, images: Sequence[ImageRef]) -> Generator[EncodedBatch, None, None]:

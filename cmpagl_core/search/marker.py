@@ -16,7 +16,7 @@ from cmpagl_core.files import PARTIAL_SUFFIX, FileStamp, now, partial_prefix, re
 from cmpagl_core.imagery.image_ref import ImageRef, Window
 from cmpagl_core.imagery.stamps import Broken, stamp_file
 
-INDEX_FORMAT = 4
+INDEX_FORMAT = 5
 INFO_FILE = "index.json"
 AGAIN = "make it again with `cmpagl index`"
 

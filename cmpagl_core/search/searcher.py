@@ -15,6 +15,7 @@ import numpy as np
 from cmpagl_core.encoders.text_tower import TextTower, open_text_tower
 from cmpagl_core.errors import DataError, UsageError
 from cmpagl_core.imagery.image_ref import ImageRef
+from cmpagl_core.imagery.reading import Reading
 from cmpagl_core.progress import Progress
 from cmpagl_core.search.index import GalleryIndex, places
 from cmpagl_core.search.query import CaptionHit, Hit, ImageQuery, Query, TextQuery
@@ -115,7 +116,8 @@ class Searcher:
     def _encode(self, queries: Sequence[Query]) -> Features:
         """Features of queries [Q, D]."""
         texts = {row: query.words for row, query in enumerate(queries) if isinstance(query, TextQuery)}
-        images = {row: _image(query) for row, query in enumerate(queries) if isinstance(query, ImageQuery)}
+        reading = self.gallery.info.reading
+        images = {row: _image(query, reading) for row, query in enumerate(queries) if isinstance(query, ImageQuery)}
         parts = [np.empty((0, self.gallery.image_features.shape[1]), dtype=np.float32)]
         if texts:
             parts.append(self._encode_texts(list(texts.values())))
@@ -151,12 +153,12 @@ class Searcher:
             self._progress.say(f"no word of {subject} is known to the model, so the order says little")
 
 
-def _image(query: ImageQuery) -> ImageRef:
+def _image(query: ImageQuery, reading: Reading) -> ImageRef:
     if query.path.is_dir():
         raise DataError(f"{query.path} is a folder", hint="name one image in it")
     if not query.path.is_file():
         raise DataError(f"image {query.path} does not exist")
-    return ImageRef(query.path.name, query.path)
+    return ImageRef(query.path.name, query.path, reading=reading)
 
 
 def _pairs(best: TopK) -> list[list[tuple[float, int]]]:

@@ -168,7 +168,7 @@ def test_index_files_that_do_not_belong_together_are_refused(encoder: Any, image
     stored = json.loads((root / "index.json").read_text())
     for wrong, error, said in (
         ({"model_sha256": "0" * 64}, MismatchError, "do not belong together"),
-        ({"format_version": 1}, MismatchError, "format_version is 1, this cmpagl reads 4; make it again"),
+        ({"format_version": 1}, MismatchError, "format_version is 1, this cmpagl reads 5; make it again"),
         ({"model_source": 3}, DataError, "does not say where it comes from"),
         ({"files": {"features": {"name": "../x"}}}, DataError, "does not name its files"),
     ):
