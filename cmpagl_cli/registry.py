@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "Measure a run's recalls, before and after re-ranking.",
     "compare": "Test whether two runs, or two stages of one, differ.",
     "export": "Write a split's features to one safetensors file.",
+    "image": "Show how an image or scene is read: bands, stretch, tiles, place.",
     "index": "Encode a folder of images for `retrieve` to search.",
     "retrieve": "Find images by text or by example image.",
     "explain": "Show which image regions the ITM head uses for each word.",
