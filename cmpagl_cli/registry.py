@@ -21,6 +21,7 @@ COMMANDS = {
     "image": "Show how an image or scene is read: bands, stretch, tiles, place.",
     "index": "Encode a folder of images for `retrieve` to search.",
     "retrieve": "Find images by text or by example image.",
+    "zeroshot": "Classify images by the names of classes alone.",
     "explain": "Show which image regions the ITM head uses for each word.",
     "ablate": "Train a recipe with and without each claim of the paper.",
     "report": "Write one HTML page about one or more runs.",
