@@ -42,6 +42,32 @@ def itc_loss(
     return (forward.mean() + backward.mean()) / 2
 
 
+def feature_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """One minus the cosine of what a student predicts of an image and its teacher's features, averaged [ours].
+
+    student, teacher: [B, D].
+    """
+    return 1.0 - F.cosine_similarity(student.float(), teacher.float(), dim=-1).mean()
+
+
+def relation_distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """How far the student's idea of which images of a batch are alike is from its teacher's [Park et al. 2019; ours].
+
+    student: [B, C]. teacher: [B, D]. Each row of cosines between different images becomes a distribution; the loss is
+    the mean Kullback-Leibler divergence of the student's rows from the teacher's. Raises ValueError for B < 2.
+    """
+    if len(student) < 2:
+        raise ValueError("relations need at least two images")
+    others = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
+
+    def log_rows(features: Tensor) -> Tensor:
+        unit = F.normalize(features.float(), dim=-1)
+        cosines = (unit @ unit.t())[others].view(len(unit), -1)  # [B, B - 1], an image's own left out
+        return (cosines / temperature).log_softmax(dim=-1)
+
+    return F.kl_div(log_rows(student), log_rows(teacher), log_target=True, reduction="batchmean")
+
+
 def triplet_loss(
     scores: Tensor,
     positives: Tensor,

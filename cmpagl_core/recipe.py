@@ -5,10 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from cmpagl_core.files import canonical_json, sha256_text
 from cmpagl_core.plain_yaml import dump_plain_yaml
+from cmpagl_core.recipe_data import DataPart
+from cmpagl_core.recipe_distill import DistillPart
+from cmpagl_core.recipe_fields import (
+    AsTuple,
+    BatchSize,
+    Epochs,
+    FourCounts,
+    Fraction,
+    Layers,
+    Part,
+    Seed,
+    SidePx,
+    StageNumber,
+    Weight,
+    Word,
+)
 
 RECIPE_VERSION = 1
 STAGE_STRIDES = (4, 8, 16, 32)
@@ -20,24 +36,6 @@ _SIZES: dict[str, tuple[int, tuple[int, int, int, int], tuple[int, int, int, int
     "base": (128, (2, 2, 18, 2), (4, 8, 16, 32)),
 }
 
-# Every number is bounded, far outside the useful range but where arithmetic is still exact.
-_List = Field(strict=False)  # YAML's lists become tuples
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-StageNumber = Annotated[int, Field(ge=1, le=4)]
-Weight = Annotated[float, Field(ge=0.0, le=1_000.0)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
-Epochs = Annotated[int, Field(ge=0, le=100_000)]
-BatchSize = Annotated[int, Field(ge=1, le=65_536)]
-Layers = Annotated[int, Field(ge=1, le=100)]
-_Count = Annotated[int, Field(ge=0, le=512)]
-FourCounts = Annotated[tuple[_Count, _Count, _Count, _Count], _List]
-
-
-def _word_not_boolean(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("expected a word, not true or false: write none, or quote the word")
-    return value
-
 
 def _not_patch(value: Any) -> Any:
     if value == "patch":
@@ -45,44 +43,7 @@ def _not_patch(value: Any) -> Any:
     return value
 
 
-Word = BeforeValidator(_word_not_boolean)
-
-
-class _Part(BaseModel):
-    """Strict: no conversion between text, booleans and numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class SelectionPart(_Part):
-    """The split that chooses the epoch and SMR's gammas: a split of its own, or a held-out share of train."""
-
-    split: Annotated[Literal["val", "train", "test"], Word] = Field(
-        "val", description="val, or train to hold out a random share of it; test is refused"
-    )
-    fraction: float = Field(0.1, gt=0.0, lt=1.0, description="share of train's images held out; only for split train")
-    seed: Seed = Field(0, description="seed of that random share")
-
-
-class DataPart(_Part):
-    """The prepared data set, and how its images and captions become tensors."""
-
-    dataset: str = Field("", description="name or path of a prepared data set; empty: the newest")
-    image_size_px: int = Field(
-        224, ge=32, le=1024, description="images are resized to this square; the aspect ratio is not kept"
-    )
-    max_caption_tokens: int = Field(64, ge=8, le=512, description="longer captions are truncated")
-    augment: Annotated[Literal["none", "flips", "d4"], Word] = Field(
-        "d4", description="flips, or d4 (8 flips and 90-degree rotations); skipped for captions that name a direction"
-    )
-    crop_scale_min: float = Field(
-        1.0, gt=0.0, le=1.0, description="smallest random crop, as a share of the image's area; 1: no crops"
-    )
-    workers: int = Field(0, ge=0, le=64, description="threads that decode images in the background; 0: none")
-    selection: SelectionPart = SelectionPart()
-
-
-class ImageEncoderPart(_Part):
+class ImageEncoderPart(Part):
     """Gswin (docs/method.md, section 2)."""
 
     size: Annotated[Literal["tiny", "small", "base", "custom"], Word] = Field(
@@ -110,8 +71,13 @@ class ImageEncoderPart(_Part):
     branches: Annotated[Literal["sequential", "parallel"], Word] = Field(
         "sequential", description="parallel: both branches read the block's input; their concatenation is projected"
     )
-    global_stages: Annotated[tuple[StageNumber, ...], _List] = Field(
+    global_stages: Annotated[tuple[StageNumber, ...], AsTuple] = Field(
         (1, 2, 3, 4), description="stages with a global window"
+    )
+    init: Annotated[Literal["swin", "fan_in"], Word] = Field(
+        "swin",
+        description="standard deviation of random linear layers: swin is 0.02; ours: fan_in is 1 / sqrt(inputs), which "
+        "a narrow encoder needs when trained from scratch",
     )
     weights: Annotated[str, Word] = Field(
         "random", description="timm:NAME, file:PATH or random; {size} is replaced by the size above"
@@ -119,7 +85,7 @@ class ImageEncoderPart(_Part):
     backbone: Annotated[str, Word, BeforeValidator(_not_patch)] = Field(
         "none", description="none (Swin's patch embedding), or a timm feature extractor"
     )
-    backbone_strides: Annotated[tuple[Literal[4, 8, 16, 32], ...], _List] = Field(
+    backbone_strides: Annotated[tuple[Literal[4, 8, 16, 32], ...], AsTuple] = Field(
         (16,),
         description="strides of the backbone's maps, concatenated at the finest; they replace the stages before it",
     )
@@ -135,13 +101,13 @@ class ImageEncoderPart(_Part):
         description="ours: dropout on pooled channels before that probe and those of extra_backbones",
     )
     backbone_weights: Annotated[str, Word] = Field("random", description="package:..., timm:NAME, file:PATH or random")
-    extra_backbones: Annotated[tuple[Annotated[str, Word], ...], _List] = Field(
+    extra_backbones: Annotated[tuple[Annotated[str, Word], ...], AsTuple] = Field(
         (), description="ours: more timm extractors, each with its own linear probe; the features are concatenated"
     )
-    extra_backbone_weights: Annotated[tuple[Annotated[str, Word], ...], _List] = Field(
+    extra_backbone_weights: Annotated[tuple[Annotated[str, Word], ...], AsTuple] = Field(
         (), description="weights of each extra backbone, as in backbone_weights"
     )
-    extra_backbone_px: Annotated[tuple[Annotated[int, Field(ge=32, le=1024)], ...], _List] = Field(
+    extra_backbone_px: Annotated[tuple[SidePx, ...], AsTuple] = Field(
         (), description="input size of each extra backbone in pixels; empty: image_size_px"
     )
     backbone_trainable: bool = Field(False, description="false: frozen, and its maps are cached on disk")
@@ -232,7 +198,7 @@ class ImageEncoderPart(_Part):
         return self.width * int(2**stage)
 
 
-class TextEncoderPart(_Part):
+class TextEncoderPart(Part):
     """The lower half of BERT; `weights` also initialises the fusion encoder (section 1)."""
 
     size: Annotated[Literal["bert-base", "minilm-l6", "tiny"], Word] = Field(
@@ -246,7 +212,7 @@ class TextEncoderPart(_Part):
     dropout: Fraction = Field(0.1, description="in BERT's layers")
 
 
-class FusionEncoderPart(_Part):
+class FusionEncoderPart(Part):
     """The upper half of BERT, cross-attending from text to image tokens (section 1)."""
 
     enabled: bool = Field(True, description="false: no fusion encoder, so neither ITM nor MLM")
@@ -257,7 +223,7 @@ class FusionEncoderPart(_Part):
     dropout: Fraction = Field(0.1, description="in BERT's layers")
 
 
-class LossesPart(_Part):
+class LossesPart(Part):
     """The losses (section 3); a weight of 0 switches a term off."""
 
     embed_dim: int = Field(256, ge=2, le=16_384, description="width of image_features and text_features")
@@ -301,7 +267,7 @@ class LossesPart(_Part):
         return self.itm > 0 or self.mlm > 0
 
 
-class OptimPart(_Part):
+class OptimPart(Part):
     """AdamW with linear warm-up, then cosine decay to zero."""
 
     lr: float = Field(1.0e-4, gt=0.0, le=10.0, description="peak learning rate of new parameters")
@@ -316,7 +282,7 @@ class OptimPart(_Part):
     clip_norm: float = Field(1.0, gt=0.0, le=1.0e6, description="gradients are clipped to this norm")
 
 
-class TrainPart(_Part):
+class TrainPart(Part):
     """The training loop."""
 
     epochs: int = Field(
@@ -341,7 +307,7 @@ class TrainPart(_Part):
     seed: Seed = Field(0, description="seeds weights, order, captions, augmentation and dropout")
 
 
-class EvaluatePart(_Part):
+class EvaluatePart(Part):
     """Encoding, and the stages after the cosine ranking (section 4)."""
 
     batch_size: BatchSize = Field(64, description="images encoded at once; features do not depend on it")
@@ -351,13 +317,13 @@ class EvaluatePart(_Part):
     )
     itm_k: int = Field(16, ge=0, le=1_000_000, description="ITM candidates per query and direction; 0: no ITM stage")
     smr_form: Annotated[Literal["multiply", "add"], Word] = Field("multiply", description="SMR's form (section 4)")
-    smr_gammas: Annotated[tuple[Weight, ...], _List] = Field(
+    smr_gammas: Annotated[tuple[Weight, ...], AsTuple] = Field(
         (0.0, 0.25, 0.5, 1.0, 2.0, 4.0), min_length=1, max_length=100, description="grid searched for gamma1 and gamma2"
     )
     smr: bool = Field(True, description="re-rank with SMR")
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """A whole recipe. Frozen; equal recipes have equal hashes."""
 
     version: Literal[1] = Field(1, description="version of the recipe format")
@@ -365,6 +331,7 @@ class Recipe(_Part):
     image_encoder: ImageEncoderPart = ImageEncoderPart()
     text_encoder: TextEncoderPart = TextEncoderPart()
     fusion_encoder: FusionEncoderPart = FusionEncoderPart()
+    distill: DistillPart = DistillPart()
     losses: LossesPart = LossesPart()
     optim: OptimPart = OptimPart()
     train: TrainPart = TrainPart()
@@ -386,6 +353,11 @@ class Recipe(_Part):
             raise ValueError("no loss trains a ranking: give losses.itc, losses.triplet or losses.itm a weight")
         if losses.itm > 0 and losses.pre_alignment and not losses.aligns_features:
             raise ValueError("without ITC and triplet there is no pre-alignment: set losses.pre_alignment false")
+        if self.distill.epochs and (self.image_encoder.backbone != "none" or self.image_encoder.weights != "random"):
+            raise ValueError(
+                "distill gives Gswin its start, from patches: set image_encoder.backbone none and weights random, "
+                "or distill.epochs 0"
+            )
         if losses.embed_dim % self.image_encoder.probes:
             raise ValueError(
                 f"losses.embed_dim {losses.embed_dim} is not divisible by {self.image_encoder.probes}, the number of "

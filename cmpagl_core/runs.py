@@ -111,6 +111,7 @@ class RunInfo:
     device: str
     threads: int
     precision: str  # that it was computed in: the recipe's, or fp32 where the device has none
+    start_key: str = ""  # of the distilled weights that Gswin began with, if it did
     made_at: str = ""
     files: dict[str, FileStamp] = field(default_factory=dict)  # all others that make the run
     format_version: int = RUN_FORMAT

@@ -31,6 +31,7 @@ from cmpagl_core.ablation.variants import (
 from cmpagl_core.datasets.prepared import open_prepared
 from cmpagl_core.errors import DataError, InterruptedByUserError, UsageError
 from cmpagl_core.evaluation.intervals import compare
+from cmpagl_core.models.summary import image_encoder_size
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import override_recipe, parse_recipe
@@ -117,6 +118,24 @@ def test_a_switch_changes_its_field_and_no_other(name: str, path: str, value: ob
     assert after[part].pop(field) == value
     before[part].pop(field)
     assert after == before
+
+
+@pytest.mark.parametrize("measure", ["flops", "parameters"])
+def test_plain_swin_is_widened_to_what_the_global_window_costs(measure: str) -> None:
+    recipe = override_recipe(Recipe(), [f"image_encoder.{field}" for field in (
+        "size=custom", "width=32", "depths=[2, 2, 4, 2]", "num_heads=[1, 2, 4, 8]", "window_size=3")]
+        + ["data.image_size_px=96"])  # fmt: skip
+    (_, variant) = one_at_a_time(recipe, [SWITCHES[f"no-global-window-same-{measure}"]])
+    sizes = [getattr(image_encoder_size(one.image_encoder, 96), measure) for one in (recipe, variant.recipe)]
+    assert not variant.recipe.image_encoder.global_window
+    assert variant.recipe.image_encoder.depths == recipe.image_encoder.depths
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.03)
+
+
+def test_plain_swin_behind_a_backbone_is_not_widened() -> None:
+    behind = override_recipe(Recipe(), ["image_encoder.backbone=resnet18", "image_encoder.size=custom",
+                                        "image_encoder.depths=[0, 0, 2, 2]"])  # fmt: skip
+    assert named(one_at_a_time(behind, switches_of(studies=["global-window"]))) == ["baseline", "no-global-window"]
 
 
 def test_a_text_split_sets_the_layers_of_the_text_half() -> None:

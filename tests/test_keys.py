@@ -25,10 +25,10 @@ STUDY = Path(__file__).parent.parent / "docs" / "study" / "results"
 
 # The fields that may change without another key. All others change it, those too that are added later.
 SAME_TRAINING = {
-    "data.dataset", "data.workers", "evaluate.batch_size", "evaluate.itm_k", "evaluate.smr", "evaluate.smr_form",
-    "evaluate.smr_gammas",
+    "data.dataset", "data.workers", "distill.datasets", "evaluate.batch_size", "evaluate.itm_k", "evaluate.smr",
+    "evaluate.smr_form", "evaluate.smr_gammas",
 }  # fmt: skip
-SAME_TRIAL = {"data.dataset", "data.workers", "evaluate.batch_size"}
+SAME_TRIAL = {"data.dataset", "data.workers", "distill.datasets", "evaluate.batch_size"}
 # The fields of which a cached map of a frozen backbone is made; its weights, its precision and its device stand beside.
 OTHER_BACKBONE = {
     "data.image_size_px", "data.augment", "image_encoder.backbone", "image_encoder.backbone_strides",
@@ -102,12 +102,13 @@ def test_data_device_precision_and_versions_change_the_keys() -> None:
             {"device": "cuda"},
             {"precision": "bf16"},
             {"training_version": 8},
+            {"start_key": "s"},
         )
     ]
-    assert len({training_key(recipe, computed) for computed in (COMPUTED, *others)}) == 5
+    assert len({training_key(recipe, computed) for computed in (COMPUTED, *others)}) == 6
     keys = {trial_key(recipe, computed, "test") for computed in (COMPUTED, *others)}
     keys |= {trial_key(recipe, COMPUTED, "val"), trial_key(recipe, COMPUTED, "test", 99)}
-    assert len(keys) == 7
+    assert len(keys) == 8
     settings = backbone_settings(recipe, torch.device("cpu"))
     assert (
         len({one.key("w") for one in (settings, replace(settings, precision="x"), replace(settings, device="x"))}) == 3

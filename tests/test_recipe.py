@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from cmpagl_core.errors import RecipeError
-from cmpagl_core.recipe import DataPart, EvaluatePart, ImageEncoderPart, Recipe
+from cmpagl_core.recipe import EvaluatePart, ImageEncoderPart, Recipe
+from cmpagl_core.recipe_data import DataPart
 from cmpagl_core.recipe_errors import RENAMED_KEYS, RENAMED_VALUES
 from cmpagl_core.recipe_files import (
     find_recipe,
@@ -94,6 +95,11 @@ def test_every_shipped_recipe_comments_every_field_that_it_sets(name: str) -> No
         ("losses: {itm: 1.0}\n" + NO_FUSION, "ITM and MLM need fusion layers"),
         ("losses: {itm: 0.0, mlm: 0.0}", "no loss trains the fusion encoder"),
         ("losses: {itc: 0.0, triplet: none, itm: 0.0, mlm: 0.0}\n" + NO_FUSION, "no loss trains a ranking"),
+        ("distill: {epochs: 1}", "name prepared data sets in distill.datasets"),
+        ("distill: {epochs: 1, datasets: [ucm], teachers: []}", "one entry for each teacher"),
+        ("distill: {epochs: 1, datasets: [ucm], feature: 0.0, local: 0.0, relation: 0.0}", "distill has no loss"),
+        ("distill: {epochs: 1, datasets: [ucm], batch_size: 1}", "must be 2 at least"),
+        (TWO_BACKBONES + "distill: {epochs: 1, datasets: [ucm]}", "distill gives Gswin its start, from patches"),
         ("losses: {itc: 0.0, triplet: none}", r"set losses\.pre_alignment false"),
     ],
 )

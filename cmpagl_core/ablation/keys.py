@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -19,6 +19,7 @@ EVALUATION_VERSION = 2
 _NAMES: Mapping[str, str] = {
     "data.dataset": "what the data are is known by the hash of their manifest",
     "data.workers": "threads that decode ahead change no byte",
+    "distill.datasets": "what a start is distilled from is known by the start's own key",
 }
 NOT_IN_TRAINING: Mapping[str, str] = {
     **_NAMES,
@@ -42,21 +43,29 @@ class Computation:
     device: str  # its type: cpu, cuda, mps
     precision: str  # effective: the recipe's, or fp32 where the device has no other
     training_version: int = TRAINING_VERSION
+    start_key: str = ""  # of the distilled weights that it begins with, if it does
 
     @classmethod
-    def here(cls, recipe: Recipe, manifest_sha256: str, device: torch.device) -> Computation:
+    def here(cls, recipe: Recipe, manifest_sha256: str, device: torch.device, start_key: str = "") -> Computation:
         """Of a training that would be done now."""
-        return cls(manifest_sha256, device.type, usable_precision(device, recipe.train.precision))
+        precision = usable_precision(device, recipe.train.precision)
+        return cls(manifest_sha256, device.type, precision, start_key=start_key)
 
     @classmethod
     def of_run(cls, info: RunInfo) -> Computation:
         """Of a training that was done."""
-        return cls(info.manifest_sha256, info.device.partition(":")[0], info.precision, info.code.training_version)
+        device = info.device.partition(":")[0]
+        return cls(info.manifest_sha256, device, info.precision, info.code.training_version, info.start_key)
+
+    def values(self) -> list[str | int]:
+        """What goes into a key; a training without a distilled start has the key that it always had."""
+        values: list[str | int] = [self.manifest_sha256, self.device, self.precision, self.training_version]
+        return [*values, self.start_key] if self.start_key else values
 
 
 def training_key(recipe: Recipe, computation: Computation) -> str:
     """Equal for trainings that give the same weights."""
-    content = ["training", keyed_fields(recipe, NOT_IN_TRAINING), *astuple(computation)]
+    content = ["training", keyed_fields(recipe, NOT_IN_TRAINING), *computation.values()]
     return sha256_text(canonical_json(content))
 
 
@@ -64,5 +73,5 @@ def trial_key(
     recipe: Recipe, computation: Computation, split: str, evaluation_version: int = EVALUATION_VERSION
 ) -> str:
     """Equal for trials that give the same numbers; which stages are shown does not count."""
-    content = ["trial", keyed_fields(recipe, NOT_IN_TRIAL), *astuple(computation), split, evaluation_version]
+    content = ["trial", keyed_fields(recipe, NOT_IN_TRIAL), *computation.values(), split, evaluation_version]
     return sha256_text(canonical_json(content))

@@ -28,8 +28,10 @@ from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.run_data import EvalSplit, selection_of
 from cmpagl_core.runs import Run, list_runs
+from cmpagl_core.training.distill import distill_job
 from cmpagl_core.training.loop import fit
 from cmpagl_core.training.resume import has_state
+from cmpagl_core.training.start import distill_data
 from cmpagl_core.workspace import Workspace
 
 TRIAL_FORMAT = 2
@@ -65,7 +67,9 @@ class Trial:
 
     def computation(self, setting: StudySetting) -> Computation:
         """What its training comes from, if it is done in the setting."""
-        return Computation.here(self.recipe, setting.prepared.manifest.sha256, setting.device)
+        job = distill_job(self.recipe, setting.prepared, distill_data(self.recipe, setting.workspace), setting.device)
+        start_key = "" if job is None else job.key
+        return Computation.here(self.recipe, setting.prepared.manifest.sha256, setting.device, start_key)
 
     def training_key(self, setting: StudySetting) -> str:
         return training_key(self.recipe, self.computation(setting))
@@ -210,6 +214,7 @@ def _train(trial: Trial, setting: StudySetting, key: str) -> Run:
             resume=has_state(root),
             cache_root=setting.workspace.cache,
             recipe_name=trial.name,
+            distill_from=distill_data(trial.recipe, setting.workspace),
         )
 
 

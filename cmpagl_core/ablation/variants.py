@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from cmpagl_core.ablation.matched import Measure, widened
 from cmpagl_core.errors import RecipeError, UsageError
 from cmpagl_core.evaluation.stages import Base
 from cmpagl_core.ranking.rerank import Reranking
@@ -25,6 +26,11 @@ class Switch:
     overrides: tuple[str, ...]
     claim: str
     reranking: Reranking | None = None  # in place of SMR
+    matched: Measure | None = None  # plain Swin as costly as the recipe's Gswin, in place of overrides that are fixed
+
+    def overrides_of(self, recipe: Recipe) -> tuple[str, ...]:
+        """What it changes in a recipe; nothing where that has no part that it is about."""
+        return self.overrides if self.matched is None else widened(recipe, self.matched)
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,20 @@ SWITCHES: dict[str, Switch] = {
     switch.name: switch
     for switch in (
         Switch("no-global-window", "global_window", ("image_encoder.global_window=false",), "the global window helps"),
+        Switch(
+            "no-global-window-same-flops",
+            "global_window",
+            (),
+            "the global window helps more than as many operations elsewhere (ours)",
+            matched="flops",
+        ),
+        Switch(
+            "no-global-window-same-parameters",
+            "global_window",
+            (),
+            "the global window helps more than as many parameters elsewhere (ours)",
+            matched="parameters",
+        ),
         Switch(
             "global-window-source-avgpool",
             "global_window_source",
@@ -113,6 +133,7 @@ SWITCHES: dict[str, Switch] = {
 }
 STUDIES: dict[str, tuple[str, ...]] = {
     "gswin": ("no-global-window", "global-window-source-avgpool", "global-query-global", "branches-parallel"),
+    "global-window": ("no-global-window", "no-global-window-same-flops"),
     "pre-alignment": ("no-pre-alignment", "no-itc", "no-triplet", "no-itm", "itm-negatives-any", "no-mlm"),
     "triplet": (
         "no-triplet",
@@ -211,7 +232,7 @@ def left_out(switches: Sequence[Switch], variants: Sequence[Variant]) -> list[st
 
 def _thrown(recipe: Recipe, switches: tuple[Switch, ...]) -> Variant | None:
     """The recipe with switches thrown, mended where they contradict it; None if nothing changes."""
-    overrides = [override for switch in switches for override in switch.overrides]
+    overrides = [override for switch in switches for override in switch.overrides_of(recipe)]
     name = "+".join(switch.name for switch in switches)
     wanted, notes = _mended(recipe, overrides)
     try:

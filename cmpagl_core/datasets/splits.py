@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset
 from cmpagl_core.errors import DataError, GuardError, UsageError
 from cmpagl_core.files import sha256_text
-from cmpagl_core.recipe import SelectionPart
+from cmpagl_core.recipe_data import SelectionPart
 
 
 def seeded_split(keys: Iterable[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:

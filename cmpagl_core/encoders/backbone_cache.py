@@ -47,6 +47,7 @@ _LARGEST_HALF = 65504.0
 _AFTER = "reads the maps, or what is made of them"
 NOT_IN_BACKBONE: Mapping[str, str] = {
     **dict.fromkeys(("text_encoder", "fusion_encoder", "losses"), _AFTER),
+    "distill": "gives a start to Gswin from patches, which has no backbone",
     "optim": "a backbone is frozen while its maps are cached",
     "train": "but for the precision, which stands in the key as it is used",
     "evaluate": "but for the views, which stand in the key with those of augmentation",
@@ -62,7 +63,7 @@ NOT_IN_BACKBONE: Mapping[str, str] = {
             for name in (
                 "size", "width", "depths", "num_heads", "window_size", "mlp_ratio", "drop_path", "dropout",
                 "layer_scale_init", "global_window", "global_window_source", "global_query", "branches",
-                "global_stages", "weights", "backbone_head", "backbone_skip", "backbone_skip_dropout",
+                "global_stages", "init", "weights", "backbone_head", "backbone_skip", "backbone_skip_dropout",
             )
         ),
         _AFTER,

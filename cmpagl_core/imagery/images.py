@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import PIL
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cmpagl_core import __version__
@@ -172,12 +173,21 @@ def decoded_px(image_size_px: int, share: float = 1.0) -> int:
 
 def to_pixel_values(image: Image.Image, image_size_px: int) -> Tensor:
     """One RGB image as normalised float32 [3, S, S]: bicubic, squashed to a square as the field does."""
+    return normalised(to_square(image, image_size_px))
+
+
+def to_square(image: Image.Image, image_size_px: int) -> NDArray[np.uint8]:
+    """One RGB image squashed to a square, uint8 [S, S, 3]: what `normalised` makes pixel_values of."""
+    return np.asarray(image.resize((image_size_px, image_size_px), Image.Resampling.BICUBIC))
+
+
+def normalised(square: NDArray[np.uint8]) -> Tensor:
+    """uint8 [S, S, 3] as normalised float32 [3, S, S]."""
     import torch  # here, not above: `prepare` only checks images, and torch takes over a second to import
 
-    square = image.resize((image_size_px, image_size_px), Image.Resampling.BICUBIC)
-    pixels = np.asarray(square, dtype=np.float32) / 255  # [S, S, 3]
-    normalised = (pixels - np.array(IMAGE_MEAN, dtype=np.float32)) / np.array(IMAGE_STD, dtype=np.float32)
-    return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))
+    pixels = square.astype(np.float32) / 255
+    values = (pixels - np.array(IMAGE_MEAN, dtype=np.float32)) / np.array(IMAGE_STD, dtype=np.float32)
+    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

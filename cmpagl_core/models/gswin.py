@@ -77,12 +77,13 @@ class GswinEncoder(nn.Module):
             self.patch_embed.fold_norms()
 
     def _initialise(self) -> None:
-        """Truncated normal of 0.02 for linear layers and bias tables, zero biases; the backbone keeps timm's."""
+        """Truncated normal for linear layers (`init`) and bias tables, zero biases; the backbone keeps timm's."""
         for name, module in self.named_modules():
             if name.startswith(("patch_embed.body", "patch_embed.head", "patch_embed.extra")):
                 continue
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                by_fan_in = self.cfg.init == "fan_in"
+                nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5 if by_fan_in else 0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             table = getattr(module, "relative_position_bias_table", None)

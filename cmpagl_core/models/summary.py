@@ -11,8 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cmpagl_core.models.bert import bert_shape
 from cmpagl_core.models.cmpagl import CmpaglModel
+from cmpagl_core.models.gswin import GswinEncoder
 from cmpagl_core.models.weights import reachable
-from cmpagl_core.recipe import Recipe
+from cmpagl_core.recipe import ImageEncoderPart, Recipe
 
 BERT_VOCABULARY = 30_522
 CAPTION_TOKENS = 16  # about the mean caption of the public sets, [CLS] and [SEP] included
@@ -53,6 +54,22 @@ def summarise(recipe: Recipe, vocab_size: int, caption_tokens: int = CAPTION_TOK
     rows.append(SummaryRow("logit scale", 1, int(model.logit_scale.requires_grad), 0))
     total = SummaryRow("total", *(sum(getattr(row, key) for row in rows) for key in ("parameters", "trained", "flops")))
     return (*rows, total)
+
+
+@dataclass(frozen=True)
+class EncoderSize:
+    """Parameters of an image encoder, and its FLOPs for one image."""
+
+    parameters: int
+    flops: int
+
+
+def image_encoder_size(cfg: ImageEncoderPart, image_size_px: int) -> EncoderSize:
+    """Of Gswin alone, from pixels to image tokens, counted as in `summarise`."""
+    with torch.device("meta"), torch.no_grad():
+        encoder = GswinEncoder(cfg, image_size_px).eval()
+        pixel_values = torch.empty(1, 3, image_size_px, image_size_px)
+        return EncoderSize(_parameters([encoder])[0], _flops(lambda: encoder(pixel_values)))
 
 
 Run = Callable[[], Tensor]

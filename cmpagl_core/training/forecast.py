@@ -30,6 +30,9 @@ from cmpagl_core.workspace import Workspace
 _USUAL_CAPTION = "there are many buildings and green trees near a road with cars"  # of the public sets' mean length
 
 
+_DISTILLED = "a start is distilled first, once for all seeds; its time is not in here"
+
+
 @dataclass(frozen=True)
 class TrainingForecast:
     """Memory in bytes, on the computing device; times in seconds."""
@@ -117,7 +120,7 @@ def forecast(request: TrainRequest, workspace: Workspace, progress: Progress, de
         training_s=epoch_s * recipe.train.epochs + cache_s,
         cache_bytes=cache_bytes,
         cache_s=cache_s,
-        notes=tuple(note for note in (sizes.note, *notes) if note),
+        notes=tuple(note for note in (sizes.note, *notes, _DISTILLED if recipe.distill.epochs else "") if note),
     )
 
 
@@ -156,6 +159,7 @@ def _likely_origin(name: str, recipe: Recipe) -> str:
         and image.backbone != "none"
         and image.backbone_weights != "random"
     )
-    if from_backbone or (name.startswith("image_encoder.") and image.weights != "random"):
+    own = image.weights != "random" or recipe.distill.epochs > 0
+    if from_backbone or (name.startswith("image_encoder.") and own):
         return "imported_image"
     return "imported_text" if name.startswith("text_encoder.") and text.weights != "random" else "new"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -31,6 +32,7 @@ from cmpagl_core.runs import (
     write_info,
 )
 from cmpagl_core.training.curves import draw_curves
+from cmpagl_core.training.distill import DistillJob, Start, distill_job, distilled_start
 from cmpagl_core.training.journal import Journal
 from cmpagl_core.training.learner import Learner, gates_by_stage
 from cmpagl_core.training.monitor import EpochFigures, TrainingMonitor, TrainingWarning
@@ -57,6 +59,7 @@ class Session:
     monitor: TrainingMonitor
     progress: Progress
     interruption: Interruption
+    job: DistillJob | None = None  # that its start came from
     state_written_at: float = 0.0
 
     @property
@@ -73,17 +76,23 @@ def fit(
     resume: bool = False,
     cache_root: Path | None = None,
     recipe_name: str = "recipe",
+    distill_from: Sequence[PreparedDataset] = (),
 ) -> Run:
     """Train a recipe on a prepared data set and write a run to `root`.
 
     resume: continue from the state in `root`; on a CPU the final weights are identical. cache_root: where a frozen
-    backbone's maps are cached; in `root` if None. The caller holds the lock of `root` (`locks.py`).
+    backbone's maps and distilled starts are cached; in `root` if None. distill_from: the data sets of the recipe's
+    `distill` part. The caller holds the lock of `root` (`locks.py`).
     Raises InterruptedByUserError, saying how to resume, when interrupted.
     """
     interruption = Interruption.current()
     with interruption.caught():
         try:
-            session = open_session(recipe, recipe_name, prepared, root, progress, device, resume, interruption)
+            job = distill_job(recipe, prepared, distill_from, device)
+            start = None if job is None or resume else distilled_start(job, cache_root or root, progress)
+            session = open_session(
+                recipe, recipe_name, prepared, root, progress, device, resume, interruption, job, start
+            )
             with session.journal:
                 prepare_cache(session, cache_root or root)
                 train(session)
@@ -103,24 +112,28 @@ def open_session(
     device: torch.device,
     resume: bool,
     interruption: Interruption,
+    job: DistillJob | None = None,
+    start: Start | None = None,
 ) -> Session:
     """A new training with its first state saved, or one restored from its last state."""
     if resume:
         plan, learner, identity, position = restore_training(recipe, prepared, root, device)
         progress.say(f"resuming {root.name} after {position.step:,} steps, in epoch {position.epoch + 1}")
     else:
-        plan, learner, identity = begin(recipe, recipe_name, prepared, root, progress, device)
+        plan, learner, identity = begin(recipe, recipe_name, prepared, root, progress, device, start)
         position = Position(started_at=datetime.now(UTC).isoformat(timespec="seconds"))
     wanted, usable = recipe.train.precision, usable_precision(device, recipe.train.precision)
     if usable != wanted:
         progress.say(f"{device} has no {wanted} instructions, so this training runs in {usable}")
     journal = Journal(root / LOG_FILE, position.log_bytes)
     monitor = TrainingMonitor(**position.monitor)
-    session = Session(root, plan, learner, identity, position, journal, monitor, progress, interruption)
+    session = Session(root, plan, learner, identity, position, journal, monitor, progress, interruption, job)
     if not resume:
         journal.write("begin", recipe=recipe_name, dataset=prepared.name, epochs=recipe.train.epochs)
         for report in learner.model.import_reports:
             journal.write("weights", **vars(report))
+        if start is not None:
+            journal.write("start", key=start.key, **start.about)
         keep_state(session)
     return session
 
@@ -196,15 +209,18 @@ def validate_epoch(session: Session) -> None:
 
 def finish(session: Session) -> Run:
     """Write the run with the best weights and the SMR gammas chosen for them, then delete the resume state."""
-    plan, learner, position, best = session.plan, session.learner, session.position, session.position.best
+    plan, learner, position, job = session.plan, session.learner, session.position, session.job
+    best = position.best
     if best is None or learner.best is None:
         raise RuntimeError("training ended without a validation")
     learner.model.load_state_dict(learner.best)
     params = choose_gammas(learner, plan, plan.is_cached(best.epoch - 1))
-    info = run_info(plan, learner, session.root.name, session.identity, position, best)
+    info = run_info(plan, learner, session.root.name, session.identity, position, best, job.key if job else "")
     session.journal.write("end", epoch=position.epoch, best_epoch=best.epoch, best_mr=best.mr)
     draw_curves(session.root, session.progress)
     seen = seen_of(plan.train, plan.selection)
+    if job is not None:
+        seen = replace(seen, train_images=seen.train_images | {image.image_id for image in job.images})
     files = write_files(session.root, session.recipe, learner.best, learner.tokenizer.to_json(), seen)
     if params:
         chooser = Chooser.of(files[WEIGHTS_FILE].sha256, info.selection_sha256, seen)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cmpagl_core.datasets.loading import ImageFiles, PairLoader
+from cmpagl_core.datasets.loading import PairLoader, image_source
 from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset
 from cmpagl_core.datasets.splits import selection_splits
 from cmpagl_core.device import usable_precision
@@ -30,6 +30,7 @@ from cmpagl_core.runs import (
     current_code,
     current_versions,
 )
+from cmpagl_core.training.distill import Start
 from cmpagl_core.training.learner import Learner, caches_until, make_learner
 from cmpagl_core.training.resume import Identity, Position, read_state
 
@@ -65,15 +66,25 @@ class Plan:
 
 
 def begin(
-    recipe: Recipe, recipe_name: str, prepared: PreparedDataset, root: Path, progress: Progress, device: torch.device
+    recipe: Recipe,
+    recipe_name: str,
+    prepared: PreparedDataset,
+    root: Path,
+    progress: Progress,
+    device: torch.device,
+    start: Start | None = None,
 ) -> tuple[Plan, Learner, Identity]:
-    """A new training. Raises GuardError for selection on test, and the errors of data and weights.
+    """A new training; where there is a start, Gswin begins with its distilled weights.
 
-    Writes the recipe and the tokenizer to `root`, where resuming reads them.
+    Raises GuardError for selection on test, and the errors of data and weights. Writes the recipe and the tokenizer to
+    `root`, where resuming reads them.
     """
     train, selection = selection_splits(prepared, recipe.data.selection)
     tokenizer = load_tokenizer(recipe.text_encoder, recipe.data.max_caption_tokens, train.captions)
-    model = use_kernels(build_model(recipe, tokenizer.vocab_size), device)
+    model = build_model(recipe, tokenizer.vocab_size)
+    if start is not None:
+        model.import_reports = (start.fill(model.image_encoder), *model.import_reports)
+    model = use_kernels(model, device)
     learner = make_learner(recipe, tokenizer, device, model, model.parameter_origins())
     for report in learner.model.import_reports:
         progress.say(report.sentence())
@@ -119,7 +130,7 @@ def restore_training(
 def make_plan(learner: Learner, prepared: PreparedDataset, train: DataSplit, selection: DataSplit) -> Plan:
     """Raises DataError if there are too few captioned images to train on."""
     recipe, views = learner.recipe, views_needed(learner.recipe)
-    source = ImageFiles(train, recipe.data.image_size_px)
+    source = image_source(train, recipe.data)
     files = PairLoader(train, recipe.data, recipe.train.batch_size, learner.tokenizer, source, recipe.train.seed)
     validated = selection if recipe.losses.pre_alignment else _few_pairs(selection)
     steps = math.ceil(len(files) / recipe.train.accumulate) * recipe.train.epochs
@@ -144,9 +155,9 @@ def fill_cache(plan: Plan, learner: Learner, cache_root: Path, progress: Progres
 
 
 def run_info(
-    plan: Plan, learner: Learner, name: str, identity: Identity, position: Position, best: BestEpoch
+    plan: Plan, learner: Learner, name: str, identity: Identity, position: Position, best: BestEpoch, start_key: str
 ) -> RunInfo:
-    """The contents of run.json for a finished training."""
+    """The contents of run.json for a finished training. start_key: of its distilled start, or empty."""
     return RunInfo(
         name=name,
         dataset=plan.prepared.name,
@@ -170,4 +181,5 @@ def run_info(
         device=str(learner.device),
         precision=usable_precision(learner.device, learner.recipe.train.precision),
         threads=torch.get_num_threads(),
+        start_key=start_key,
     )

@@ -51,6 +51,7 @@ def start_training(request: TrainRequest, workspace: Workspace, progress: Progre
             device,
             cache_root=workspace.cache,
             recipe_name=name,
+            distill_from=distill_data(recipe, workspace),
         )
 
 
@@ -75,7 +76,10 @@ def resume_training(request: TrainRequest, workspace: Workspace, progress: Progr
             raise UsageError(f"{root} was started with the recipe {identity.recipe_name}, not {wanted}")
         recipe = load_recipe(root / RECIPE_FILE)
         prepared = requested_data(request, recipe, workspace)
-        return fit(recipe, prepared, root, progress, device, resume=True, cache_root=workspace.cache)
+        named = distill_data(recipe, workspace)
+        return fit(
+            recipe, prepared, root, progress, device, resume=True, cache_root=workspace.cache, distill_from=named
+        )
 
 
 def requested_recipe(request: TrainRequest) -> tuple[Recipe, str]:
@@ -89,6 +93,12 @@ def requested_recipe(request: TrainRequest) -> tuple[Recipe, str]:
 def requested_data(request: TrainRequest, recipe: Recipe, workspace: Workspace) -> PreparedDataset:
     """The requested data set, else the recipe's, else the newest. Raises DataError if it does not exist."""
     return open_prepared(workspace.find("data", request.data or recipe.data.dataset or None))
+
+
+def distill_data(recipe: Recipe, workspace: Workspace) -> tuple[PreparedDataset, ...]:
+    """The data sets that a distilled start learns from; none without one. Raises DataError when one is not there."""
+    names = recipe.distill.datasets if recipe.distill.epochs else ()
+    return tuple(open_prepared(workspace.find("data", name)) for name in names)
 
 
 def name_data(recipe: Recipe, prepared: PreparedDataset, workspace: Workspace) -> Recipe:

@@ -12,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from cmpagl_core.datasets import loading
 from cmpagl_core.datasets.augment import d4_transform
-from cmpagl_core.datasets.loading import WHOLE, Draw, ImageFiles, PairBatch, PairLoader
+from cmpagl_core.datasets.loading import WHOLE, Draw, ImageFiles, KeptImages, PairBatch, PairLoader, image_source
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.datasets.same_caption import caption_key
 from cmpagl_core.errors import DataError
-from cmpagl_core.recipe import DataPart
+from cmpagl_core.recipe_data import DataPart
 
 
 @dataclass(frozen=True)
@@ -197,3 +198,27 @@ def test_an_epoch_left_early_stops_its_workers() -> None:
 def test_one_captioned_image_is_too_few() -> None:
     with pytest.raises(DataError, match="the train split of small has 1 captioned images; training needs at least 2"):
         loader(split_of(3, [(1, "alone")]))
+
+
+def test_kept_images_are_those_of_the_files_to_the_bit_and_are_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    for row in range(3):
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(tmp_path / f"{row}.png")
+    split = split_of(3, [(0, "a"), (1, "b"), (2, "c")], folder=tmp_path)
+    draws = [Draw(2, 2, 5, WHOLE), Draw(0, 0, 0, WHOLE), Draw(2, 2, 3, WHOLE)]
+    opened: list[Path] = []
+    really = loading.open_image
+    monkeypatch.setattr(loading, "open_image", lambda path, **rest: (opened.append(path), really(path, **rest))[1])
+    kept = KeptImages(split.paths, 32)
+    assert torch.equal(kept.gather(draws), kept.gather(draws))
+    assert len(opened) == 2
+    assert torch.equal(kept.gather(draws), ImageFiles(split, 32).gather(draws))
+
+
+def test_images_are_kept_where_they_are_small_and_not_cropped() -> None:
+    split = split_of(3, [(0, "a")])
+    assert isinstance(image_source(split, DataPart(image_size_px=96)), KeptImages)
+    assert isinstance(image_source(split, DataPart(image_size_px=96, crop_scale_min=0.5)), ImageFiles)
+    assert not KeptImages.fit(10_000, 224)

@@ -14,7 +14,7 @@ from cmpagl_core.datasets.splits import seeded_split, selection_splits
 from cmpagl_core.datasets.writing import Provenance, write_prepared
 from cmpagl_core.errors import DataError, GuardError, UsageError
 from cmpagl_core.files import FileStamp, write_text
-from cmpagl_core.recipe import SelectionPart
+from cmpagl_core.recipe_data import SelectionPart
 
 THIRDS = {"train": 0.8, "val": 0.1, "test": 0.1}
 KEYS = st.lists(st.text(max_size=6), unique=True, max_size=60)

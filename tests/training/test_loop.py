@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from cmpagl_core import device
-from cmpagl_core.datasets.loading import Draw, ImageFiles
+from cmpagl_core.datasets.loading import Draw, KeptImages
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.errors import CmpaglError, DataError, GuardError, InterruptedByUserError, MismatchError
 from cmpagl_core.evaluation.kept_params import read_params
@@ -194,10 +194,10 @@ def test_a_frozen_backbone_never_changes_and_its_cache_is_used_again(
         message.startswith("caching the frozen backbone's maps of 24 images in 8 views") for message in told.messages
     )
 
-    def never(self: ImageFiles, draws: Sequence[Draw]) -> torch.Tensor:
+    def never(self: KeptImages, draws: Sequence[Draw]) -> torch.Tensor:
         raise AssertionError("an image was decoded")
 
-    monkeypatch.setattr(ImageFiles, "gather", never)
+    monkeypatch.setattr(KeptImages, "gather", never)
     again = Told()
     second = train(backbone_recipe(), squares, tmp_path / "second", progress=again)
     assert not any("caching" in message for message in again.messages)
@@ -254,14 +254,14 @@ def test_without_instructions_for_half_precision_a_training_is_that_in_fp32_and_
 def test_a_starving_loader_is_told_and_logged(
     squares: PreparedDataset, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gather, asked_at = ImageFiles.gather, [time.monotonic()]
+    gather, asked_at = KeptImages.gather, [time.monotonic()]
 
-    def slow(self: ImageFiles, draws: Sequence[Draw]) -> torch.Tensor:
+    def slow(self: KeptImages, draws: Sequence[Draw]) -> torch.Tensor:
         time.sleep(0.3 + 2 * (time.monotonic() - asked_at[-1]))  # longer than the step before, on any machine
         asked_at.append(time.monotonic())
         return gather(self, draws)
 
-    monkeypatch.setattr(ImageFiles, "gather", slow)
+    monkeypatch.setattr(KeptImages, "gather", slow)
     told = Told()
     run = train(tiny_recipe("train.epochs=1"), squares, tmp_path / "run", progress=told)
     assert [event["name"] for event in events(run.root, "warning")].count("starving loader") == 1
