@@ -39,7 +39,7 @@ GROUPS = {
     "recipe": ("list", "show", "validate", "schema"),
     "runs": ("list",),
     "models": ("list", "show"),
-    "indexes": ("list", "info", "verify", "prune", "merge"),
+    "indexes": ("list", "info", "verify", "prune", "merge", "export"),
 }
 """Commands with subcommands: `recipe list` is the function `recipe_list`."""
 

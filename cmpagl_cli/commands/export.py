@@ -17,6 +17,7 @@ from cmpagl_cli.commands.options import (
     OutputFormat,
     RunOption,
     Settings,
+    TemplateOption,
     TestedDataOption,
     settings,
 )
@@ -39,6 +40,7 @@ def export(
     model: ModelOption = None,
     activation: ActivationOption = None,
     download: DownloadOption = False,
+    template: TemplateOption = None,
     scores: Annotated[
         bool,
         typer.Option("--scores", help="Write a score matrix of images x captions (.npy) instead of features."),
@@ -66,14 +68,16 @@ def export(
         _show_scores(*_scores_of_run(given, model, run, data, split, out), format)
         return
     if model is None:
-        if activation is not None or download:
-            raise UsageError("--activation and --download are for --model", hint="leave them out, or name a model")
+        if activation is not None or download or template:
+            raise UsageError(
+                "--activation, --template and --download are for --model", hint="leave them out, or name a model"
+            )
         features, path = _of_run(given, run, data, split, out)
     else:
         from cmpagl_core.encoders.open_clip import ClipOptions
 
         options = ClipOptions(activation, given.workspace.models, download)
-        features, path = _of_foreign(given, model, options, data, split, out)
+        features, path = _of_foreign(given, model, options, data, split, out, template)
     info = features.info
     row = {
         "file": str(path),
@@ -138,16 +142,24 @@ def _of_run(
 
 
 def _of_foreign(
-    given: Settings, model: str, options: ClipOptions, data: str | None, split: str, out: Path | None
+    given: Settings,
+    model: str,
+    options: ClipOptions,
+    data: str | None,
+    split: str,
+    out: Path | None,
+    template: list[str] | None,
 ) -> tuple[FeatureSet, Path]:
     from cmpagl_core.encoders.feature_set import save_feature_set
     from cmpagl_core.encoders.open_clip import encoder_features, open_clip_encoder
+    from cmpagl_core.encoders.prompts import chosen_templates
 
+    templates = chosen_templates(template, model)
     prepared = _data(given, data)
     chosen = prepared.split(split)
     encoder = open_clip_encoder(model, given.progress, given.compute_device(), options)
     path = out or Path(f"{encoder.name.replace(':', '-')}-{prepared.name}-{split}.safetensors")
-    features = encoder_features(encoder, chosen, given.progress, prepared.manifest.sha256)
+    features = encoder_features(encoder, chosen, given.progress, prepared.manifest.sha256, templates)
     save_feature_set(path, features)
     return features, path
 

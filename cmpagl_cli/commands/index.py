@@ -19,6 +19,7 @@ from cmpagl_cli.commands.options import (
     OverlapOption,
     RunOption,
     StretchOption,
+    TemplateOption,
     TileMetresOption,
     TileOption,
     settings,
@@ -33,14 +34,19 @@ Tta = Literal["none", "d4"]
 
 def index(
     ctx: typer.Context,
-    folder: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="Folder of images, including its subfolders.")
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[PATH]...",
+            help="Folders of images with their subfolders, files, patterns in quotes, or a static STAC catalogue.",
+        ),
     ] = None,
     data: DataOption = None,
     run: RunOption = None,
     model: ModelOption = None,
     activation: ActivationOption = None,
     download: DownloadOption = False,
+    template: TemplateOption = None,
     name: NameOption = None,
     tta: Annotated[
         Tta | None,
@@ -91,8 +97,8 @@ def index(
     given = settings(ctx)
     started_at = time.monotonic()
     request = IndexRequest(
-        folder, data, run, model, name, tta, activation, download, store, min_recall,
-        bands, stretch, tile, tile_m, overlap,
+        tuple(paths or ()), data, run, model, name, tta, activation, download, store, min_recall,
+        bands, stretch, tile, tile_m, overlap, None if template is None else tuple(template),
     )  # fmt: skip
     built = make_index(given.session, request)
     _show(built, time.monotonic() - started_at, format)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -137,3 +138,30 @@ def indexes_merge(
         [Column("name"), Column("images"), Column("captions"), Column("path")],
         format,
     )
+
+
+def indexes_export(
+    ctx: typer.Context,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="A .parquet (GeoParquet) or .gpkg (GeoPackage).")],
+    name: NameArgument = None,
+    features: Annotated[
+        bool, typer.Option("--features", help="With each image's feature, in a .parquet file.")
+    ] = False,
+    format: FormatOption = "table",
+) -> None:
+    """Write an index as a table for GIS: image, path, window, date and footprint in longitude and latitude.
+
+    Needs the extra geo. Images without coordinates have no footprint.
+
+    Examples:
+      cmpagl indexes export archive --out archive.gpkg
+      cmpagl indexes export archive --out archive.parquet --features
+    """
+    from cmpagl_core.search.geo_export import export_index
+    from cmpagl_core.search.index import open_index
+
+    given = settings(ctx)
+    index = open_index(given.workspace.find("indexes", name))
+    placed = export_index(index, out, features)
+    row = {"file": str(out), "images": len(index), "with_footprint": placed}
+    emit([row], [Column("file"), Column("images"), Column("with_footprint", "with footprint")], format)

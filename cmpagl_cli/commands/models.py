@@ -59,6 +59,7 @@ def models_show(
         "source": model.source,
         "sha256": model.sha256,
         "verified": model.verified,
+        "template": model.template,
         "note": model.note,
         "here": "" if file is None else str(file),
     }

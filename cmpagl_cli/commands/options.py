@@ -39,6 +39,14 @@ ActivationOption = Annotated[
     Literal["quickgelu", "gelu"] | None,
     typer.Option("--activation", help="Activation of a --model file that does not record it."),
 ]
+TemplateOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template",
+        metavar="TEXT",
+        help="Wording with {} for each text; repeat it to average several. own: the published model's.",
+    ),
+]
 DownloadOption = Annotated[
     bool, typer.Option("--download", help="Download the weights of --model if they are missing.")
 ]

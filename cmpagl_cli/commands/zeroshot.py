@@ -13,6 +13,7 @@ from cmpagl_cli.commands.options import (
     FormatOption,
     ModelOption,
     RunOption,
+    TemplateOption,
     settings,
 )
 from cmpagl_cli.views import Column, emit
@@ -27,10 +28,7 @@ def zeroshot(
             "--classes", metavar="FILE", help="Class names, one a line; or a CSV with the columns image and class."
         ),
     ],
-    template: Annotated[
-        list[str] | None,
-        typer.Option("--template", metavar="TEXT", help="Wording with {} for the class; repeat it to average several."),
-    ] = None,
+    template: TemplateOption = None,
     run: RunOption = None,
     model: ModelOption = None,
     activation: ActivationOption = None,
@@ -55,12 +53,13 @@ def zeroshot(
     """
     from cmpagl_core.encoders.named import named_encoder
     from cmpagl_core.encoders.open_clip import ClipOptions
+    from cmpagl_core.encoders.prompts import chosen_templates
     from cmpagl_core.evaluation.zero_shot import classify, draw_confusion, read_classes, write_predictions
 
     given = settings(ctx)
     known = read_classes(classes)
     encoder = named_encoder(given.session, run, model, ClipOptions(activation, given.workspace.models, download))
-    found = classify(encoder, folder, known, template or [], given.progress)
+    found = classify(encoder, folder, known, chosen_templates(template, model), given.progress)
     for why in found.left_out[:20]:
         given.progress.say(f"left out: {why}")
     if out is not None:

@@ -38,6 +38,7 @@ class FeatureInfo:
     split_sha256: str
     preprocessing: str
     precision: str
+    templates: str = ""  # wordings of the captions, as `written_templates` has them
     overlap: str = ""  # JSON of what the images that the model was trained on share with these; see `Overlap`
     format_version: int = FEATURES_FORMAT
 

@@ -25,6 +25,7 @@ from cmpagl_core.encoders.encode import encode_with, unit_rows
 from cmpagl_core.encoders.encoder import EncodedBatch, Encoder, Features, Fingerprint, Origin, collect
 from cmpagl_core.encoders.export import absolute_paths
 from cmpagl_core.encoders.feature_set import FeatureInfo, FeatureSet, unique_texts
+from cmpagl_core.encoders.prompts import encode_prompted, written_templates
 from cmpagl_core.encoders.published_models import (
     PUBLISHED_MODELS,
     Activation,
@@ -166,13 +167,22 @@ def open_clip_encoder(
     return OpenClipEncoder(built, progress, device)
 
 
-def encoder_features(encoder: Encoder, split: DataSplit, progress: Progress, manifest_sha256: str = "") -> FeatureSet:
-    """Encode a split with any encoder. Raises DataError for an image that cannot be read, or without captions."""
+def encoder_features(
+    encoder: Encoder,
+    split: DataSplit,
+    progress: Progress,
+    manifest_sha256: str = "",
+    templates: Sequence[str] = (),
+) -> FeatureSet:
+    """Encode a split with any encoder, its captions in the wording of some templates.
+
+    Raises DataError for an image that cannot be read, or without captions.
+    """
     if not split.captions:
         raise DataError("the split has no captions", hint="choose a split with captions")
     return FeatureSet(
         image_features=collect(encoder.encode_images(split.images), len(split), progress),
-        text_features=encoder.encode_texts(split.captions),
+        text_features=encode_prompted(encoder.encode_texts, split.captions, templates),
         text_image=split.caption_image,
         image_ids=split.image_ids,
         image_sha256=split.image_sha256,
@@ -185,6 +195,7 @@ def encoder_features(encoder: Encoder, split: DataSplit, progress: Progress, man
             split=split.name,
             split_sha256=split.sha256,
             **asdict(encoder.fingerprint),
+            templates=written_templates(templates),
         ),
     )
 

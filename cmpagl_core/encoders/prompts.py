@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cmpagl_core.encoders.encoder import Features
+from cmpagl_core.encoders.published_models import own_template
 from cmpagl_core.errors import UsageError
 
+if TYPE_CHECKING:  # a text query does without
+    from cmpagl_core.encoders.encoder import Features
+
 PLACE = "{}"
+OWN = "own"
+
+
+def chosen_templates(asked: Sequence[str] | None, model: str | None, before: str = "") -> tuple[str, ...]:
+    """Those that are asked for, `own` being the published model's own; None: as they were `written` before.
+
+    Raises UsageError for a wrong one, or for `own` where the model's is not known.
+    """
+    if asked is None:
+        return read_templates(before)
+    if list(asked) == [OWN]:
+        template = own_template(model or "")
+        if not template:
+            raise UsageError(f"no template of {model or 'a run'} is known", hint="write it out: --template TEXT")
+        return (template,)
+    return check_templates(asked)
+
+
+def written_templates(templates: Sequence[str]) -> str:
+    """As an index or a feature set keeps them; empty for none."""
+    return json.dumps(list(templates), ensure_ascii=False) if templates else ""
+
+
+def read_templates(text: str) -> tuple[str, ...]:
+    """What `written_templates` wrote."""
+    return tuple(json.loads(text)) if text else ()
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ class PublishedModel:
     source: str  # where its makers publish it
     hub: str = ""  # REPOSITORY/PATH on the Hugging Face hub, which `--download` fetches
     sha256: str = ""
+    template: str = ""  # wording that its makers evaluate with
     note: str = ""
     verified: bool = False
 
@@ -102,6 +103,7 @@ PUBLISHED_MODELS: tuple[PublishedModel, ...] = (
         file="SkyCLIP_ViT_B32_top50pct.pt",
         licence="MIT",
         source=f"{_SKYSCRIPT}/SkyCLIP_ViT_B32_top50pct.zip",
+        template="a satellite image. {}",
         note="trained from LAION-2B's weights, so GELU; unpack the archive and name the .pt inside it",
     ),
     PublishedModel(
@@ -111,6 +113,7 @@ PUBLISHED_MODELS: tuple[PublishedModel, ...] = (
         file="SkyCLIP_ViT_L14_top50pct.pt",
         licence="MIT",
         source=f"{_SKYSCRIPT}/SkyCLIP_ViT_L14_top50pct.zip",
+        template="a satellite image. {}",
         note="trained from OpenAI's weights with QuickGELU forced; unpack the archive and name the .pt inside it",
     ),
 )
@@ -123,6 +126,11 @@ def published_model(name: str) -> PublishedModel:
             return model
     known = ", ".join(model.name for model in PUBLISHED_MODELS)
     raise UsageError(f"no published model is called {name!r}", hint=f"known are {known}; or open_clip:NAME:CHECKPOINT")
+
+
+def own_template(spec: str) -> str:
+    """The template of a published model, by the name that a spec begins with; empty where none is known."""
+    return next((model.template for model in PUBLISHED_MODELS if model.name == spec.partition(":")[0]), "")
 
 
 def recognised(architecture: str, file: Path, sha256: str) -> PublishedModel | None:

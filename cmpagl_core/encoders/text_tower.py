@@ -6,7 +6,7 @@ The tower holds the same weights in float32 and computes the same layers, so its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -60,7 +60,7 @@ class TextTower:
     tokenizer_json: str
     info: TowerInfo
 
-    def encode(self, texts: list[str]) -> Array:
+    def encode(self, texts: Sequence[str]) -> Array:
         """text_features, float32 [M, D] of unit length. Any text is accepted; long ones are cut at max_tokens."""
         rows = [self._tokens(text).ids for text in texts]
         known = len(self.weights["embeddings.word_embeddings.weight"])

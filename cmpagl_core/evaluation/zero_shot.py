@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmpagl_core.encoders.encoder import Encoder
-from cmpagl_core.encoders.prompts import check_templates, encode_prompted
+from cmpagl_core.encoders.prompts import encode_prompted
 from cmpagl_core.errors import CmpaglError, DataError
 from cmpagl_core.files import atomic_file, atomic_path
 from cmpagl_core.imagery.image_ref import ImageRef
@@ -159,11 +159,10 @@ def classify(
     encoder: Encoder, folder: Path, classes: Classes, templates: Sequence[str], progress: Progress
 ) -> ZeroShot:
     """Give every image under a folder the class whose words are nearest. Raises DataError when none can be read."""
-    wordings = check_templates(templates)
     root = folder.absolute()
     listing = list_images(root)
     images = [ImageRef(path.relative_to(root).as_posix(), path) for path in listing.images]
-    texts = encode_prompted(encoder.encode_texts, [as_words(name) for name in classes.names], wordings)
+    texts = encode_prompted(encoder.encode_texts, [as_words(name) for name in classes.names], templates)
     first = min(TOP, len(classes.names))
     ranked = np.full((len(images), first), -1, dtype=np.int64)
     scores = np.zeros(len(images))
@@ -181,7 +180,7 @@ def classify(
     return ZeroShot(
         model=encoder.name,
         classes=classes.names,
-        templates=wordings,
+        templates=tuple(templates),
         image_ids=tuple(image.image_id for image, taken in zip(images, read, strict=True) if taken),
         ranked=ranked[read],
         scores=scores[read],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from cmpagl_core.datasets.augment import Tta
 from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
 from cmpagl_core.encoders.cmpagl import CmpaglEncoder
 from cmpagl_core.encoders.encoder import Encoder
+from cmpagl_core.encoders.prompts import chosen_templates
 from cmpagl_core.encoders.published_models import Activation
 from cmpagl_core.errors import CmpaglError, DataError, UsageError
 from cmpagl_core.files import newest
@@ -19,7 +21,8 @@ from cmpagl_core.run_data import own_data
 from cmpagl_core.runs import Run, open_run
 from cmpagl_core.search.index import IndexInfo, open_index
 from cmpagl_core.search.indexing import BuiltIndex, build_index
-from cmpagl_core.search.listing import GallerySource, dataset_source, folder_source
+from cmpagl_core.search.listing import GallerySource, dataset_source
+from cmpagl_core.search.paths import path_source
 from cmpagl_core.search.store_files import StoreChoice
 from cmpagl_core.session import Session
 from cmpagl_core.workspace import MARKERS, Workspace
@@ -29,15 +32,15 @@ from cmpagl_core.workspace import MARKERS, Workspace
 class IndexRequest:
     """What a user asks to be indexed, and with what; None where it is left to us.
 
-    folder: of images; data: a prepared data set, the run's own or the newest if both are None. run: the newest.
-    model: in place of a run, see `open_clip_encoder`; activation, download: as in its ClipOptions. tta: as the index
-    that is there was made, else as the recipe says. store: see StoreChoice; as that index, else exact. bands, stretch:
-    see Reading; tile_px, tile_m, overlap: see Tiling; as that index, else by each file. wait: for another process that
-    is making the same index, rather than be refused.
+    paths: see `path_source`; data: a prepared data set, the run's own or the newest if both are left out. run: the
+    newest. model: in place of a run, see `open_clip_encoder`; activation, download: as in its ClipOptions. tta: as the
+    index that is there was made, else as the recipe says. store: see StoreChoice; as that index, else exact. bands,
+    stretch: see Reading; tile_px, tile_m, overlap: see Tiling; templates: see `chosen_templates`; as that index, else
+    by each file. wait: for another process that is making the same index, rather than be refused.
     Raises UsageError for what contradicts itself.
     """
 
-    folder: Path | None = None
+    paths: tuple[Path, ...] = ()
     data: str | None = None
     run: str | None = None
     model: str | None = None
@@ -52,11 +55,12 @@ class IndexRequest:
     tile_px: int | None = None
     tile_m: float | None = None
     overlap: float | None = None
+    templates: tuple[str, ...] | None = None
     wait: bool = False
 
     def __post_init__(self) -> None:
-        if self.folder is not None and self.data is not None:
-            raise UsageError("DIR and --data both name images", hint="give one of them")
+        if self.paths and self.data is not None:
+            raise UsageError("PATH and --data both name images", hint="give one of them")
         if self.model is not None and self.run is not None:
             raise UsageError("--model and --run both name a model", hint="give one of them")
         if self.model is not None and self.tta is not None:
@@ -64,7 +68,7 @@ class IndexRequest:
         if self.model is None and (self.activation is not None or self.download):
             raise UsageError("--activation and --download are for --model", hint="leave them out, or name a model")
         read_as = (self.bands, self.stretch, self.tile_px, self.tile_m, self.overlap)
-        if self.folder is None and any(value is not None for value in read_as):
+        if not self.paths and any(value is not None for value in read_as):
             raise UsageError(
                 "--bands, --stretch and tiles are for a folder: a data set's images were settled by `cmpagl prepare`",
                 hint="name the folder, or leave them out",
@@ -80,13 +84,15 @@ def make_index(session: Session, request: IndexRequest) -> BuiltIndex:
     root = workspace.folder("indexes", request.name or as_name(usual))
     before = _info_of(root)
     store = StoreChoice.parse(request.store or (before.store if before is not None else "exact"), request.min_recall)
+    templates = chosen_templates(request.templates, request.model, before.templates if before is not None else "")
+    source = replace(source, templates=templates)
     encoder = _encoder(session, request, run, root)
     return build_index(encoder, source, root, session.progress, request.wait, store)
 
 
 def _run(workspace: Workspace, request: IndexRequest) -> Run:
     """The run whose model encodes. Raises DataError, naming the models that need no training, where there is none."""
-    if request.run is None and request.folder is not None and newest(workspace.root / "runs", MARKERS["runs"]) is None:
+    if request.run is None and request.paths and newest(workspace.root / "runs", MARKERS["runs"]) is None:
         raise DataError(
             f"there is no run in {workspace.root / 'runs'} to encode images with",
             hint="train one (`cmpagl train`), or search with a published model: --model remoteclip-b32, "
@@ -97,7 +103,7 @@ def _run(workspace: Workspace, request: IndexRequest) -> Run:
 
 def _as_it_was_made(workspace: Workspace, request: IndexRequest) -> IndexRequest:
     """With open_clip's model, where the index that is there was made with it and no other one is named."""
-    usual = None if request.folder is None else as_name(request.folder.absolute().name)
+    usual = usual_name(request.paths) if request.paths else None
     name = request.name or usual
     if name is None or request.run is not None or request.model is not None:
         return request
@@ -109,10 +115,10 @@ def _as_it_was_made(workspace: Workspace, request: IndexRequest) -> IndexRequest
 
 def _source(workspace: Workspace, request: IndexRequest, run: Run | None) -> tuple[GallerySource, str]:
     """The images, and the usual name of an index of them. Of data sets: the one named, the run's own, the newest."""
-    if request.folder is not None:
-        usual = as_name(request.folder.absolute().name)
+    if request.paths:
+        usual = usual_name(request.paths)
         before = _info_of(workspace.folder("indexes", request.name or usual))
-        return folder_source(request.folder, _reading(request, before), _tiling(request, before)), usual
+        return path_source(request.paths, _reading(request, before), _tiling(request, before)), usual
     if run is not None:
         prepared = own_data(workspace, run) if request.data is None else _data(workspace, request)
         own = prepared.name == run.info.dataset
@@ -130,7 +136,7 @@ def _reading(request: IndexRequest, before: IndexInfo | None) -> Reading:
 
 
 def _tiling(request: IndexRequest, before: IndexInfo | None) -> Tiling:
-    old = Tiling() if before is None or before.kind != "folder" else Tiling.parse(before.tiling)
+    old = Tiling() if before is None or before.kind == "dataset" else Tiling.parse(before.tiling)
     overlap = old.overlap if request.overlap is None else request.overlap
     if request.tile_px is None and request.tile_m is None:
         return replace(old, overlap=overlap)
@@ -162,6 +168,13 @@ def _info_of(root: Path) -> IndexInfo | None:
         return open_index(root).info
     except CmpaglError:
         return None
+
+
+def usual_name(paths: Sequence[Path]) -> str:
+    """The name of an index of some paths: the first one's, or its folder's where that is a pattern or a catalogue."""
+    first = paths[0].absolute()
+    named = first.parent if first.suffix == ".json" or "*" in first.name else first
+    return as_name(named.stem if named.is_file() else named.name)
 
 
 def as_name(text: str) -> str:

@@ -205,7 +205,8 @@ class FeatureCache:
         assert index.stamps is not None, "an index of files knows its files"
         self._take(index.image_features, [index.image(row).place for row in range(len(index))], list(index.stamps))
         self._scenes |= {} if index.scenes is None else index.scenes.known()
-        self._captions |= dict(zip(index.captions, index.text_features, strict=True))
+        if index.info.templates == self._info.templates:
+            self._captions |= dict(zip(index.captions, index.text_features, strict=True))
 
     def _take_index(self, index: GalleryIndex) -> None:
         before, now = index.info, self._info

@@ -41,5 +41,6 @@ def index_of_features(path: Path, features: FeatureSet) -> GalleryIndex:
             model_sha256=info.model_sha256,
             preprocessing=info.preprocessing,
             precision=info.precision,
+            templates=info.templates,
         ),
     )

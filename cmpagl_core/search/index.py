@@ -44,13 +44,13 @@ INDEX_KIND = "gallery_index"
 class IndexInfo:
     """Where a gallery comes from. Hashes are hex digests of SHA-256.
 
-    source: the folder of a "folder" gallery, the root of a "dataset" one, the file of a "features" one, the indexes of
-    a "merged" one.
+    source: the folder of a "folder" gallery, what was named of a "files" one, the root of a "dataset" one, the file of
+    a "features" one, the indexes of a "merged" one.
     model: the encoder's name; model_kind, model_source: how to make it again, empty where that is not known.
     """
 
     name: str
-    kind: Literal["folder", "dataset", "features", "merged"]
+    kind: Literal["folder", "files", "dataset", "features", "merged"]
     source: str
     dataset: str
     manifest_sha256: str
@@ -63,6 +63,7 @@ class IndexInfo:
     bands: str = "auto"  # as Reading has them
     stretch: str = "auto"
     tiling: str = "auto"  # as Tiling spells it
+    templates: str = ""  # wordings of texts, as `written_templates` has them
     store: str = "exact"  # that it is searched by: exact, faiss or milvus:URI
     format_version: int = INDEX_FORMAT
 

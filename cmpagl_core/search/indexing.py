@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cmpagl_core.encoders.encoder import Encoder, Features, HasTextTower
 from cmpagl_core.encoders.feature_set import unique_texts
+from cmpagl_core.encoders.prompts import encode_prompted, written_templates
 from cmpagl_core.encoders.tensor_file import TextTable
 from cmpagl_core.encoders.text_tower import open_text_tower
 from cmpagl_core.errors import CmpaglError, DataError, InterruptedByUserError
@@ -91,6 +92,7 @@ class _Build:
             bands=source.reading.bands,
             stretch=source.reading.stretch,
             tiling=str(source.tiling),
+            templates=written_templates(source.templates),
             store=str(store),
         )
 
@@ -238,7 +240,8 @@ class _Build:
             else:
                 features[row] = stored
         if new:
-            features[new] = self._encoder.encode_texts([captions[row] for row in new])
+            missing = [captions[row] for row in new]
+            features[new] = encode_prompted(self._encoder.encode_texts, missing, self._source.templates)
         return features
 
     def _rows_of_old(

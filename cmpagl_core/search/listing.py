@@ -27,7 +27,7 @@ class Entry:
 class GallerySource:
     """The images of a gallery, sorted by image id, and where they come from."""
 
-    kind: Literal["folder", "dataset", "merged"]
+    kind: Literal["folder", "files", "dataset", "merged"]
     source: str
     dataset: str
     manifest_sha256: str
@@ -35,6 +35,7 @@ class GallerySource:
     left_out: tuple[Broken, ...] = ()  # what was there and could not be listed
     reading: Reading = DEFAULT  # that of its images
     tiling: Tiling = WHOLE  # how files of several megapixels are taken
+    templates: tuple[str, ...] = ()  # wordings in which texts are encoded, averaged
     is_cut: bool = False  # the entries are images as they are, tiles among them
 
 
@@ -46,7 +47,7 @@ def folder_source(folder: Path, reading: Reading = DEFAULT, tiling: Tiling = WHO
     left_out = tuple(
         Broken(ImageRef(os.path.relpath(one.path, root), Path(one.path)), one.why) for one in listing.left_out
     )
-    return GallerySource("folder", str(root), "", "", _by_id(entries), left_out, reading, tiling)
+    return GallerySource("folder", str(root), "", "", by_id(entries), left_out, reading, tiling)
 
 
 def dataset_source(prepared: PreparedDataset) -> GallerySource:
@@ -60,8 +61,9 @@ def dataset_source(prepared: PreparedDataset) -> GallerySource:
         for row, image in enumerate(split.images)
     ]
     root = os.path.abspath(prepared.root)  # noqa: PTH100 - as above
-    return GallerySource("dataset", root, prepared.name, prepared.manifest.sha256, _by_id(entries))
+    return GallerySource("dataset", root, prepared.name, prepared.manifest.sha256, by_id(entries))
 
 
-def _by_id(entries: list[Entry]) -> tuple[Entry, ...]:
+def by_id(entries: list[Entry]) -> tuple[Entry, ...]:
+    """In the order of an index."""
     return tuple(sorted(entries, key=lambda entry: entry.image.image_id))

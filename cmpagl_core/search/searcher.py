@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cmpagl_core.encoders.prompts import encode_prompted, read_templates
 from cmpagl_core.encoders.text_tower import TextTower, open_text_tower
 from cmpagl_core.errors import DataError, UsageError
 from cmpagl_core.imagery.image_ref import ImageRef
@@ -130,7 +131,8 @@ class Searcher:
         return np.concatenate(parts if parts[0].shape[1] == parts[-1].shape[1] else parts[1:])[order]
 
     def _encode_texts(self, texts: list[str]) -> Features:
-        return self.encoder.encode_texts(texts) if self._tower is None else self._tower.encode(texts)
+        encode = self.encoder.encode_texts if self._tower is None else self._tower.encode
+        return encode_prompted(encode, texts, read_templates(self.gallery.info.templates))
 
     @cached_property
     def _tower(self) -> TextTower | None:

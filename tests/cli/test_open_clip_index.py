@@ -100,4 +100,25 @@ def test_options_of_a_model_need_one(cmpagl: Ask, tiny_images: Path) -> None:
     for command in (("index", tiny_images), ("export",)):
         result = cmpagl(*command, "--download")
         assert result.exit_code == 2
-        assert "--activation and --download are for --model" in result.stderr
+        assert "--download are for --model" in result.stderr
+
+
+def test_templates_belong_to_an_index_and_change_only_its_texts(
+    cmpagl: Ask, spec: str, tiny_prepared: Path, tiny_images: Path
+) -> None:
+    made = ("index", "--data", tiny_prepared, "--model", spec, "--name", "a", "--format", "json")
+    answer(cmpagl(*made))
+    plain = answer(cmpagl("retrieve", "a square", "--format", "json"))
+    again = answer(cmpagl(*made, "--template", "a photo of {}.", "--template", "{} from above"))[0]
+    assert again["encoded"] == 0  # images are the same
+    worded = answer(cmpagl("retrieve", "a square", "--format", "json"))
+    assert [hit["score"] for hit in worded] != [hit["score"] for hit in plain]
+    assert answer(cmpagl(*made))[0]["encoded"] == 0  # as it was made, templates too
+    assert answer(cmpagl("retrieve", "a square", "--format", "json")) == worded
+    out = ("export", "--data", tiny_prepared, "--model", spec, "--split", "all", "--out", "f.safetensors")
+    assert cmpagl(*out, "--template", "a photo of {}.", "--template", "{} from above").exit_code == 0
+    of_file = answer(cmpagl("retrieve", "a square", "--index", "a", "--format", "json"))
+    assert of_file == worded
+    wrong = cmpagl(*made, "--template", "no place")
+    assert wrong.exit_code == 2
+    assert "does not have exactly one {}" in wrong.stderr

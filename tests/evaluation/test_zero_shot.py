@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmpagl_core.encoders.prompts import encode_prompted
+from cmpagl_core.encoders.prompts import chosen_templates, encode_prompted, read_templates, written_templates
 from cmpagl_core.errors import DataError, UsageError
 from cmpagl_core.evaluation.zero_shot import (
     Classes,
@@ -120,7 +120,16 @@ def test_templates_are_averaged_and_a_wrong_one_is_refused() -> None:
     np.testing.assert_array_equal(encode_prompted(encoder.encode_texts, NAMES, ()), encoder.encode_texts(NAMES))
     for wrong in ("no place", "{} and {}"):
         with pytest.raises(UsageError, match=r"does not have exactly one \{\}"):
-            classify(encoder, Path(), Classes(NAMES, {}), [wrong], Silent())
+            chosen_templates([wrong], None)
+
+
+def test_a_models_own_template_is_known_or_refused() -> None:
+    assert chosen_templates(["own"], "skyclip-l14:weights.pt") == ("a satellite image. {}",)
+    with pytest.raises(UsageError, match="no template of remoteclip-b32 is known"):
+        chosen_templates(["own"], "remoteclip-b32")
+    kept = written_templates(("a {}", "ä {}"))
+    assert chosen_templates(None, None, kept) == read_templates(kept) == ("a {}", "ä {}")
+    assert chosen_templates([], None, kept) == () == read_templates(written_templates(()))
 
 
 def test_the_command_scores_a_run_and_an_open_clip_model(
