@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cmpagl_cli.commands.options import FormatOption, RunOption, settings
+from cmpagl_cli.commands.options import BandsOption, FormatOption, RunOption, StretchOption, settings
 from cmpagl_cli.views import Column, emit
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ def explain(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Also write a self-contained HTML page.")
     ] = None,
+    bands: BandsOption = None,
+    stretch: StretchOption = None,
     format: FormatOption = "table",
 ) -> None:
     """Show which image regions the ITM head uses for each word, and how much each stage uses its global window.
@@ -42,12 +44,13 @@ def explain(
     from cmpagl_core.explain.page import write_page
     from cmpagl_core.explain.relevance import explain as look
     from cmpagl_core.imagery.images import open_image
+    from cmpagl_core.imagery.reading import AUTO, Reading
     from cmpagl_core.runs import open_run
 
-    given = settings(ctx)
+    given, reading = settings(ctx), Reading(bands or AUTO, stretch or AUTO)
     found = open_run(given.workspace.find("runs", run))
-    explanation = look(found.load(given.compute_device()), image, text)
-    opened = open_image(image)
+    explanation = look(found.load(given.compute_device()), image, text, reading)
+    opened = open_image(image, reading=reading)
     write_png(png, sheet(opened, explanation))
     if html is not None:
         write_page(html, opened, image.name, explanation)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cmpagl_cli.commands.options import FormatOption, NameOption, settings
+from cmpagl_cli.commands.options import BandsOption, FormatOption, NameOption, StretchOption, settings
 from cmpagl_cli.views import Column, emit
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def prepare(
     ] = None,
     count: Annotated[int | None, typer.Option(min=1, metavar="N", help="For synthetic: number of scenes.")] = None,
     size: Annotated[int | None, typer.Option(metavar="PX", help="For synthetic: width and height of a scene.")] = None,
+    bands: BandsOption = None,
+    stretch: StretchOption = None,
     format: FormatOption = "table",
 ) -> None:
     """Prepare a data set: check every image and caption, define the splits, and write it to data/NAME.
@@ -69,6 +71,7 @@ def prepare(
       cmpagl prepare rsitmd --images RSITMD.zip --annotations rsitmd_precomp
       cmpagl prepare rsicd --skip-missing --images RSICD_images --annotations dataset_rsicd.json
       cmpagl prepare folder my_images --name mine --split 0.7,0.1,0.2
+      cmpagl prepare folder my_chips --bands sentinel-2 --stretch range:0,3000
       cmpagl prepare synthetic --count 600 --seed 1
     """
     from cmpagl_core.datasets.prepare import prepare as prepare_data
@@ -79,6 +82,7 @@ def prepare(
         source=source, name=name or "", folder=folder, images=images, annotations=annotations,
         skip_missing=skip_missing, copy=copy, seed=seed, count=count, image_size_px=size,
         fractions=None if split is None else parse_fractions(split),
+        bands=bands, stretch=stretch,
     )  # fmt: skip
     result = prepare_data(request, given.workspace, given.progress)
     _show(result, format)

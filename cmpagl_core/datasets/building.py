@@ -23,6 +23,7 @@ from cmpagl_core.datasets.staging import stage_folder
 from cmpagl_core.datasets.writing import Provenance, write_prepared
 from cmpagl_core.errors import CmpaglError, DataError, UsageError
 from cmpagl_core.files import sha256_file
+from cmpagl_core.imagery.companions import companions
 from cmpagl_core.progress import Progress
 
 VALIDATION_FRACTION = 0.1  # cut from train, by image, where the annotations have no validation split
@@ -47,7 +48,7 @@ def build(request: PrepareRequest, located: Located, root: Path, fingerprint: st
     problems = check_counts(annotations, published) if published is not None else []
     named, wrong_names = check_names(annotations.images)
     captioned, wrong_captions, known_defects = check_captions(named, published)
-    entries, wrong_images = _with_images(captioned, located, published, progress)
+    entries, wrong_images = _with_images(captioned, located, request, progress)
     problems += [*wrong_names, *wrong_captions, *wrong_images]
     if problems and not request.skip_missing:
         raise fail(problems, request.name or request.source, root)
@@ -65,6 +66,7 @@ def build(request: PrepareRequest, located: Located, root: Path, fingerprint: st
         sources=_sources(located),
         dropped=(*known_defects, *(problem.dropped() for problem in problems)),
         fingerprint=fingerprint,
+        reading=request.reading,
     )
     table = pd.DataFrame(images, columns=list(IMAGE_COLUMNS))
     manifest = write_prepared(root, table, _caption_table(entries), provenance).manifest
@@ -73,9 +75,10 @@ def build(request: PrepareRequest, located: Located, root: Path, fingerprint: st
 
 
 def _with_images(
-    images: dict[str, AnnotatedImage], located: Located, published: PublishedSet | None, progress: Progress
+    images: dict[str, AnnotatedImage], located: Located, request: PrepareRequest, progress: Progress
 ) -> tuple[list[_Entry], list[Problem]]:
     """Find and decode the image of every entry; problems are images missing, ambiguous, shared or broken."""
+    published = PUBLISHED.get(request.source)
     alias = ucm_number if published is not None and published.scenes == "ucm" else None
     index = ImageIndex.of(located.images_root, located.files, list(images.values()), alias)
     found: dict[str, Path] = {}
@@ -98,7 +101,7 @@ def _with_images(
             owner[candidates[0]] = image.name
     if images and not any_known:
         raise _nothing_matches(located)
-    checked = check_images(list(found.values()), progress)
+    checked = check_images(list(found.values()), request.reading, progress)
     entries = []
     for image_id, path in found.items():
         result = checked[path]
@@ -173,17 +176,27 @@ def _copied(
         with progress.task("copying images", len(entries), "img") as advance:
             for path, inside in place.items():
                 (folder / inside).parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    shutil.copy2(path, folder / inside)
-                except OSError as error:  # which of the two files it speaks of, it does not say
-                    raise CmpaglError(
-                        f"cannot copy {path} to {root / COPIES_FOLDER / inside} ({error.strerror or error})",
-                        hint="nothing was left half made; free the disk or choose another --workspace",
-                    ) from error
+                _copy(path, folder / inside, root / COPIES_FOLDER / inside)
+                for beside in companions(path):
+                    if beside.is_relative_to(located.images_root):
+                        there = beside.relative_to(located.images_root)
+                        (folder / there).parent.mkdir(parents=True, exist_ok=True)
+                        _copy(beside, folder / there, root / COPIES_FOLDER / there)
                 advance(1)
 
     stage_folder(root / COPIES_FOLDER, {"fingerprint": fingerprint}, fill)
     return {path: root / COPIES_FOLDER / inside for path, inside in place.items()}
+
+
+def _copy(path: Path, target: Path, place: Path) -> None:
+    """place: where it will be in the end. Raises CmpaglError when the disk refuses."""
+    try:
+        shutil.copy2(path, target)
+    except OSError as error:  # which of the two files it speaks of, it does not say
+        raise CmpaglError(
+            f"cannot copy {path} to {place} ({error.strerror or error})",
+            hint="nothing was left half made; free the disk or choose another --workspace",
+        ) from error
 
 
 def _image_row(

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from cmpagl_core.datasets.annotations import AnnotatedImage, Annotations
@@ -16,7 +17,9 @@ from cmpagl_core.datasets.problems import Problem
 from cmpagl_core.datasets.published import CAPTIONS_EACH, PublishedSet, recognise
 from cmpagl_core.errors import DataError
 from cmpagl_core.files import FileStamp
-from cmpagl_core.imagery.images import open_image
+from cmpagl_core.imagery.images import checked_size
+from cmpagl_core.imagery.reading import Reading
+from cmpagl_core.imagery.stamps import stamp_file
 from cmpagl_core.progress import Progress
 
 _MOST_THREADS = 8
@@ -103,7 +106,7 @@ def check_captions(
     return kept, problems, known
 
 
-def check_images(paths: Sequence[Path], progress: Progress) -> dict[Path, CheckedImage | str]:
+def check_images(paths: Sequence[Path], reading: Reading, progress: Progress) -> dict[Path, CheckedImage | str]:
     """Decode every image whole, in threads (decoders let go of Python's lock); a text says why one is broken."""
     with (
         progress.task("checking images", len(paths), "img") as advance,
@@ -111,7 +114,7 @@ def check_images(paths: Sequence[Path], progress: Progress) -> dict[Path, Checke
     ):
         checked: dict[Path, CheckedImage | str] = {}
         try:
-            for path, result in zip(paths, pool.map(_check_image, paths), strict=True):
+            for path, result in zip(paths, pool.map(partial(_check_image, reading), paths), strict=True):
                 checked[path] = result
                 advance(1)
         except BaseException:  # Ctrl-C too: the rest is not waited for
@@ -120,13 +123,13 @@ def check_images(paths: Sequence[Path], progress: Progress) -> dict[Path, Checke
     return checked
 
 
-def _check_image(path: Path) -> CheckedImage | str:
+def _check_image(reading: Reading, path: Path) -> CheckedImage | str:
     try:
-        mark = FileStamp.of(path)  # before decoding: a file that changes meanwhile does not fit its mark
-        width, height = open_image(path).size
+        mark = stamp_file(path)  # before decoding: a file that changes meanwhile does not fit its mark
+        width, height = checked_size(path, reading)
         return CheckedImage(width, height, mark)
     except DataError as error:
-        return error.message
+        return str(error)
     except OSError as error:
         return f"{path} cannot be read ({error.strerror})"
 

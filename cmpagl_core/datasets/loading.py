@@ -107,7 +107,7 @@ class ImageFiles:
     def _decoded(self, draw: Draw) -> Tensor:
         left, top, right, bottom = draw.box
         at_least_px = decoded_px(self.image_size_px, min(right - left, bottom - top))
-        image = open_image(self.split.paths[draw.row], at_least_px=at_least_px)
+        image = open_image(self.split.paths[draw.row], at_least_px=at_least_px, reading=self.split.reading)
         if draw.box != WHOLE:
             box = (left * image.width, top * image.height, right * image.width, bottom * image.height)
             image = image.resize((self.image_size_px, self.image_size_px), Resampling.BICUBIC, box=box)

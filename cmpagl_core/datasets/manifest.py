@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cmpagl_core.errors import DataError
 from cmpagl_core.files import canonical_json, read_json, sha256_text
+from cmpagl_core.imagery.reading import AUTO, DEFAULT, Reading
 
 FORMAT_VERSION: Literal[3] = 3
 MANIFEST_FILE = "manifest.json"
@@ -60,13 +61,21 @@ class Manifest(_Record):
     files: dict[str, str]  # images.csv and captions.csv, by sha256
     sources: tuple[Source, ...]
     dropped: tuple[Dropped, ...] = ()
+    bands: str = AUTO  # that are red, green and blue, and
+    stretch: str = AUTO  # how their values become 8 bits, where an image is no plain picture
     fingerprint: str  # of the arguments and the state of the sources: equal means up to date
 
     @property
     def sha256(self) -> str:
-        """Identity of the content: the same images, captions and splits anywhere have the same hash."""
+        """Identity of the content: the same images, read alike, captions and splits anywhere have the same hash."""
         content = {"splits": self.split_sha256, "images": self.images_sha256}
-        return sha256_text(canonical_json(content))
+        read_as = {} if self.reading == DEFAULT else {"reading": self.reading.words}
+        return sha256_text(canonical_json({**content, **read_as}))
+
+    @property
+    def reading(self) -> Reading:
+        """How images are read. Raises UsageError where the manifest says what makes no sense."""
+        return Reading(self.bands, self.stretch)
 
 
 def read_manifest(folder: Path) -> Manifest:

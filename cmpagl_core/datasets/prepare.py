@@ -12,6 +12,7 @@ from cmpagl_core.datasets.published import PUBLISHED
 from cmpagl_core.datasets.request import PrepareRequest
 from cmpagl_core.errors import CmpaglError, DataError
 from cmpagl_core.files import FileStamp, canonical_json, sha256_file, sha256_text
+from cmpagl_core.imagery.stamps import unchanged_files
 from cmpagl_core.locks import hold
 from cmpagl_core.progress import Progress
 from cmpagl_core.workspace import Workspace
@@ -95,7 +96,8 @@ def _up_to_date(root: Path, fingerprint: str) -> Manifest | None:
             return None
         whole = all(sha256_file(root / file) == digest for file, digest in manifest.files.items())
         with (root / IMAGES_FILE).open(encoding="utf-8", newline="") as stream:
-            whole = whole and all(_mark(row).fits(root / row["path"]) for row in csv.DictReader(stream))
+            is_unchanged = unchanged_files()
+            whole = whole and all(is_unchanged(root / row["path"], _mark(row)) for row in csv.DictReader(stream))
     except (DataError, OSError, KeyError, ValueError, csv.Error):
         return None
     return manifest if whole else None

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from cmpagl_core.datasets.manifest import CAPTIONS_FILE, IMAGES_FILE, SPLITS, Manifest, read_manifest
 from cmpagl_core.datasets.same_caption import normalise_whitespace
 from cmpagl_core.errors import DataError, MismatchError
-from cmpagl_core.files import FileStamp, sha256_file, sha256_unordered
+from cmpagl_core.files import FileStamp, sha256_file, sha256_text, sha256_unordered
 from cmpagl_core.imagery.image_ref import ImageRef
+from cmpagl_core.imagery.reading import DEFAULT, Reading
+from cmpagl_core.imagery.stamps import unchanged_files
 
 IMAGE_COLUMNS = ("image_id", "path", "split", "width", "height", "bytes", "mtime_ns", "sha256", "scene")
 _NUMBERS = ("width", "height", "bytes", "mtime_ns")
@@ -48,6 +50,7 @@ class DataSplit:
     captions: tuple[str, ...]
     caption_ids: tuple[str, ...]
     caption_image: NDArray[np.int64]  # [M], row of the caption's own image
+    reading: Reading = DEFAULT
     states: tuple[tuple[int, int], ...] = ()  # size and mtime_ns of the files when they were prepared, where known
 
     def __len__(self) -> int:
@@ -56,7 +59,15 @@ class DataSplit:
     @cached_property
     def images(self) -> tuple[ImageRef, ...]:
         """The images, in the order of the rows."""
-        return tuple(map(ImageRef, self.image_ids, self.paths))
+        named = zip(self.image_ids, self.paths, strict=True)
+        return tuple(ImageRef(image_id, path, reading=self.reading) for image_id, path in named)
+
+    @cached_property
+    def image_keys(self) -> tuple[str, ...]:
+        """What tells the pixels of each image: the hash of its file, with how it is read where that was asked for."""
+        if self.reading == DEFAULT:
+            return self.image_sha256
+        return tuple(sha256_text(f"{sha256} {self.reading.words}") for sha256 in self.image_sha256)
 
     @cached_property
     def sha256(self) -> str:
@@ -68,9 +79,10 @@ class DataSplit:
 
         Raises DataError for a file that is gone, MismatchError for one with other content.
         """
+        is_unchanged = unchanged_files()
         for path, sha256, (size, mtime_ns) in zip(self.paths, self.image_sha256, self.states, strict=True):
             try:
-                same = FileStamp(size, mtime_ns, sha256).fits(path)
+                same = is_unchanged(path, FileStamp(size, mtime_ns, sha256))
             except OSError as error:
                 raise DataError(f"image {path} cannot be read ({error.strerror})", hint=_MAKE_AGAIN) from error
             if not same:
@@ -112,6 +124,7 @@ class DataSplit:
             captions=tuple(self.captions[caption] for _, caption in captions),
             caption_ids=tuple(self.caption_ids[caption] for _, caption in captions),
             caption_image=np.array([new for new, _ in captions], dtype=np.int64),
+            reading=self.reading,
             states=tuple(self.states[row] for row in chosen) if self.states else (),
         )
 
@@ -153,6 +166,7 @@ class PreparedDataset:
             captions=tuple(captions["text"]),
             caption_ids=tuple(captions["caption_id"]),
             caption_image=np.array([row_of[image_id] for image_id in captions["image_id"]], dtype=np.int64),
+            reading=self.manifest.reading,
             states=tuple(zip(images["bytes"].tolist(), images["mtime_ns"].tolist(), strict=True)),
         )
         return found.checked() if check_files else found

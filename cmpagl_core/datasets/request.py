@@ -8,6 +8,7 @@ from typing import Literal
 
 from cmpagl_core.datasets.published import PUBLISHED
 from cmpagl_core.errors import UsageError
+from cmpagl_core.imagery.reading import AUTO, Reading
 
 SourceName = Literal["rsicd", "rsitmd", "ucm", "sydney", "folder", "synthetic"]
 
@@ -29,6 +30,8 @@ class PrepareRequest:
     fractions: tuple[float, float, float] | None = None  # train, val, test; source folder only
     count: int | None = None  # scenes; source synthetic only
     image_size_px: int | None = None  # source synthetic only
+    bands: str | None = None  # as Reading has it; source folder only
+    stretch: str | None = None
 
     def __post_init__(self) -> None:
         if self.source == "folder" and self.folder is None:
@@ -41,11 +44,19 @@ class PrepareRequest:
             "--copy": self.copy and self.source == "synthetic",
             "--split": self.fractions is not None and self.source != "folder",
             "--count": self.count is not None and self.source != "synthetic",
+            "--bands": self.bands is not None and self.source != "folder",
+            "--stretch": self.stretch is not None and self.source != "folder",
             "--size": self.image_size_px is not None and self.source != "synthetic",
         }
         wrong = [option for option, given in useless.items() if given]
         if wrong:
             raise UsageError(f"`prepare {self.source}` has no use for {' and '.join(wrong)}")
+        _ = self.reading  # refused before anything is read
+
+    @property
+    def reading(self) -> Reading:
+        """How images are read. Raises UsageError for bands or a stretch that are not known."""
+        return Reading(self.bands or AUTO, self.stretch or AUTO)
 
 
 def parse_fractions(text: str) -> tuple[float, float, float]:

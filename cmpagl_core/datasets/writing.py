@@ -21,6 +21,7 @@ from cmpagl_core.datasets.manifest import (
 from cmpagl_core.datasets.prepared import PreparedDataset, captions_sha256, open_prepared
 from cmpagl_core.datasets.same_caption import normalise_whitespace
 from cmpagl_core.files import now, sha256_text, sha256_unordered, write_json, write_text
+from cmpagl_core.imagery.reading import DEFAULT, Reading
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Provenance:
     sources: tuple[Source, ...] = ()
     dropped: tuple[Dropped, ...] = ()
     fingerprint: str = ""
+    reading: Reading = DEFAULT
 
 
 def write_prepared(root: Path, images: pd.DataFrame, captions: pd.DataFrame, provenance: Provenance) -> PreparedDataset:
@@ -63,6 +65,8 @@ def write_prepared(root: Path, images: pd.DataFrame, captions: pd.DataFrame, pro
         sources=provenance.sources,
         dropped=provenance.dropped,
         fingerprint=provenance.fingerprint,
+        bands=provenance.reading.bands,
+        stretch=provenance.reading.stretch,
     )
     for file, text in tables.items():
         write_text(root / file, text)

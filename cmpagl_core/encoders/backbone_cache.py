@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import itertools
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,9 +27,10 @@ from cmpagl_core.device import autocast, usable_precision
 from cmpagl_core.encoders.decode import decoded_batches, image_decoder
 from cmpagl_core.encoders.tensor_file import open_tensor_file, write_tensor_file
 from cmpagl_core.errors import CmpaglError, DataError
-from cmpagl_core.files import canonical_json, sha256_file, sha256_text
+from cmpagl_core.files import canonical_json, sha256_text
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.images import IMAGE_MEAN, IMAGE_STD, decoded_px, to_pixel_values
+from cmpagl_core.imagery.stamps import stamp_file
 from cmpagl_core.locks import hold
 from cmpagl_core.models.backbone import Backbone
 from cmpagl_core.progress import Progress
@@ -79,16 +79,16 @@ Half = NDArray[np.float16]
 
 @dataclass(frozen=True)
 class BackboneCache:
-    """Maps of images that were cached; `rows` finds them by the sha256 of the image's file."""
+    """Maps of images that were cached; `rows` finds them by `DataSplit.image_keys`, mostly the file's sha256."""
 
     shapes: tuple[tuple[int, int, int], ...]  # (C, h, w) of each of the backbone's own maps
     views: tuple[int, ...]  # views kept, in the order of the shards' second axis
     shards: tuple[Half, ...]  # each [images, views, values], memory-mapped
-    rows: dict[str, tuple[int, int]]  # sha256 -> shard, row in it
+    rows: dict[str, tuple[int, int]]  # an image's key -> shard, row in it
 
     def source(self, split: DataSplit) -> CachedMaps:
         """These maps by the rows of a split, for a loader."""
-        return CachedMaps(self, split.image_sha256)
+        return CachedMaps(self, split.image_keys)
 
     def unflatten(self, flat: Tensor) -> list[Tensor]:
         """flat: [B, values]. Returns the backbone's own maps [B, C, h, w], finest first."""
@@ -203,14 +203,14 @@ def backbone_cache(
 
 def _add_missing(
     home: Path,
-    images: Mapping[str, Path],
+    images: Mapping[str, ImageRef],
     backbone: Backbone,
     settings: BackboneSettings,
     values: int,
     progress: Progress,
     device: torch.device,
 ) -> None:
-    """Make the shards of images that are in none yet. images: files by sha256; values: of one image's maps."""
+    """Make the shards of images that are in none yet. images: by their keys; values: of one image's maps."""
     _, rows = _open_shards(home, len(settings.views), values)
     missing = [image for image in images if image not in rows]
     if missing:
@@ -226,7 +226,7 @@ def _add_missing(
                 maps = np.empty((len(part), len(settings.views), values), dtype=np.float16)
                 done = 0
                 try:
-                    for count in _fill(maps, {sha: images[sha] for sha in part}, folded, settings, device):
+                    for count in _fill(maps, [images[key] for key in part], folded, settings, device):
                         done += count
                         advance(count)
                 finally:  # what is done by an interruption or a broken image is kept
@@ -262,19 +262,19 @@ def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _images(splits: Sequence[DataSplit], progress: Progress) -> dict[str, Path]:
-    """File of each different image by its sha256, which is checked: a changed image is never served stale."""
-    pairs = [pair for split in splits for pair in zip(split.image_sha256, split.paths, strict=True)]
-    with progress.task("check images", len(pairs), "img") as advance:
-        for expected, path in pairs:
-            try:
-                found = sha256_file(path)
-            except OSError as error:
-                raise DataError(f"image {path} cannot be read ({error.strerror})") from error
-            if found != expected:
+def _images(splits: Sequence[DataSplit], progress: Progress) -> dict[str, ImageRef]:
+    """Each different image by its key, its file's sha256 as its id; which is checked: a changed one is never stale."""
+    images = [
+        (key, ImageRef(sha256, path, reading=split.reading))
+        for split in splits
+        for key, sha256, path in zip(split.image_keys, split.image_sha256, split.paths, strict=True)
+    ]
+    with progress.task("check images", len(images), "img") as advance:
+        for expected, path in ((image.image_id, image.path) for _, image in images):
+            if stamp_file(path).sha256 != expected:
                 raise _was_changed(path)
             advance(1)
-    return dict(pairs)
+    return dict(images)
 
 
 def _was_changed(path: Path) -> DataError:
@@ -303,13 +303,13 @@ def _shapes(backbone: Backbone, settings: BackboneSettings, device: torch.device
 
 
 def _fill(
-    maps: Half, files: Mapping[str, Path], backbone: Backbone, settings: BackboneSettings, device: torch.device
+    maps: Half, images: Sequence[ImageRef], backbone: Backbone, settings: BackboneSettings, device: torch.device
 ) -> Iterator[int]:
-    """Compute the maps of some files into `maps` [images, views, values]; yields how many were just done.
+    """Compute the maps of some images into `maps` [images, views, values]; yields how many were just done.
 
-    files: files by the sha256 of their content.
+    images: each with the sha256 of its file as its id.
     """
-    size_px, images = settings.image_size_px, list(itertools.starmap(ImageRef, files.items()))
+    size_px = settings.image_size_px
     decode = image_decoder(lambda image: to_pixel_values(image, size_px), decoded_px(size_px))
     done = 0
     for batch in decoded_batches(images, decode, max(1, _VIEWS_AT_ONCE // len(settings.views))):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from cmpagl_core.errors import UsageError
 from cmpagl_core.imagery.images import read_pixel_values
+from cmpagl_core.imagery.reading import DEFAULT, Reading
 from cmpagl_core.models.bert import FusionEncoder, attention_bias
 from cmpagl_core.models.cmpagl import CmpaglModel
 from cmpagl_core.models.gswin import GswinBranch, GswinEncoder, scaled
@@ -71,8 +72,8 @@ class Explanation:
     stages: tuple[StageShare, ...]
 
 
-def explain(loaded: LoadedModel, image: Path, text: str) -> Explanation:
-    """Look once at an image with a text in mind.
+def explain(loaded: LoadedModel, image: Path, text: str, reading: Reading = DEFAULT) -> Explanation:
+    """Look once at an image with a text in mind. reading: which bands it is seen in, and how they become 8 bits.
 
     Raises UsageError for a run without an ITM head or a text without a word, DataError for a broken image.
     """
@@ -85,7 +86,7 @@ def explain(loaded: LoadedModel, image: Path, text: str) -> Explanation:
     words = loaded.tokenizer.word_positions(text)
     if not words:
         raise UsageError(f"there is no word in {text!r}", hint='write for instance "storage tanks beside a road"')
-    pixels = read_pixel_values(image, loaded.recipe.data.image_size_px)[None].to(loaded.device)
+    pixels = read_pixel_values(image, loaded.recipe.data.image_size_px, reading)[None].to(loaded.device)
     tokens = loaded.tokenizer([text])
     input_ids, mask = tokens.input_ids.to(loaded.device), tokens.attention_mask.to(loaded.device)
     with torch.no_grad(), stage_shares(model.image_encoder) as shares:

@@ -85,6 +85,19 @@ def decode_image(
         return file.read(whole, file.rendering(reading), at_least_px).pixels
 
 
+def checked_size(path: Path, reading: Reading = DEFAULT) -> tuple[int, int]:
+    """Width and height of an image that was decoded whole, to see that it can be. Raises DataError as `open_image`."""
+    with open_file(path) as stream:
+        picture = _decode_plain(stream, path, MAX_PIXELS, None, reading)
+    if picture is not None:
+        return picture.size
+    from cmpagl_core.imagery.scene_file import SceneFile
+
+    with SceneFile(path) as file:
+        file.read(Window(0, 0, file.width, file.height), file.rendering(reading))
+        return file.width, file.height
+
+
 def open_source(path: Path, reading: Reading) -> SceneFile | Picture:
     """A file of which pieces are to be read: tiled ones by GDAL, pictures whole. Raises DataError."""
     from cmpagl_core.imagery.scene_file import SceneFile
@@ -153,14 +166,15 @@ def _is_turned(path: Path) -> bool:
     try:
         with open_file(path) as stream, Image.open(stream, formats=("TIFF",)) as image:
             return bool(image.getexif().get(_ORIENTATION, 1) != 1)
-    except (*_UNDECODABLE, *_UNDECODABLE_TOO):
+    except (*_UNDECODABLE, *_UNDECODABLE_TOO, Image.DecompressionBombError):
         return False
 
 
-def read_pixel_values(path: Path, image_size_px: int) -> Tensor:
+def read_pixel_values(path: Path, image_size_px: int, reading: Reading = DEFAULT) -> Tensor:
     """A whole image file as normalised float32 [3, S, S]. Raises DataError as `open_image` does."""
     with DECODING.held():
-        return to_pixel_values(open_image(path, at_least_px=decoded_px(image_size_px)), image_size_px)
+        opened = open_image(path, at_least_px=decoded_px(image_size_px), reading=reading)
+        return to_pixel_values(opened, image_size_px)
 
 
 def decoded_px(image_size_px: int, share: float = 1.0) -> int:

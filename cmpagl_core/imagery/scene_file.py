@@ -121,7 +121,7 @@ class SceneFile:
                 height = math.ceil(strip.height / factor)
                 planes, ok = self._values(strip, rendering, (height, size[0]), factor)
                 pixels[top : top + height] = self._coloured(planes, ok, rendering)
-                valid += int(ok.any(axis=0).sum())
+                valid += int(np.count_nonzero(ok.any(axis=0)))
         return Piece(Image.fromarray(pixels), valid / (size[0] * size[1]))
 
     def _pages(self, opening: ExitStack, count: int) -> Iterator[DatasetReader]:

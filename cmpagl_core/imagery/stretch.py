@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -90,15 +91,17 @@ def choose_rendering(plan: BandPlan, alpha: int, planes: Planes, valid: Valid, r
 
 def render(planes: Planes, valid: Valid, rendering: Rendering) -> NDArray[np.uint8]:
     """uint8 [H, W, 3]; what is not valid is black. planes, valid: [B, H, W] of the rendering's bands."""
-    if planes.dtype.kind in "ui" and planes.dtype.itemsize <= 2:
-        stretched = np.stack([_by_table(plane, band, rendering) for band, plane in enumerate(planes)])
-    else:
-        stretched = np.stack([_stretched(plane, band, rendering) for band, plane in enumerate(planes)])
-    # An integer that stands for "no data" in one band alone is a dark pixel's value: nothing is missing there.
-    stretched[~valid if planes.dtype.kind == "f" else np.broadcast_to(~valid.any(axis=0), valid.shape)] = 0
-    if len(stretched) == 1:
-        stretched = np.repeat(stretched, 3, axis=0)
-    return np.ascontiguousarray(stretched.transpose(1, 2, 0))
+    pixels = np.empty((*planes.shape[1:], 3), dtype=np.uint8)
+    by_table = planes.dtype.kind in "ui" and planes.dtype.itemsize <= 2
+    for band, plane in enumerate(planes):
+        pixels[..., band] = (_by_table if by_table else _stretched)(plane, band, rendering)
+    if len(planes) == 1:
+        pixels[..., 1:] = pixels[..., :1]
+    if not valid.all():
+        # An integer that stands for "no data" in one band alone is a dark pixel's value: nothing is missing there.
+        seen = valid if planes.dtype.kind == "f" else valid.any(axis=0, keepdims=True)
+        np.copyto(pixels, 0, where=np.logical_not(seen).transpose(1, 2, 0))
+    return pixels
 
 
 def _fixed(plan: BandPlan, alpha: int, scale: Literal["linear", "decibels"], limits: tuple[float, float]) -> Rendering:
@@ -118,12 +121,16 @@ def _limits(values: NDArray[Any], percentiles: tuple[float, float]) -> tuple[flo
 
 
 def _by_table(plane: NDArray[Any], band: int, rendering: Rendering) -> NDArray[np.uint8]:
-    """Each of the 256 or 65,536 values is stretched once."""
     if rendering.scale == "none" and plane.dtype == np.uint8:
-        return plane.copy()
-    kind = np.iinfo(plane.dtype)
-    table = _stretched(np.arange(kind.min, kind.max + 1), band, rendering)
-    return np.roll(table, kind.min).take(plane.view(f"u{plane.dtype.itemsize}"))  # -1 stands last, as 65,535 does
+        return plane
+    return _table(plane.dtype.str, band, rendering).take(plane.view(f"u{plane.dtype.itemsize}"))
+
+
+@lru_cache(maxsize=64)
+def _table(dtype: str, band: int, rendering: Rendering) -> NDArray[np.uint8]:
+    """What each of 256 or 65,536 values becomes, stretched once; -1 stands last, as 65,535 does."""
+    kind = np.iinfo(np.dtype(dtype))
+    return np.roll(_stretched(np.arange(kind.min, kind.max + 1), band, rendering), kind.min)
 
 
 def _stretched(plane: NDArray[Any], band: int, rendering: Rendering) -> NDArray[np.uint8]:

@@ -21,6 +21,7 @@ from cmpagl_core.evaluation.groups import GroupRow, by_scene
 from cmpagl_core.evaluation.kept_params import read_params
 from cmpagl_core.evaluation.protocol import Protocol
 from cmpagl_core.evaluation.result import RetrievalReport, load_report, report_path, save_report
+from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.run_data import EvalSplit, open_tested
@@ -37,28 +38,20 @@ _DRAWN = 1e9  # no chart shows more
 
 
 @dataclass(frozen=True)
-class ShownImage:
-    """An image of the gallery."""
-
-    image_id: str
-    path: Path
-
-
-@dataclass(frozen=True)
 class WorstText:
     """A caption whose image came late: its rank before any re-ranking, and what cosine put first instead."""
 
     caption: str
     rank: float
-    own: ShownImage
-    found: tuple[ShownImage, ...]
+    own: ImageRef
+    found: tuple[ImageRef, ...]
 
 
 @dataclass(frozen=True)
 class WorstImage:
     """An image whose captions came late, and the captions that cosine put first instead."""
 
-    own: ShownImage
+    own: ImageRef
     rank: float
     captions: tuple[str, ...]
     found: tuple[str, ...]
@@ -166,8 +159,8 @@ def worst_texts(split: DataSplit, rank: NDArray[np.float64], features: FeatureSe
         WorstText(
             split.captions[row],
             float(rank[row]),
-            _image(split, int(split.caption_image[row])),
-            tuple(_image(split, image) for image in _first_images(features, row)),
+            split.images[int(split.caption_image[row])],
+            tuple(split.images[image] for image in _first_images(features, row)),
         )
         for row in chosen
     )
@@ -177,7 +170,7 @@ def worst_images(split: DataSplit, rank: NDArray[np.float64], features: FeatureS
     """The images whose first own caption came latest. rank [N], from 1, not a number without captions."""
     return tuple(
         WorstImage(
-            _image(split, row),
+            split.images[row],
             float(rank[row]),
             tuple(dict.fromkeys(split.captions[caption] for caption in split.captions_of(row))),
             _first_captions(split, features, row),
@@ -230,10 +223,6 @@ def _point(event: dict[str, Any], key: str) -> list[Point]:
 def _latest_first(rank: NDArray[np.float64]) -> list[int]:
     known = np.flatnonzero(np.isfinite(rank))
     return [int(row) for row in known[np.argsort(-rank[known], kind="stable")]]
-
-
-def _image(split: DataSplit, row: int) -> ShownImage:
-    return ShownImage(split.image_ids[row], split.paths[row])
 
 
 def _first_images(features: FeatureSet | None, caption: int) -> list[int]:

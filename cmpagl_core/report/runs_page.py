@@ -13,7 +13,7 @@ from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.thumbnail import thumbnail
 from cmpagl_core.ranking.rerank import Step
 from cmpagl_core.report.charts import LineChart, RowChart, Value, line_chart, row_chart
-from cmpagl_core.report.evidence import Curves, Evidence, ShownImage, recipe_differences
+from cmpagl_core.report.evidence import Curves, Evidence, recipe_differences
 from cmpagl_core.runs import Run
 
 _SCENES = 40
@@ -96,10 +96,10 @@ class _Thumbnails:
     def __init__(self) -> None:
         self._known: dict[str, str] = {}
 
-    def of(self, images: Sequence[ShownImage]) -> tuple[_Shown, ...]:
+    def of(self, images: Sequence[ImageRef]) -> tuple[_Shown, ...]:
         missing = [image for image in images if str(image.path) not in self._known]
         for image in missing:
-            self._known[str(image.path)] = thumbnail(ImageRef(image.image_id, image.path), _THUMBNAIL_PX).uri
+            self._known[str(image.path)] = thumbnail(image, _THUMBNAIL_PX).uri
         return tuple(_Shown(image.image_id, self._known[str(image.path)]) for image in images)
 
 

@@ -61,7 +61,8 @@ def dataset_source(prepared: PreparedDataset) -> GallerySource:
         for row, image in enumerate(split.images)
     ]
     root = os.path.abspath(prepared.root)  # noqa: PTH100 - as above
-    return GallerySource("dataset", root, prepared.name, prepared.manifest.sha256, by_id(entries))
+    reading = prepared.manifest.reading
+    return GallerySource("dataset", root, prepared.name, prepared.manifest.sha256, by_id(entries), reading=reading)
 
 
 def by_id(entries: list[Entry]) -> tuple[Entry, ...]:

@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from cmpagl_core.datasets.loading import PairBatch
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.device import autocast
 from cmpagl_core.encoders.backbone_cache import BackboneCache, views_needed
+from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.images import read_pixel_values
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.training.learner import Learner, caches_until
@@ -113,7 +113,7 @@ def decode_seconds(split: DataSplit | None, recipe: Recipe) -> float:
     """Median seconds to decode an image of the split; 0 without one."""
     if split is None:
         return 0.0
-    return statistics.median(_decode(path, recipe.data.image_size_px) for path in split.paths[:_DECODED])
+    return statistics.median(_decode(image, recipe.data.image_size_px) for image in split.images[:_DECODED])
 
 
 class _KeptTensors:
@@ -151,7 +151,7 @@ def _random_batch(learner: Learner, pairs: int, captions: Sequence[str]) -> Pair
     return PairBatch(images, tokens.input_ids, tokens.attention_mask, positives, tuple(texts))
 
 
-def _decode(path: Path, image_size_px: int) -> float:
+def _decode(image: ImageRef, image_size_px: int) -> float:
     started_at = time.monotonic()
-    read_pixel_values(path, image_size_px)
+    read_pixel_values(image.path, image_size_px, image.reading)
     return time.monotonic() - started_at

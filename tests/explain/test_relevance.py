@@ -219,7 +219,7 @@ def test_the_command_says_when_the_matching_head_only_guessed(
         (run / "log.jsonl").write_text(json.dumps(event) + "\n", encoding="utf-8")
         result = cmpagl("explain", image, TEXT, "--run", run)
         assert result.exit_code == 0, result.output
-        assert ("no better than guessing" in result.stderr) is said
+        assert ("ITM at chance" in result.stderr) is said
 
 
 def test_the_command_refuses_a_image_that_is_not_there(cmpagl: Cmpagl, tiny_run: Path) -> None:

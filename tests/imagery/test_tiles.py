@@ -169,6 +169,16 @@ def test_a_stac_item_and_tags_say_the_day(tmp_path: Path) -> None:
     assert (scene(path).geo.date, scene(path).geo.dated_by) == ("2019-03-04", "STAC item")
 
 
+def test_a_scene_of_gigapixels_is_looked_at_by_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    options = {"tiled": True, "sparse_ok": True, "bigtiff": "yes", "nodata": 0}
+    with rasterio.open(path, "w", driver="GTiff", width=90_000, height=60_000, count=1, dtype="uint16", **options):
+        pass
+    found = scene(path)
+    assert (found.width, found.height) == (90_000, 60_000)
+    assert len(windows_of(ImageRef("a", path), found, Tiling(512))) == 176 * 118
+
+
 def test_a_picture_is_looked_at_by_its_header_and_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
