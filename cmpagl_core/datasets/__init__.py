@@ -1,1 +1,1 @@
-"""Annotations and images: from what people download to typed splits and batches."""
+"""Annotations and images: from downloaded files to typed splits and batches."""

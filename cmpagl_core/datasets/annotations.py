@@ -1,4 +1,4 @@
-"""What any annotation format comes down to: images by name, each with its captions and, where given, its split."""
+"""The common form of all annotation formats: images by name, each with its captions and, if given, its split."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _SPLIT_WORDS = {
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """One image as the annotations tell of it; `name` is written by others and never used as a path."""
+    """One image of the annotations; `name` is untrusted and never used as a path."""
 
     name: str
     captions: tuple[str, ...]
     split: str  # train, val, test; "" where the format gives none
-    where: str  # the place in the annotations, for messages
+    where: str  # position in the annotations, for messages
     scene: str = ""
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The name's folders and file, with nothing that leads upwards or to a root."""
+        """The name's folders and file, without anything that leads upwards or to a root."""
         pieces = self.name.replace("\\", "/").split("/")
         return tuple(piece for piece in pieces if piece not in ("", ".", ".."))
 
@@ -50,25 +50,25 @@ class Annotations:
 
     @property
     def place(self) -> str:
-        """How messages call the source."""
+        """The source's name in messages."""
         return str(self.files[0]) if len(self.files) == 1 else str(self.files[0].parent)
 
 
 def split_word(text: str) -> str | None:
-    """train, val or test, for any of the words that stand for them; None for another word."""
+    """train, val or test, for any common name of them; None for another word."""
     return _SPLIT_WORDS.get(text.strip().lower())
 
 
 def read_split(text: str, where: str) -> str:
-    """The split that a cell or key names. Raises DataError when it names none."""
+    """The split that a cell or key names. Raises DataError if it names none."""
     split = split_word(text)
     if split is None:
-        raise DataError(f"{where}: split {text[:60]!r} is none of train, val and test")
+        raise DataError(f"{where}: split {text[:60]!r} is not train, val or test")
     return split
 
 
 def group_by_name(entries: Iterable[AnnotatedImage]) -> tuple[AnnotatedImage, ...]:
-    """Join entries of one image and split (formats with one line per caption), in the order of first mention."""
+    """Join entries of one image and split (formats with one line per caption), in order of first appearance."""
     groups: dict[tuple[str, str], AnnotatedImage] = {}
     captions: dict[tuple[str, str], list[str]] = {}
     for entry in entries:

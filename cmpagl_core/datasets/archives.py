@@ -1,4 +1,4 @@
-"""Unpack archives of others safely: nothing outside the folder, no links, no devices, bounds on size and number."""
+"""Unpack untrusted archives safely: nothing outside the folder, no links, no devices, bounded size and count."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _WANTED = IMAGE_SUFFIXES | {".json", ".csv", ".tsv", ".txt"}
 _CHUNK_BYTES = 1 << 20
 _LONGEST_READ_BYTES = 16 << 20  # what tarfile may ask for at once: our chunks, or an extended header
 _LONGEST_NAME_BYTES = 255
-_DEEPEST = 50  # folders in each other
+_DEEPEST = 50  # nested folders
 # What zipfile and tarfile raise on broken archives.
 _UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError)
 _UNREADABLE_TOO = (ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError, TypeError)
@@ -41,27 +41,27 @@ _UNREADABLE_TOO = (ValueError, RuntimeError, ArithmeticError, LookupError, Attri
 
 @dataclass(frozen=True)
 class Bounds:
-    """How much an archive may hold; images are compressed already, so a large ratio means harm."""
+    """Limits on an archive's content; images are already compressed, so a high ratio means an attack."""
 
     files: int = 1_000_000
     unpacked_bytes: int = 256 << 30
     ratio: int = 50
-    always_bytes: int = 1 << 30  # so much is allowed whatever the ratio
+    always_bytes: int = 1 << 30  # allowed whatever the ratio
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is called like an archive, of a kind that can be read or not."""
+    """Whether a file has the name of an archive, of a supported kind or not."""
     return path.is_file() and path.name.lower().endswith((".zip", *_DECOMPRESSORS, *_FOREIGN))
 
 
 def unpack(archive: Path, folder: Path, progress: Progress, bounds: Bounds | None = None) -> None:
     """Unpack the images and annotation files of a zip or tar archive into `folder`, which exists.
 
-    Raises DataError for a broken archive, one that reaches outside the folder, holds links or devices, or is larger
-    than the bounds; OSError when the disk refuses. What was written by then stays: call it inside `stage_folder`.
+    Raises DataError for a broken archive, one that reaches outside the folder, contains links or devices, or exceeds
+    the bounds; OSError if writing fails. Files written by then remain: call it inside `stage_folder`.
     """
     if archive.name.lower().endswith(_FOREIGN):
-        raise DataError(f"{archive} is of a kind that cmpagl does not read", hint="unpack it and give the folder")
+        raise DataError(f"{archive} is not a kind of archive that cmpagl reads", hint="unpack it and give the folder")
     budget = _Budget(archive, folder, bounds or Bounds())
     unpack_members = _unpack_zip if archive.name.lower().endswith(".zip") else _unpack_tar
     with progress.task(f"unpacking {archive.name}", archive.stat().st_size, "B") as advance:
@@ -69,7 +69,7 @@ def unpack(archive: Path, folder: Path, progress: Progress, bounds: Bounds | Non
 
 
 class _Budget:
-    """What may still be unpacked from one archive, and how refusals are worded."""
+    """What may still be unpacked from an archive, and the wording of refusals."""
 
     def __init__(self, archive: Path, folder: Path, bounds: Bounds) -> None:
         by_ratio = max(bounds.always_bytes, bounds.ratio * archive.stat().st_size)
@@ -81,17 +81,17 @@ class _Budget:
     def count_file(self) -> None:
         self._files_left -= 1
         if self._files_left < 0:
-            raise self.refuse("holds too many files")
+            raise self.refuse("contains too many files")
 
     def spend(self, size: int) -> None:
         self._bytes_left -= size
         if self._bytes_left < 0:
             raise self.refuse(
-                f"unpacks to more than the {self._allowance:,} bytes that such an archive or the disk allows"
+                f"unpacks to more than the {self._allowance:,} bytes allowed for such an archive and disk"
             )
 
     def refuse(self, why: str) -> DataError:
-        return DataError(f"{self.archive} {why}", hint="nothing of it was kept; if you trust it, unpack it yourself")
+        return DataError(f"{self.archive} {why}", hint="nothing was unpacked; if you trust it, unpack it yourself")
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -100,11 +100,11 @@ class _Budget:
         except (*_UNREADABLE, *_UNREADABLE_TOO) as error:
             reason = " ".join(str(error).split())[:200].replace("unexpected end of data", "it ends too early")
             reason = reason or type(error).__name__
-            raise DataError(f"{self.archive} is a broken archive ({reason})", hint="get it again") from error
+            raise DataError(f"{self.archive} is a broken archive ({reason})", hint="download it again") from error
 
 
 class _BoundedStream:
-    """An uncompressed tar stream that counts what is read or skipped, so that no header or hole can be endless."""
+    """An uncompressed tar stream that counts bytes read and skipped, so that no header or hole can be endless."""
 
     def __init__(self, plain: Any, budget: _Budget) -> None:
         self._plain = plain
@@ -113,7 +113,7 @@ class _BoundedStream:
 
     @property
     def at_end(self) -> bool:
-        """Whether what was read last is the block of zeros that ends a tar: tarfile takes a broken header for it."""
+        """Whether the last block read is the zero block that ends a tar; tarfile mistakes a broken header for it."""
         return len(self._last) == tarfile.BLOCKSIZE and not any(self._last)
 
     def read(self, size: int = -1) -> bytes:
@@ -140,7 +140,7 @@ def _unpack_zip(folder: Path, budget: _Budget, advance: Advance) -> None:
             kind = stat.S_IFMT(info.external_attr >> 16)
             path = _place(info.filename, folder, budget)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise budget.refuse(f"holds a link or device, {info.filename[:100]!r}")
+                raise budget.refuse(f"contains a link or device, {info.filename[:100]!r}")
             if path is not None and not info.is_dir():
                 if info.flag_bits & 1:
                     raise budget.refuse("is encrypted")
@@ -163,14 +163,14 @@ def _unpack_tar(folder: Path, budget: _Budget, advance: Advance) -> None:
                 member = opened.next()
             if member is None:
                 if not plain.at_end:
-                    raise budget.refuse("is cut off, or one of its headers is broken")
+                    raise budget.refuse("is truncated, or one of its headers is broken")
                 return
             opened.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has read
             path = _place(member.name, folder, budget)
             if not (member.isreg() or member.isdir()):
-                raise budget.refuse(f"holds a link or device, {member.name[:100]!r}")
+                raise budget.refuse(f"contains a link or device, {member.name[:100]!r}")
             if member.issparse():  # a few bytes would unpack to any size
-                raise budget.refuse(f"holds a sparse file, {member.name[:100]!r}")
+                raise budget.refuse(f"contains a sparse file, {member.name[:100]!r}")
             if path is not None and member.isreg():
                 with budget.reading():
                     stream = opened.extractfile(member)
@@ -181,14 +181,14 @@ def _unpack_tar(folder: Path, budget: _Budget, advance: Advance) -> None:
 
 
 def _place(name: str, folder: Path, budget: _Budget) -> Path | None:
-    """Where a member belongs; None for one that nobody needs. Raises DataError for a name that reaches outside."""
+    """Where a member is unpacked to; None if it is not needed. Raises DataError for a name that reaches outside."""
     budget.count_file()
     readable = name.encode("utf-8", "replace").decode("utf-8").replace("\\", "/")
     parts = [part for part in readable.split("/") if part not in ("", ".")]
     if readable.startswith("/") or re.match(r"[A-Za-z]:", readable) or ".." in parts or "\0" in readable:
-        raise budget.refuse(f"holds a file that would land outside its folder, {name[:100]!r}")
+        raise budget.refuse(f"contains a file that would be written outside its folder, {name[:100]!r}")
     if any(len(part.encode()) > _LONGEST_NAME_BYTES for part in parts):
-        raise budget.refuse(f"holds a file name that is too long, {name[:100]!r}")
+        raise budget.refuse(f"contains a file name that is too long, {name[:100]!r}")
     if len(parts) > _DEEPEST:
         raise budget.refuse(f"nests more than {_DEEPEST} folders, {name[:100]!r}")
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
@@ -202,7 +202,7 @@ def _write(stream: IO[bytes], path: Path, budget: _Budget, count: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         target = path.open("xb")
     except (FileExistsError, NotADirectoryError) as error:
-        raise budget.refuse(f"holds {path.name[:100]!r} twice in one place") from error
+        raise budget.refuse(f"contains {path.name[:100]!r} twice in one folder") from error
     with target:
         while True:
             with budget.reading():

@@ -1,4 +1,4 @@
-"""Check a located source, split it, and write it as a prepared data set; or say everything that is wrong with it."""
+"""Check a located source, split it, and write it as a prepared data set; or list everything that is wrong with it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from cmpagl_core.files import sha256_file
 from cmpagl_core.imagery.companions import companions
 from cmpagl_core.progress import Progress
 
-VALIDATION_FRACTION = 0.1  # cut from train, by image, where the annotations have no validation split
+VALIDATION_FRACTION = 0.1  # cut from train, by image, if the annotations have no validation split
 COPIES_FOLDER = "images"
 _SHOWN_NAMES = 3
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """One image of the set to be."""
+    """One image of the new data set."""
 
     image_id: str
     image: AnnotatedImage
@@ -42,7 +42,7 @@ class _Entry:
 
 
 def build(request: PrepareRequest, located: Located, root: Path, fingerprint: str, progress: Progress) -> Manifest:
-    """Make the data set in `root`. Raises DataError when something is wrong and is not to be skipped."""
+    """Build the data set in `root`. Raises DataError if something is wrong and must not be skipped."""
     published = PUBLISHED.get(request.source)
     annotations = located.annotations
     problems = check_counts(annotations, published) if published is not None else []
@@ -53,7 +53,7 @@ def build(request: PrepareRequest, located: Located, root: Path, fingerprint: st
     if problems and not request.skip_missing:
         raise fail(problems, request.name or request.source, root)
     if not entries:
-        raise DataError(f"nothing of what {annotations.place} names can be used")
+        raise DataError(f"no image of {annotations.place} can be used")
     splits, protocol = _splits(request, captioned, entries, published)
     paths = _copied(entries, located, root, fingerprint, progress) if request.copy else {}
     images = [_image_row(entry, paths.get(entry.path, entry.path), splits, published, root) for entry in entries]
@@ -77,7 +77,7 @@ def build(request: PrepareRequest, located: Located, root: Path, fingerprint: st
 def _with_images(
     images: dict[str, AnnotatedImage], located: Located, request: PrepareRequest, progress: Progress
 ) -> tuple[list[_Entry], list[Problem]]:
-    """Find and decode the image of every entry; problems are images missing, ambiguous, shared or broken."""
+    """Find and decode the image of every entry; problems are missing, ambiguous, shared or broken images."""
     published = PUBLISHED.get(request.source)
     alias = ucm_number if published is not None and published.scenes == "ucm" else None
     index = ImageIndex.of(located.images_root, located.files, list(images.values()), alias)
@@ -89,12 +89,12 @@ def _with_images(
         candidates = index.find(image)
         any_known = any_known or bool(candidates)
         if not candidates:
-            problems.append(Problem("missing", image.name, "there is no such image", image.where))
+            problems.append(Problem("missing", image.name, "the image does not exist", image.where))
         elif len(candidates) > 1:
             why = f"could be {candidates[0]} or {candidates[1]}"
             problems.append(Problem("ambiguous", image.name, why, image.where))
         elif candidates[0] in owner:
-            why = f"means the same image file as {owner[candidates[0]]}"
+            why = f"is the same image file as {owner[candidates[0]]}"
             problems.append(Problem("duplicate", image.name, why, image.where))
         else:
             found[image_id] = candidates[0]
@@ -116,9 +116,9 @@ def _nothing_matches(located: Located) -> DataError:
     names = [path.relative_to(located.images_root).as_posix() for path in located.files[:_SHOWN_NAMES]]
     asked = [image.name for image in located.annotations.images[:_SHOWN_NAMES]]
     return DataError(
-        f"none of the {len(located.annotations.images):,} images that {located.annotations.place} names "
+        f"none of the {len(located.annotations.images):,} images in {located.annotations.place} "
         f"({', '.join(asked)}, ...) is in {located.images_root} ({', '.join(names)}, ...)",
-        hint="the two seem to belong to different data sets",
+        hint="they seem to belong to different data sets",
     )
 
 
@@ -130,19 +130,19 @@ def _splits(
 ) -> tuple[dict[str, str], str]:
     """The split of every image id, and the protocol in words.
 
-    Given splits are kept; a validation split is cut from train where there is none. The cut looks at the
-    annotations alone, so that missing images don't move the others. Without splits, images (by their bytes, so
-    that no copy of a training image is tested on) are dealt by seed.
+    Given splits are kept; if there is no validation split, one is cut from train. The cut depends on the annotations
+    alone, so missing images do not move others. Without splits, images are assigned by seed (by their bytes, so that
+    no copy of a training image is tested).
     """
     given = {image_id: image.split for image_id, image in captioned.items()}
     whose = f"of {published.title} as published" if published is not None else "as given"
     if not any(given.values()):
         return _deal(request, entries)
     if request.fractions is not None:
-        raise UsageError("the captions name their splits already", hint="leave --split out")
+        raise UsageError("the annotations already have splits", hint="leave --split out")
     without = next((captioned[image_id] for image_id, split in given.items() if not split), None)
     if without is not None:
-        raise DataError(f"{without.where}: {without.name!r} is in no split, others are", hint="name its split")
+        raise DataError(f"{without.where}: {without.name!r} has no split, but others do", hint="add its split")
     if request.source == "synthetic":
         return given, f"drawn by cmpagl with seed {request.seed}; splits as drawn"
     train = [image_id for image_id, split in given.items() if split == "train"]
@@ -163,13 +163,13 @@ def _deal(request: PrepareRequest, entries: list[_Entry]) -> tuple[dict[str, str
     dealt = seeded_split((entry.checked.file.sha256 for entry in entries), fractions, request.seed)
     told = " / ".join(f"{share:.0%} {split}" for split, share in fractions.items())
     splits = {entry.image_id: dealt[entry.checked.file.sha256] for entry in entries}
-    return splits, f"{told}, dealt by image with seed {request.seed} (ours)"
+    return splits, f"{told}, assigned by image with seed {request.seed} (ours)"
 
 
 def _copied(
     entries: list[_Entry], located: Located, root: Path, fingerprint: str, progress: Progress
 ) -> dict[Path, Path]:
-    """Copy the images into the data set's own folder, each at its place; {old path: new path}."""
+    """Copy the images into the data set's own folder; returns {old path: new path}."""
     place = {entry.path: entry.path.relative_to(located.images_root) for entry in entries}
 
     def fill(folder: Path) -> None:
@@ -192,10 +192,10 @@ def _copy(path: Path, target: Path, place: Path) -> None:
     """place: where it will be in the end. Raises CmpaglError when the disk refuses."""
     try:
         shutil.copy2(path, target)
-    except OSError as error:  # which of the two files it speaks of, it does not say
+    except OSError as error:  # the error may be about either file
         raise CmpaglError(
             f"cannot copy {path} to {place} ({error.strerror or error})",
-            hint="nothing was left half made; free the disk or choose another --workspace",
+            hint="nothing was left half written; free disk space or choose another --workspace",
         ) from error
 
 
@@ -219,7 +219,7 @@ def _caption_table(entries: list[_Entry]) -> pd.DataFrame:
 
 
 def _stored(path: Path, root: Path) -> str:
-    """A path relative to the data set where the image lies in the workspace, so that both can move together."""
+    """A path relative to the data set if the image is in the workspace, so that both can be moved together."""
     there = path.parent.resolve() / path.name  # a link to an image keeps its own name
     if there.is_relative_to(root.parent.resolve()):
         return os.path.relpath(there, root.resolve())

@@ -1,4 +1,4 @@
-"""Checks of a source before anything is written: counts, captions, duplicates, and every image decoded whole."""
+"""Checks of a source before anything is written: counts, captions, duplicates, and full decoding of every image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cmpagl_core.imagery.stamps import stamp_file
 from cmpagl_core.progress import Progress
 
 _MOST_THREADS = 8
-_CLAIM = {"test": 0, "val": 1, "train": 2, "": 3}  # an image in two splits is kept where it cannot leak
+_CLAIM = {"test": 0, "val": 1, "train": 2, "": 3}  # an image in two splits is kept in the one where it cannot leak
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class CheckedImage:
 
 
 def check_counts(annotations: Annotations, published: PublishedSet) -> list[Problem]:
-    """Images per split and captions against the published numbers.
+    """Compare images per split and captions with the published numbers.
 
-    Raises DataError when the annotations are those of another public set.
+    Raises DataError if the annotations are those of another public data set.
     """
     counts = Counter(image.split for image in annotations.images)
     if not published.fits(counts):
@@ -47,21 +47,21 @@ def check_counts(annotations: Annotations, published: PublishedSet) -> list[Prob
         if other is not None:
             raise DataError(
                 f"{annotations.place} has {told}, so it is {other.title}, not {published.title}",
-                hint=f"use `cmpagl prepare {other.name}`, or give the annotations of {published.title}",
+                hint=f"run `cmpagl prepare {other.name}`, or pass the annotations of {published.title}",
             )
-        why = f"{published.title} was published with {published.expected()} images, here are {told or 'none'}"
+        why = f"{published.title} was published with {published.expected()} images, but there are {told or 'none'}"
         return [Problem("other count", "images", why, annotations.place)]
     captions = sum(len(image.captions) for image in annotations.images)
     if captions != CAPTIONS_EACH * len(annotations.images):
-        why = f"{published.title} was published with {CAPTIONS_EACH} an image, here are {captions:,} in all"
+        why = f"{published.title} was published with {CAPTIONS_EACH} per image, but there are {captions:,} in all"
         return [Problem("other count", "captions", why, annotations.place)]
     return []
 
 
 def check_names(images: Sequence[AnnotatedImage]) -> tuple[dict[str, AnnotatedImage], list[Problem]]:
-    """Each image under its id, once, and what is wrong with names: none, broken ones, duplicates.
+    """Each image once, under its id, and problems of names: empty, broken, duplicate.
 
-    An image that is named several times keeps its first entry in the split that it can leak from least.
+    An image with several entries keeps the first one of the split from which it leaks least.
     """
     problems: list[Problem] = []
     usable = [image for image in images if image.stem and not _unwritable(image.name)]
@@ -77,7 +77,7 @@ def check_names(images: Sequence[AnnotatedImage]) -> tuple[dict[str, AnnotatedIm
     for image_id, same in entries.items():
         kept[image_id] = min(same, key=lambda image: _CLAIM[image.split])
         splits = sorted({image.split for image in same})
-        why = "is in " + " and in ".join(splits) if len(splits) > 1 else "is named more than once"
+        why = "is in " + " and in ".join(splits) if len(splits) > 1 else "has more than one entry"
         problems += [
             Problem("duplicate", image.name, why, image.where) for image in same if image is not kept[image_id]
         ]
@@ -87,7 +87,7 @@ def check_names(images: Sequence[AnnotatedImage]) -> tuple[dict[str, AnnotatedIm
 def check_captions(
     images: dict[str, AnnotatedImage], published: PublishedSet | None
 ) -> tuple[dict[str, AnnotatedImage], list[Problem], list[Dropped]]:
-    """The images with their usable captions; what is wrong with others; and which known defects were dropped."""
+    """The images with their usable captions; problems of the others; and the known defects that were dropped."""
     kept: dict[str, AnnotatedImage] = {}
     problems: list[Problem] = []
     known: list[Dropped] = []
@@ -107,7 +107,7 @@ def check_captions(
 
 
 def check_images(paths: Sequence[Path], reading: Reading, progress: Progress) -> dict[Path, CheckedImage | str]:
-    """Decode every image whole, in threads (decoders let go of Python's lock); a text says why one is broken."""
+    """Decode every image completely, in threads (decoders release the GIL); a text says why one is broken."""
     with (
         progress.task("checking images", len(paths), "img") as advance,
         ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool,
@@ -117,7 +117,7 @@ def check_images(paths: Sequence[Path], reading: Reading, progress: Progress) ->
             for path, result in zip(paths, pool.map(partial(_check_image, reading), paths), strict=True):
                 checked[path] = result
                 advance(1)
-        except BaseException:  # Ctrl-C too: the rest is not waited for
+        except BaseException:  # on Ctrl-C too, do not wait for the rest
             pool.shutdown(cancel_futures=True)
             raise
     return checked
@@ -125,7 +125,7 @@ def check_images(paths: Sequence[Path], reading: Reading, progress: Progress) ->
 
 def _check_image(reading: Reading, path: Path) -> CheckedImage | str:
     try:
-        mark = stamp_file(path)  # before decoding: a file that changes meanwhile does not fit its mark
+        mark = stamp_file(path)  # taken before decoding, so that a file that changes meanwhile does not match its stamp
         width, height = checked_size(path, reading)
         return CheckedImage(width, height, mark)
     except DataError as error:
@@ -141,5 +141,5 @@ def _caption_problem(text: str) -> str:
 
 
 def _unwritable(text: str) -> bool:
-    """Whether a text holds a NUL, or half of a character (JSON can spell those)."""
+    """Whether a text contains NUL or half a character (which JSON can encode)."""
     return "\0" in text or any("\ud800" <= sign <= "\udfff" for sign in text)

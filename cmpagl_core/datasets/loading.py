@@ -1,7 +1,7 @@
-"""Batches of image-caption pairs: what chance decides for each, which pairs are positives, and images ahead of time.
+"""Batches of image-caption pairs: random choices, positives, and prefetching of images.
 
-All chance comes from (seed, epoch, row), never from order, worker or clock, so that any batch of any epoch can be
-made again.
+All randomness derives from (seed, epoch, row), never from order, worker or clock, so any batch of any epoch can be
+reproduced.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cmpagl_core.recipe_data import DataPart
 
 _BATCHES_AHEAD = 2
 _KEPT_BYTES = 1 << 30
-_ORDER_STREAM = 1  # keeps the order of an epoch apart from the choices for its samples
+_ORDER_STREAM = 1  # separates the order of an epoch from the choices for its samples
 _SAMPLE_STREAM = 2
 
 CropBox = tuple[float, float, float, float]
@@ -40,7 +40,7 @@ WHOLE: CropBox = (0.0, 0.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class Draw:
-    """What chance decided for one pair: row of its image, row of its caption, view and crop."""
+    """The random choices for one pair: row of its image, row of its caption, view and crop."""
 
     row: int
     caption: int
@@ -50,7 +50,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """B pairs as they enter the model; row i of images belongs to row i of the captions."""
+    """B pairs as model input; row i of the images belongs to row i of the captions."""
 
     images: Tensor  # pixel_values [B, 3, S, S], or a frozen backbone's maps, flattened: [B, values]
     input_ids: Tensor  # [B, L] int64
@@ -75,7 +75,7 @@ class PairBatch:
 
 
 class Tokens(Protocol):
-    """What a tokenizer gives."""
+    """The output of a tokenizer."""
 
     @property
     def input_ids(self) -> Tensor: ...
@@ -84,7 +84,7 @@ class Tokens(Protocol):
 
 
 class ImageSource(Protocol):
-    """Where the images of a batch come from: files, or a cache of a frozen backbone's maps."""
+    """The source of a batch's images: files, or a cache of a frozen backbone's maps."""
 
     def gather(self, draws: Sequence[Draw]) -> Tensor:
         """Images of these draws, stacked in their order: float32 [B, ...]."""
@@ -92,7 +92,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Decodes images each time they are asked for, cropped, squashed to a square and turned."""
+    """Decodes images on every request, crops them, resizes them to a square and applies the view."""
 
     split: DataSplit
     image_size_px: int
@@ -151,7 +151,7 @@ def image_source(split: DataSplit, cfg: DataPart) -> ImageSource:
 
 
 class PairLoader:
-    """Gives every captioned image of a split once an epoch, with one of its captions."""
+    """Yields every captioned image of a split once per epoch, with one of its captions."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class PairLoader:
         source: ImageSource,
         seed: int,
     ) -> None:
-        """Raises DataError if there are not at least two captioned images to tell apart."""
+        """Raises DataError if there are not at least two captioned images."""
         self._split, self._cfg, self._seed = split, cfg, seed
         self._tokenizer, self._source = tokenizer, source
         self._rows = np.unique(split.caption_image)
@@ -177,12 +177,12 @@ class PairLoader:
         self._owned = _owned_captions(self._image_key, self._caption_key, split.caption_image)
 
     def __len__(self) -> int:
-        """Batches an epoch; their sizes differ by one at most, so that no image waits for a full batch."""
+        """Batches per epoch; their sizes differ by at most one, so that no image is left over."""
         return self._batches
 
     @property
     def pairs(self) -> int:
-        """Pairs an epoch."""
+        """Pairs per epoch."""
         return len(self._rows)
 
     def reading(self, source: ImageSource) -> PairLoader:
@@ -192,13 +192,13 @@ class PairLoader:
         return other
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[PairBatch]:
-        """The batches of an epoch from number `first` on, made ahead by `workers` threads."""
+        """The batches of an epoch from number `first` on, prefetched by `workers` threads."""
         order = np.random.default_rng([self._seed, _ORDER_STREAM, epoch]).permutation(self._rows)
         parts = np.array_split(order, self._batches)[first:]
         return _ahead(lambda rows: self._batch(epoch, rows), parts, self._cfg.workers)
 
     def draw(self, epoch: int, row: int) -> Draw:
-        """What chance decides for an image in an epoch."""
+        """The random choices for an image in an epoch."""
         rng = np.random.default_rng([self._seed, _SAMPLE_STREAM, epoch, row])
         captions = self._split.captions_of(row)
         caption = captions[rng.integers(len(captions))]
@@ -219,7 +219,7 @@ class PairLoader:
         )
 
     def _positives(self, draws: Sequence[Draw]) -> Tensor:
-        """bool [B, B], images x captions: caption j was written for image i, in the same words at least (section 3)."""
+        """bool [B, B], images x captions: caption j, or one with its words, was written for image i (section 3)."""
         captions = self._caption_key[[draw.caption for draw in draws]]
         return torch.from_numpy(
             np.stack([np.isin(captions, self._owned[int(self._image_key[draw.row])]) for draw in draws])
@@ -229,7 +229,7 @@ class PairLoader:
 def _owned_captions(
     image_key: NDArray[np.int64], caption_key: NDArray[np.int64], caption_image: NDArray[np.int64]
 ) -> list[NDArray[np.int64]]:
-    """The different captions of each different image, whichever of its copies they were written for."""
+    """The distinct captions of each distinct image, including those of its copies."""
     owned: list[set[int]] = [set() for _ in range(int(image_key.max()) + 1)]
     for image, caption in zip(image_key[caption_image].tolist(), caption_key.tolist(), strict=True):
         owned[image].add(caption)
@@ -237,7 +237,7 @@ def _owned_captions(
 
 
 def _random_box(rng: np.random.Generator, smallest_area: float) -> CropBox:
-    """A crop of the image's own shape, of an area share drawn from `smallest_area` to 1."""
+    """A crop of the image's aspect ratio, its area share drawn from `smallest_area` to 1."""
     if smallest_area == 1.0:
         return WHOLE
     side = float(np.sqrt(rng.uniform(smallest_area, 1.0)))
@@ -248,7 +248,7 @@ def _random_box(rng: np.random.Generator, smallest_area: float) -> CropBox:
 def _ahead(
     make: Callable[[NDArray[np.int64]], PairBatch], parts: Sequence[NDArray[np.int64]], workers: int
 ) -> Iterator[PairBatch]:
-    """make(part) of every part in order, computed ahead in threads: decoding and copying release Python's lock."""
+    """make(part) of every part in order, computed ahead in threads: decoding and copying release the GIL."""
     if workers == 0:
         yield from map(make, parts)
         return

@@ -1,4 +1,4 @@
-"""Where the images and captions of a data set are: named, under `data/raw/NAME`, in an archive, or drawn by us."""
+"""Finds the images and captions of a data set: given, under `data/raw/NAME`, in an archive, or drawn."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from cmpagl_core.imagery.images import IMAGE_SUFFIXES
 from cmpagl_core.imagery.listing import list_images
 from cmpagl_core.progress import Progress
 
-SOURCE_FOLDER = "source"  # in the data set's own folder: what was unpacked or drawn
+SOURCE_FOLDER = "source"  # in the data set's own folder: unpacked or drawn images
 
 
 @dataclass(frozen=True)
 class Located:
-    """A source, read but not checked."""
+    """A source, read but not yet checked."""
 
     images_root: Path
     files: tuple[Path, ...]
@@ -34,14 +34,14 @@ class Located:
 def locate_published(
     published: PublishedSet, raw: Path, images: Path | None, annotations: Path | None, root: Path, progress: Progress
 ) -> Located:
-    """The images and captions of a public set, as named or from the folder `raw`.
+    """The images and captions of a public set, as given or from the folder `raw`.
 
-    Archives are unpacked into `root`. Raises DataError, saying which files to put where and where people get them.
+    Archives are unpacked into `root`. Raises DataError, which says which files to put where and where to get them.
     """
     if images is None:
         archives = _raw_archives(raw)
         if not archives and not _has_images(raw):
-            raise DataError(f"the images of {published.title} are not here", hint=published.where_to_get(raw))
+            raise DataError(f"the images of {published.title} are missing", hint=published.where_to_get(raw))
         images_root = raw if _has_images(raw) else _unpacked(archives, root, progress)
     else:
         images_root = _folder_or_unpacked(images, root, progress)
@@ -50,12 +50,12 @@ def locate_published(
         if found is None and folder.is_dir():
             found = find_annotations(folder, published.name)
     if found is None:
-        raise DataError(f"the captions of {published.title} are not here", hint=published.where_to_get(raw))
+        raise DataError(f"the captions of {published.title} are missing", hint=published.where_to_get(raw))
     return Located(images_root, list_images(images_root).whole(), found)
 
 
 def locate_folder(folder: Path, annotations: Path | None, root: Path, progress: Progress) -> Located:
-    """A user's own images, with a captions file in the same folder or named, or one folder per class."""
+    """A user's own images, with a captions file (in the same folder or given) or one folder per class."""
     images_root = _folder_or_unpacked(folder, root, progress)
     images = list_images(images_root).whole()
     usual = [images_root / f"captions{suffix}" for suffix in (".csv", ".tsv")]
@@ -68,7 +68,7 @@ def locate_folder(folder: Path, annotations: Path | None, root: Path, progress: 
 
 
 def locate_synthetic(count: int, seed: int, image_size_px: int, root: Path, progress: Progress) -> Located:
-    """Scenes drawn into `root`, unless this very code has drawn them there before."""
+    """Scenes drawn into `root`, unless the same code has already drawn them there."""
     from cmpagl_core.synthetic.generate import CAPTIONS_FILE, generate
 
     source = root / SOURCE_FOLDER
@@ -82,14 +82,14 @@ def _folder_or_unpacked(path: Path, root: Path, progress: Progress) -> Path:
     if is_archive(path):
         return _unpacked([path], root, progress)
     if not path.exists():
-        raise DataError(f"{path} does not exist", hint="give a folder with images, or a zip or tar archive")
+        raise DataError(f"{path} does not exist", hint="pass a folder of images, or a zip or tar archive")
     if not path.is_dir():
         raise DataError(f"{path} is neither a folder nor a zip or tar archive")
     return path
 
 
 def _unpacked(archives: Sequence[Path], root: Path, progress: Progress) -> Path:
-    """The archives' content under `root`; each in a folder of its own where there are several."""
+    """The archives' content under `root`, each in its own folder if there are several."""
 
     def fill(folder: Path) -> None:
         for number, archive in enumerate(archives):
@@ -104,7 +104,7 @@ def _unpacked(archives: Sequence[Path], root: Path, progress: Progress) -> Path:
 
 
 def _raw_archives(raw: Path) -> list[Path]:
-    """Archives in the folder, or beside it under its name (`data/raw/rsicd.zip`)."""
+    """Archives in the folder, or beside it with its name (`data/raw/rsicd.zip`)."""
     inside = sorted(raw.iterdir()) if raw.is_dir() else []
     beside = sorted(raw.parent.glob(f"{raw.name}.*")) if raw.parent.is_dir() else []
     return [path for path in (*inside, *beside) if is_archive(path)]

@@ -1,4 +1,4 @@
-"""The manifest of a prepared data set: where it comes from, how it was split, and everything that was left out."""
+"""The manifest of a prepared data set: its sources, its splits, and everything that was left out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Record(BaseModel):
 
 
 class SplitCounts(_Record):
-    """What one split holds; unique_captions are counted after whitespace is normalised."""
+    """Counts of one split; unique_captions are counted after normalising white space."""
 
     images: int
     captions: int
@@ -31,7 +31,7 @@ class SplitCounts(_Record):
 
 
 class Source(_Record):
-    """A file or folder that was read; sha256 is empty for a folder."""
+    """A source file or folder; sha256 is empty for a folder."""
 
     what: str
     path: str
@@ -39,22 +39,22 @@ class Source(_Record):
 
 
 class Dropped(_Record):
-    """Something that the annotations name and the prepared set lacks."""
+    """An entry of the annotations that the prepared data set lacks."""
 
     what: str
     why: str
 
 
 class Manifest(_Record):
-    """`manifest.json`; written last, so that a folder with one is a whole data set."""
+    """`manifest.json`; written last, so a folder that has one is complete."""
 
     format_version: Literal[3] = FORMAT_VERSION
     name: str
     made_at: str  # ISO 8601 in UTC
     source: str  # rsicd, rsitmd, ucm, sydney, folder, synthetic
-    layout: str  # how the annotations were written
-    protocol: str  # where the splits come from, in words
-    complete: bool  # nothing but known defects was left out
+    layout: str  # layout of the annotations
+    protocol: str  # origin of the splits, in words
+    complete: bool  # only known defects were left out
     counts: dict[str, SplitCounts]
     split_sha256: dict[str, str]  # of captions, in any order: equal for every layout of one split
     images_sha256: str  # of (image id, split, sha256 of the file), in any order
@@ -79,7 +79,7 @@ class Manifest(_Record):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and validate `manifest.json`. Raises DataError naming the file and the way out."""
+    """Read and validate `manifest.json`. Raises DataError."""
     path = folder / MANIFEST_FILE
     content = read_json(path)
     version = content.get("format_version") if isinstance(content, dict) else None

@@ -1,4 +1,4 @@
-"""Which image file each annotated name means: by stem, whatever the extension, the case and the folder."""
+"""Matches annotated names to image files: by stem, ignoring extension, case and folder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Parts = tuple[str, ...]
 
 
 def image_ids(images: Sequence[AnnotatedImage]) -> list[str]:
-    """An id for each annotated image: its stem; where two names share a stem, the path, then with its extension.
+    """An id for each annotated image: its stem, or if names share a stem the path, if need be with its extension.
 
-    Entries with one and the same name get one and the same id.
+    Entries with the same name have the same id.
     """
     spellings: tuple[Callable[[AnnotatedImage], str], ...] = (
         lambda image: image.stem,
@@ -34,7 +34,7 @@ class ImageIndex:
     """The image files of a folder by stem."""
 
     by_stem: dict[str, list[tuple[Parts, Path]]]
-    by_path: bool  # several annotated names share a stem, so that folders must agree too
+    by_path: bool  # annotated names share a stem, so folders must match too
 
     @classmethod
     def of(
@@ -44,7 +44,7 @@ class ImageIndex:
         images: Sequence[AnnotatedImage],
         alias: Callable[[str], str | None] | None = None,
     ) -> ImageIndex:
-        """Index `files`, which lie under `root`. `alias` may know a file under another stem than its own."""
+        """Index `files`, which are under `root`. `alias` may give a file a second stem."""
         by_stem: dict[str, list[tuple[Parts, Path]]] = {}
         for path in files:
             stem = (alias(path.name) if alias is not None else None) or path.stem
@@ -53,7 +53,7 @@ class ImageIndex:
         return cls(by_stem, by_path=len(stems) < len({_folded(image.parts) for image in images}))
 
     def find(self, image: AnnotatedImage) -> list[Path]:
-        """The files that the name may mean: one is a match, none is missing, several are ambiguous."""
+        """The files that match the name: one is the match, none means missing, several mean ambiguous."""
         found = self.by_stem.get(image.stem.casefold(), [])
         agreeing = [one for one in found if _agree(one[0], image.parts)]
         if self.by_path:
@@ -69,7 +69,7 @@ class ImageIndex:
 
 
 def _agree(first: Parts, second: Parts) -> bool:
-    """Whether the folders of two paths agree as far as both name them."""
+    """Whether the folders of two paths agree, as far as both have them."""
     shared = min(len(first), len(second)) - 1
     return _folded(first[-1 - shared : -1]) == _folded(second[-1 - shared : -1])
 

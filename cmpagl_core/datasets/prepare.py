@@ -17,12 +17,14 @@ from cmpagl_core.locks import hold
 from cmpagl_core.progress import Progress
 from cmpagl_core.workspace import Workspace
 
-_WAY_OF_PREPARING = 1  # raised when the same sources would be prepared otherwise, so that nothing stale is up to date
+_WAY_OF_PREPARING = (
+    1  # incremented when the same sources give another result, so that nothing stale counts as up to date
+)
 
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """A prepared data set, and whether it was there already."""
+    """A prepared data set, and whether it already existed."""
 
     root: Path
     manifest: Manifest
@@ -30,11 +32,11 @@ class PrepareResult:
 
 
 def prepare(request: PrepareRequest, workspace: Workspace, progress: Progress) -> PrepareResult:
-    """Prepare a data set, unless the same sources were prepared in the same way before.
+    """Prepare a data set, unless the same sources were already prepared in the same way.
 
-    Raises DataError for sources that are missing or wrong (all that is wrong is then listed in the data set's
-    `problems.csv`), UsageError for a request that makes no sense, BusyError when another process prepares a data set
-    of that name, CmpaglError when the disk refuses.
+    Raises DataError for missing or wrong sources (all problems are then listed in the data set's `problems.csv`),
+    UsageError for a contradictory request, BusyError if another process is preparing a data set of that name,
+    CmpaglError if writing fails.
     """
     root = workspace.folder("data", request.name or request.source)
     with hold(root, instead="choose another --name"):
@@ -47,11 +49,11 @@ def _prepare(request: PrepareRequest, workspace: Workspace, root: Path, progress
     before = _up_to_date(root, fingerprint)
     if before is not None:
         try:
-            workspace.select_data(root.name)  # what other commands take is the data set that was asked for last
-        except CmpaglError as error:  # a workspace that is only read
+            workspace.select_data(root.name)  # other commands default to the data set that was prepared last
+        except CmpaglError as error:  # a read-only workspace
             progress.say(f"{root.name} is up to date, but is not made the default: {error}")
         return PrepareResult(root, before, up_to_date=True)
-    # Here, not above: what is up to date is said without the half second that pandas takes to import.
+    # imported here, so that an up-to-date data set does not wait half a second for pandas
     from cmpagl_core.datasets.building import build
 
     manifest = build(request, located, root, fingerprint, progress)
@@ -87,7 +89,7 @@ def _fingerprint(request: PrepareRequest, located: Located) -> str:
 
 
 def _up_to_date(root: Path, fingerprint: str) -> Manifest | None:
-    """The manifest in `root` if it was made from the same sources and everything it speaks of is still there."""
+    """The manifest in `root` if it was made from the same sources and all its files still exist."""
     if not (root / MANIFEST_FILE).is_file():
         return None
     try:

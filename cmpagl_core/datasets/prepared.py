@@ -24,13 +24,13 @@ IMAGE_COLUMNS = ("image_id", "path", "split", "width", "height", "bytes", "mtime
 _NUMBERS = ("width", "height", "bytes", "mtime_ns")
 CAPTION_COLUMNS = ("caption_id", "image_id", "text")
 
-_MAKE_AGAIN = "make it again with `cmpagl prepare`"
+_MAKE_AGAIN = "prepare it again with `cmpagl prepare`"
 
 
 def captions_sha256(image_ids: Sequence[str], texts: Sequence[str]) -> str:
-    """Hash of (image id, whitespace-normalised caption) pairs in any order; the id of a public set is its file stem.
+    """Order-free hash of (image id, whitespace-normalised caption) pairs; ids of public sets are file stems.
 
-    Two layouts of one split have the same hash. A normalised text holds no tab, so no two pairs spell the same line.
+    Two layouts of one split have the same hash. Normalised text contains no tab, so distinct pairs are distinct lines.
     """
     return sha256_unordered(
         f"{image_id}\t{normalise_whitespace(text)}" for image_id, text in zip(image_ids, texts, strict=True)
@@ -39,19 +39,19 @@ def captions_sha256(image_ids: Sequence[str], texts: Sequence[str]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class DataSplit:
-    """The images and captions of one split, ready to be encoded: N images, M captions."""
+    """The images and captions of one split: N images, M captions."""
 
     dataset: str
     name: str
     image_ids: tuple[str, ...]
     paths: tuple[Path, ...]
     image_sha256: tuple[str, ...]
-    scenes: tuple[str, ...]  # "" where the scene class is unknown
+    scenes: tuple[str, ...]  # "" if the scene class is unknown
     captions: tuple[str, ...]
     caption_ids: tuple[str, ...]
     caption_image: NDArray[np.int64]  # [M], row of the caption's own image
     reading: Reading = DEFAULT
-    states: tuple[tuple[int, int], ...] = ()  # size and mtime_ns of the files when they were prepared, where known
+    states: tuple[tuple[int, int], ...] = ()  # size and mtime_ns of the files when they were prepared, if known
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -75,9 +75,9 @@ class DataSplit:
         return captions_sha256([self.image_ids[row] for row in self.caption_image], self.captions)
 
     def checked(self) -> DataSplit:
-        """The split, if its files are those that were prepared: by size and time, by content where only time differs.
+        """The split, after checking that its files are those that were prepared: by size and time, else by content.
 
-        Raises DataError for a file that is gone, MismatchError for one with other content.
+        Raises DataError for a missing file, MismatchError for one with other content.
         """
         is_unchanged = unchanged_files()
         for path, sha256, (size, mtime_ns) in zip(self.paths, self.image_sha256, self.states, strict=True):
@@ -87,8 +87,8 @@ class DataSplit:
                 raise DataError(f"image {path} cannot be read ({error.strerror})", hint=_MAKE_AGAIN) from error
             if not same:
                 raise MismatchError(
-                    f"{path} is not the image that {self.dataset} was prepared with",
-                    hint="put it back, or run `cmpagl prepare` again and then train on what that makes",
+                    f"{path} has changed since {self.dataset} was prepared",
+                    hint="restore it, or run `cmpagl prepare` again and train on the result",
                 )
         return self
 
@@ -106,11 +106,11 @@ class DataSplit:
     def subset(self, rows: Sequence[int] | NDArray[Any], name: str | None = None) -> DataSplit:
         """The images of these rows, in this order, each with all its captions.
 
-        rows: row numbers, without repetition. Raises IndexError or ValueError for rows that are not of this split.
+        rows: distinct row numbers. Raises IndexError or ValueError for rows outside the split.
         """
         chosen = [int(row) for row in rows]
         if len(set(chosen)) != len(chosen):
-            raise ValueError("a row is chosen twice")
+            raise ValueError("a row is given twice")
         if chosen and (min(chosen) < 0 or max(chosen) >= len(self)):
             raise IndexError(f"rows must lie in 0 to {len(self) - 1}")
         captions = [(new, caption) for new, row in enumerate(chosen) for caption in self._rows_of_captions[row]]
@@ -131,7 +131,7 @@ class DataSplit:
 
 @dataclass(frozen=True, eq=False)
 class PreparedDataset:
-    """What `cmpagl prepare` leaves in a folder: `images.csv`, `captions.csv`, `manifest.json`."""
+    """A folder written by `cmpagl prepare`: `images.csv`, `captions.csv`, `manifest.json`."""
 
     root: Path
     name: str
@@ -140,18 +140,18 @@ class PreparedDataset:
     manifest: Manifest
 
     def split(self, name: str, check_files: bool = True) -> DataSplit:
-        """One split, or "all" of them, whose files are still those that were prepared.
+        """One split, or "all" of them, after checking that its files are unchanged.
 
-        check_files: False where only hashes and captions are wanted. Raises DataError when there is no such split or
-        nothing in it, and as `DataSplit.checked` does.
+        check_files: False if only hashes and captions are needed. Raises DataError for an unknown or empty split, and
+        what `DataSplit.checked` raises.
         """
         if name not in (*SPLITS, "all"):
-            raise DataError(f"{self.root}: there is no split {name!r}", hint=f"there is {', '.join(SPLITS)} and all")
+            raise DataError(f"{self.root}: there is no split {name!r}", hint=f"choose from {', '.join(SPLITS)} and all")
         images = self.images if name == "all" else self.images[self.images["split"] == name]
         if images.empty:
             full = [split for split in SPLITS if (self.images["split"] == split).any()]
             raise DataError(
-                f"{self.root}: the {name} split of {self.name} holds no image",
+                f"{self.root}: the {name} split of {self.name} has no images",
                 hint=f"there are images in {', '.join(full)}; see `dropped` in its manifest.json",
             )
         row_of = {image_id: row for row, image_id in enumerate(images["image_id"])}
@@ -175,8 +175,8 @@ class PreparedDataset:
 def open_prepared(folder: Path) -> PreparedDataset:
     """Open a prepared data set and check that its files belong together.
 
-    Raises DataError naming the file when one is missing, was changed after it was made, or makes no sense.
-    Images are not opened here; whoever decodes one that has gone says so.
+    Raises DataError naming a file that is missing, was changed after it was written, or is inconsistent. Images are not
+    opened here.
     """
     manifest = read_manifest(folder)
     for file, expected in manifest.files.items():
@@ -184,7 +184,7 @@ def open_prepared(folder: Path) -> PreparedDataset:
         if not path.is_file():
             raise DataError(f"{path} is missing", hint=_MAKE_AGAIN)
         if sha256_file(path) != expected:
-            raise DataError(f"{path} was changed after it was made", hint=_MAKE_AGAIN)
+            raise DataError(f"{path} was changed after it was written", hint=_MAKE_AGAIN)
     images = _read_table(folder / IMAGES_FILE, IMAGE_COLUMNS)
     captions = _read_table(folder / CAPTIONS_FILE, CAPTION_COLUMNS)
     _check_images(folder / IMAGES_FILE, images)
@@ -204,17 +204,21 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
 
 
 def _check_images(path: Path, images: pd.DataFrame) -> None:
-    _refuse(path, images, images["image_id"].eq("") | images["image_id"].duplicated(), "image_id", "is empty or twice")
-    _refuse(path, images, ~images["split"].isin(SPLITS), "split", "is no split")
-    _refuse(path, images, ~images["width"].str.fullmatch(r"[1-9][0-9]{0,8}"), "width", "is no size in pixels")
-    _refuse(path, images, ~images["height"].str.fullmatch(r"[1-9][0-9]{0,8}"), "height", "is no size in pixels")
+    _refuse(
+        path, images, images["image_id"].eq("") | images["image_id"].duplicated(), "image_id", "is empty or duplicate"
+    )
+    _refuse(path, images, ~images["split"].isin(SPLITS), "split", "is not a split")
+    _refuse(path, images, ~images["width"].str.fullmatch(r"[1-9][0-9]{0,8}"), "width", "is not a size in pixels")
+    _refuse(path, images, ~images["height"].str.fullmatch(r"[1-9][0-9]{0,8}"), "height", "is not a size in pixels")
     for column, what in (("bytes", "number of bytes"), ("mtime_ns", "time in nanoseconds")):
-        _refuse(path, images, ~images[column].str.fullmatch(r"-?[0-9]{1,18}|-?[0-8][0-9]{18}"), column, f"is no {what}")
-    _refuse(path, images, ~images["sha256"].str.fullmatch(r"[0-9a-f]{64}"), "sha256", "is no hash")
+        _refuse(
+            path, images, ~images[column].str.fullmatch(r"-?[0-9]{1,18}|-?[0-8][0-9]{18}"), column, f"is not a {what}"
+        )
+    _refuse(path, images, ~images["sha256"].str.fullmatch(r"[0-9a-f]{64}"), "sha256", "is not a hash")
 
 
 def _check_captions(path: Path, captions: pd.DataFrame, images: pd.DataFrame) -> None:
-    _refuse(path, captions, captions["caption_id"].duplicated(), "caption_id", "is there twice")
+    _refuse(path, captions, captions["caption_id"].duplicated(), "caption_id", "is duplicate")
     _refuse(path, captions, ~captions["image_id"].isin(images["image_id"]), "image_id", "is not in images.csv")
     _refuse(path, captions, captions["text"].str.strip().eq(""), "text", "is blank")
 

@@ -1,4 +1,4 @@
-"""What is wrong with a source: collected first, then told all at once, or left out and recorded."""
+"""Problems of a source: collected first, then reported all at once, or skipped and recorded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ProblemKind = Literal["other count", "bad name", "duplicate", "bad caption", "mi
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that keeps a strict `prepare` from going on."""
+    """A problem that stops a strict `prepare`."""
 
     kind: ProblemKind
     what: str
@@ -31,12 +31,12 @@ class Problem:
     where: str = ""
 
     def dropped(self) -> Dropped:
-        """The record of it in the manifest."""
+        """Its record in the manifest."""
         return Dropped(what=plain(self.what), why=plain(self.why))
 
 
 def plain(text: str) -> str:
-    """Text that any file can hold: what is not valid Unicode is written as an escape."""
+    """Text that any file can store: invalid Unicode becomes an escape."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -51,8 +51,8 @@ def fail(problems: Sequence[Problem], name: str, folder: Path) -> DataError:
     rest = f"\n  and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
     kinds = ", ".join(f"{kind}: {number:,}" for kind, number in Counter(one.kind for one in problems).items())
     return DataError(
-        f"{name} has problems ({kinds}); mend them, or pass --skip-missing to go on without what is wrong; "
-        f"all are listed in {path}, the first are:{shown}{rest}"
+        f"{name} has problems ({kinds}); fix them, or pass --skip-missing to leave out these entries; "
+        f"all are listed in {path}, the first ones:{shown}{rest}"
     )
 
 

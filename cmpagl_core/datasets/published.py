@@ -1,6 +1,6 @@
-"""The four public data sets: how many images they have, what is known to be wrong with them, where they are had.
+"""The four public data sets: their counts, their known defects, and where to get them.
 
-Counts are those of the public annotation files (section 6 of the method).
+Counts are those of the public annotation files (section 6).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class PublishedSet:
     val: int  # 0: the published files have no validation split
     test: int
     scenes: Scenes
-    images: str  # which images to get, and where
+    images: str  # which images, and where to get them
     annotations: str
     blank_captions: frozenset[str] = frozenset()  # stems of images whose published captions are blank
 
@@ -44,10 +44,10 @@ class PublishedSet:
         return self.train + self.val + self.test
 
     def fits(self, counts: Mapping[str, int]) -> bool:
-        """Whether images per split are the published ones.
+        """Whether the images per split are the published ones.
 
-        A layout without val has it in train (AMFMN's RSICD) or leaves it out (AMFMN's UCM and Sydney); where no
-        validation split was published, any part of train may serve as one.
+        A layout without val has it in train (AMFMN's RSICD) or leaves it out (AMFMN's UCM and Sydney); if no validation
+        split was published, any part of train may serve as one.
         """
         train, val = counts.get("train", 0), counts.get("val", 0)
         if counts.get("test", 0) != self.test or counts.get("", 0):
@@ -62,7 +62,7 @@ class PublishedSet:
         return f"{self.train:,} train{val} / {self.test:,} test"
 
     def scene(self, stem: str) -> str:
-        """The scene class that a file stem tells of; "" where it tells of none."""
+        """The scene class in a file stem; "" if there is none."""
         if self.scenes == "ucm" and stem.isascii() and stem.isdigit():
             row = (int(stem) - 1) // _UCM_CLASS_SIZE if len(stem) < 6 else -1
             return UCM_CLASSES[row] if 0 <= row < len(UCM_CLASSES) else ""
@@ -70,10 +70,10 @@ class PublishedSet:
         return found[1].lower() if found else ""
 
     def where_to_get(self, folder: Path) -> str:
-        """Which files to put into `folder`, and where people get them."""
+        """Which files to put into `folder`, and where to get them."""
         return (
             f"put into {folder} the images ({self.images}), as a folder or a zip or tar archive, and the captions "
-            f"({self.annotations}); or name them with --images and --annotations"
+            f"({self.annotations}); or pass --images and --annotations"
         )
 
 
@@ -92,7 +92,7 @@ _SETS = (
     PublishedSet(
         "ucm", "UCM-Captions", 1680, 210, 210, "ucm",
         images=f"1.tif to 2100.tif of UCM_captions, linked from {_RSICD_PAGE}, or the same images under their "
-        "first names (agricultural00.tif ...) from http://weegee.vision.ucmerced.edu/datasets/landuse.html",
+        "original names (agricultural00.tif ...) from http://weegee.vision.ucmerced.edu/datasets/landuse.html",
         annotations=f"dataset_ucm.json, named dataset.json in UCM_captions, linked from {_RSICD_PAGE}",
     ),
     PublishedSet(
@@ -105,7 +105,7 @@ PUBLISHED: Mapping[str, PublishedSet] = MappingProxyType({one.name: one for one 
 
 
 def recognise(counts: Mapping[str, int]) -> PublishedSet | None:
-    """The public set that has these images per split, if any."""
+    """The public set with these images per split, if any."""
     return next((one for one in PUBLISHED.values() if one.fits(counts)), None)
 
 

@@ -1,4 +1,4 @@
-"""What a user may ask of `prepare`."""
+"""The input of `prepare`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ DEFAULT_FRACTIONS = (0.8, 0.1, 0.1)
 
 @dataclass(frozen=True)
 class PrepareRequest:
-    """What the user asked for. Raises UsageError for options that the source has no use for."""
+    """The user's request. Raises UsageError for options that do not apply to the source."""
 
     source: SourceName
-    name: str = ""  # of the data set; empty: the source's
+    name: str = ""  # name of the data set; empty: the source's
     folder: Path | None = None  # of the user's images; source folder only
     images: Path | None = None  # folder or archive
     annotations: Path | None = None
@@ -35,7 +35,7 @@ class PrepareRequest:
 
     def __post_init__(self) -> None:
         if self.source == "folder" and self.folder is None:
-            raise UsageError("which folder?", hint="write `cmpagl prepare folder DIR`")
+            raise UsageError("no folder is given", hint="write `cmpagl prepare folder DIR`")
         useless = {
             "DIR": self.folder is not None and self.source != "folder",
             "--images": self.images is not None and self.source not in PUBLISHED,
@@ -50,7 +50,7 @@ class PrepareRequest:
         }
         wrong = [option for option, given in useless.items() if given]
         if wrong:
-            raise UsageError(f"`prepare {self.source}` has no use for {' and '.join(wrong)}")
+            raise UsageError(f"`prepare {self.source}` does not take {' and '.join(wrong)}")
         _ = self.reading  # refused before anything is read
 
     @property
@@ -67,5 +67,5 @@ def parse_fractions(text: str) -> tuple[float, float, float]:
     except ValueError as error:
         raise UsageError(f"--split {text!r} is not three numbers", hint="write for instance 0.8,0.1,0.1") from error
     if not all(0 <= share <= 1 for share in (train, val, test)) or abs(train + val + test - 1) > 1e-6:
-        raise UsageError(f"--split {text!r} does not share out the whole", hint="the three must sum to 1")
+        raise UsageError(f"--split {text!r} does not sum to 1", hint="write for instance 0.8,0.1,0.1")
     return train, val, test

@@ -1,4 +1,4 @@
-"""Find annotations and read them, whichever layout they are in; everything after this sees `Annotations` alone."""
+"""Finds and reads annotations in any layout; later stages see only `Annotations`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _SEARCH_DEPTH = 3
 
 
 def load_annotations(path: Path, dataset: str = "") -> Annotations:
-    """Read the annotations in a file or folder; in a folder, those of `dataset` where several sets lie there.
+    """Read the annotations of a file or folder; in a folder with several data sets, those of `dataset`.
 
-    Raises DataError when there are none, several that fit equally well, or broken ones.
+    Raises DataError if there are none, several that fit equally well, or broken ones.
     """
     if path.is_dir():
         found = find_annotations(path, dataset)
@@ -49,9 +49,9 @@ def load_annotations(path: Path, dataset: str = "") -> Annotations:
 
 
 def find_annotations(folder: Path, dataset: str = "", depth: int = _SEARCH_DEPTH) -> Annotations | None:
-    """The annotations nearest to the top of a folder; None when there are none.
+    """The annotations nearest to the top of a folder; None if there are none.
 
-    Raises DataError when several fit equally well, or when the ones found are broken.
+    Raises DataError if several fit equally well, or if those found are broken.
     """
     try:
         for folders in _levels(folder, depth):
@@ -83,7 +83,7 @@ def _in_folders(folders: Sequence[Path], dataset: str) -> Annotations | None:
 
 
 def _read_tables(paths: Sequence[Path]) -> Annotations:
-    """One table, or one for each split, whose rows then belong to the split in the file's name."""
+    """One table, or one per split, named in the file's name."""
     read = []
     for path in paths:
         split = split_of_file(path) if len(paths) > 1 else None
@@ -99,7 +99,7 @@ def _parsed(paths: Sequence[Path], dataset: str) -> dict[Path, Any]:
 
 
 def _of_set(paths: Sequence[Path], dataset: str) -> list[Path]:
-    """Those whose name tells of the data set, or else all of them."""
+    """The files whose name contains that of the data set, else all of them."""
     named = [path for path in paths if dataset and dataset in path.name.lower()]
     return named or list(paths)
 
@@ -107,17 +107,19 @@ def _of_set(paths: Sequence[Path], dataset: str) -> list[Path]:
 def _only(paths: Sequence[Path], dataset: str) -> Path:
     chosen = _of_set(paths, dataset)
     if len(chosen) > 1:
-        raise DataError(f"{chosen[0]} and {chosen[1]} both hold annotations", hint="say which with --annotations FILE")
+        raise DataError(
+            f"{chosen[0]} and {chosen[1]} both contain annotations", hint="choose one with --annotations FILE"
+        )
     return chosen[0]
 
 
 def _one_or_by_split(paths: list[Path]) -> list[Path]:
-    """One file, or several that each name another split."""
+    """One file, or several of different splits."""
     splits = [split_of_file(path) for path in paths]
     if len(paths) > 1 and (None in splits or len(set(splits)) < len(splits)):
         raise DataError(
-            f"{paths[0]} and {paths[1]} both hold captions, and their names do not tell their splits",
-            hint="say which with --annotations FILE, or name them ..._train, ..._val and ..._test",
+            f"{paths[0]} and {paths[1]} both contain captions, and their names do not give their splits",
+            hint="choose one with --annotations FILE, or rename them ..._train, ..._val and ..._test",
         )
     return paths
 
@@ -134,4 +136,4 @@ def _levels(folder: Path, depth: int) -> Iterator[list[Path]]:
 
 def _check_size(path: Path) -> None:
     if path.stat().st_size > _MAX_ANNOTATION_BYTES:
-        raise DataError(f"{path} has {path.stat().st_size:,} bytes, too much for annotations")
+        raise DataError(f"{path} has {path.stat().st_size:,} bytes, too many for annotations")

@@ -20,7 +20,7 @@ def is_karpathy(content: Any) -> bool:
 
 
 def is_list(content: Any) -> bool:
-    """Whether parsed JSON is a list of objects that name an image."""
+    """Whether parsed JSON is a list of objects with an image."""
     return (
         isinstance(content, list)
         and bool(content)
@@ -47,10 +47,10 @@ def read_karpathy(content: dict[str, Any], path: Path) -> Annotations:
 
 
 def read_lists(contents: dict[Path, Any]) -> Annotations:
-    """Annotations from one or several JSON lists, each of one split by its file name (`rsicd_train.json`).
+    """Annotations from one or several JSON lists, each of the split in its file name (`rsicd_train.json`).
 
-    An entry may name its own split. A caption is a text or a list of texts; an image may come several times,
-    once for each caption. Raises DataError with the entry's place.
+    An entry may name its own split. A caption is a text or a list of texts; an image may have several entries, one
+    per caption. Raises DataError with the entry's place.
     """
     entries: list[AnnotatedImage] = []
     for path, content in contents.items():
@@ -59,7 +59,7 @@ def read_lists(contents: dict[Path, Any]) -> Annotations:
 
 
 def split_of_file(path: Path) -> str | None:
-    """The split that a file name tells of, as in `rsicd_train.json`; None when it tells of none or several."""
+    """The split in a file name, as in `rsicd_train.json`; None if there is none or several."""
     words = {split_word(word) for word in re.split(r"[^A-Za-z]+", path.stem)} - {None}
     return words.pop() if len(words) == 1 else None
 
@@ -89,7 +89,7 @@ def _text(item: dict[str, Any], key: str, where: str) -> str:
 
 
 def _sentence(sentence: Any, where: str) -> str:
-    """A caption as a text, an object with "raw", or one with "tokens" alone."""
+    """A caption from a text, an object with "raw", or one with only "tokens"."""
     if isinstance(sentence, dict):
         tokens = sentence.get("tokens")
         if "raw" not in sentence and isinstance(tokens, list) and all(isinstance(token, str) for token in tokens):

@@ -1,4 +1,4 @@
-"""Annotations in plain files: AMFMN's `*_precomp` line lists, CSV and TSV tables, and one folder per class."""
+"""Annotations in plain files: AMFMN's `*_precomp` lists, CSV and TSV tables, and one folder per class."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def read_text(path: Path) -> str:
 
 
 def is_precomp(folder: Path) -> bool:
-    """Whether a folder holds AMFMN's lists: `train_caps.txt` beside `train_filename.txt`, or those of test."""
+    """Whether a folder has AMFMN's lists: `train_caps.txt` beside `train_filename.txt`, or those of test."""
     return any(all(path.is_file() for path in _precomp_files(folder, part)) for part in PRECOMP_PARTS)
 
 
 def read_precomp(folder: Path) -> Annotations:
-    """Annotations from AMFMN's lists, in which train means train + val where the folder has no val of its own.
+    """Annotations from AMFMN's lists, in which train means train + val unless the folder has its own val.
 
-    `*_caps.txt` has one caption a line, `*_filename.txt` one line per image or one per caption; public copies
-    have both. Raises DataError when the two do not fit together.
+    `*_caps.txt` has one caption per line, `*_filename.txt` one line per image or per caption; public copies have
+    both. Raises DataError if the two do not match.
     """
     entries: list[AnnotatedImage] = []
     files: list[Path] = []
@@ -53,7 +53,7 @@ def read_precomp(folder: Path) -> Annotations:
 
 
 def is_table(path: Path) -> bool:
-    """Whether a CSV or TSV has a column of file names and one of captions."""
+    """Whether a CSV or TSV file has a column of file names and one of captions."""
     try:
         with path.open(encoding="utf-8-sig", errors="strict", newline="") as stream:
             text = stream.readline(_LONGEST_HEAD)
@@ -72,7 +72,7 @@ def read_table(path: Path) -> Annotations:
     text = read_text(path)
     with _long_cells():
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(path, text), strict=True)
-        begins = 1  # the line that a row begins in, where reader.line_num is the one that it ends in
+        begins = 1  # first line of a row; reader.line_num is its last
         entries = []
         try:
             columns = _Columns.of([cell.strip().lower() for cell in next(reader, [])], path)
@@ -84,7 +84,7 @@ def read_table(path: Path) -> Annotations:
         except csv.Error as error:
             raise _not_csv(path, begins, reader.line_num, error) from error
     if not entries:
-        raise DataError(f"{path} has a head but no rows")
+        raise DataError(f"{path} has a header but no rows")
     return Annotations("table", group_by_name(entries), (path,))
 
 
@@ -92,16 +92,16 @@ def _not_csv(path: Path, begins: int, ends: int, error: csv.Error) -> DataError:
     if "end of data" in str(error):
         return DataError(
             f"{path}:{begins}: a quote in this row is never closed",
-            hint="close it, or write two double quotes where one belongs to the caption",
+            hint="close it, or double a quote that is part of a caption",
         )
     until = "" if begins == ends else f", read until line {ends}"
     return DataError(f"{path}:{begins}: not valid CSV ({error}{until})")
 
 
 def read_class_folders(folder: Path, images: Sequence[Path]) -> Annotations:
-    """One folder per class: the class name makes the caption, and is the scene.
+    """One folder per class: the class name gives the caption and the scene class.
 
-    Folders named train, val and test may stand above the classes. Raises DataError for images without a class.
+    The class folders may be inside folders named train, val and test. Raises DataError for images without a class.
     """
     entries = []
     for image in images:
@@ -119,7 +119,7 @@ def read_class_folders(folder: Path, images: Sequence[Path]) -> Annotations:
 
 
 def class_caption(scene: str) -> str:
-    """A caption from a class name: `DenseResidential` or `dense_residential` become the words "dense residential"."""
+    """A caption from a class name: `DenseResidential` and `dense_residential` become "dense residential"."""
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", scene)
     words = " ".join(re.findall(r"[^\W_]+", apart)).lower()
     return f"an aerial image of {words or scene}"
@@ -127,7 +127,7 @@ def class_caption(scene: str) -> str:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Which cell of a row is what."""
+    """The meaning of a table's columns."""
 
     heads: tuple[str, ...]
     name: int
@@ -142,7 +142,7 @@ class _Columns:
         if name is None or not captions:
             raise DataError(
                 f"{path}:1: the columns are {', '.join(heads)[:200] or 'none'}",
-                hint="name them file, caption (or caption_1, caption_2, ...) and, if you like, split and scene",
+                hint="name them file, caption (or caption_1, caption_2, ...) and optionally split and scene",
             )
         places = {head: place for place, head in enumerate(heads)}
         return cls(tuple(heads), name, captions, places.get("split"), places.get("scene"))
@@ -150,7 +150,7 @@ class _Columns:
     def entry(self, row: Sequence[str], where: str) -> AnnotatedImage:
         if len(row) != len(self.heads):
             raise DataError(
-                f"{where}: {len(row)} cells where the head has {len(self.heads)}",
+                f"{where}: {len(row)} cells where the header has {len(self.heads)}",
                 hint="put captions with a comma or a quote in double quotes",
             )
         split = "" if self.split is None else read_split(row[self.split], where)
@@ -165,12 +165,12 @@ def _delimiter(path: Path, text: str) -> str:
     head = text.partition("\n")[0]
     if path.suffix.lower() == ".tsv" or ("\t" in head and "," not in head):
         return "\t"
-    return ";" if ";" in head and "," not in head else ","  # what spreadsheets write in half of Europe
+    return ";" if ";" in head and "," not in head else ","  # written by spreadsheets in many European locales
 
 
 @contextmanager
 def _long_cells() -> Iterator[None]:
-    """Cells of over 131,072 characters, the csv module's bound for the whole process, while a table is read."""
+    """Allow cells of over 131,072 characters, the csv module's process-wide limit, while a table is read."""
     before = csv.field_size_limit(_LONGEST_CELL)
     try:
         yield
@@ -186,8 +186,7 @@ def _read_precomp_part(caps: Path, names: Path, part: str) -> list[AnnotatedImag
     captions, images = _lines(caps), _lines(names)
     if not images or len(captions) % len(images):
         raise DataError(
-            f"{caps} has {len(captions):,} lines and {names} {len(images):,}: "
-            "not the same whole number of captions for each image"
+            f"{caps} has {len(captions):,} lines and {names} {len(images):,}: not a whole number of captions per image"
         )
     if len(captions) == len(images):
         lines = zip(images, captions, strict=True)
@@ -201,6 +200,6 @@ def _read_precomp_part(caps: Path, names: Path, part: str) -> list[AnnotatedImag
 
 
 def _lines(path: Path) -> list[str]:
-    """Lines by newline alone: captions may hold other characters that Python takes for line ends."""
+    """Lines split at newlines only: captions may contain other characters that Python treats as line ends."""
     lines = [line.removesuffix("\r") for line in read_text(path).split("\n")]
     return lines[:-1] if lines[-1] == "" else lines

@@ -1,4 +1,4 @@
-"""Seeded splits by image, and the part of a data set on which models and gammas are chosen (section 5)."""
+"""Seeded splits by image, and the selection split on which models and gammas are chosen (section 5)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from cmpagl_core.recipe_data import SelectionPart
 
 
 def seeded_split(keys: Iterable[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
-    """Give every key one of the splits: {key: split}.
+    """Assign every key to a split: {key: split}.
 
-    The order in which keys come, the platform and library versions do not matter: keys are ranked by a hash of
-    (seed, key) and cut by `fractions`. Repeated keys count once. Every split gets a key where there are enough.
-    Raises UsageError when the fractions are not positive or do not sum to 1.
+    Independent of the keys' order, the platform and library versions: keys are ranked by a hash of (seed, key) and cut
+    by `fractions`. Repeated keys count once. Every split gets a key if there are enough. Raises UsageError if the
+    fractions are not positive or do not sum to 1.
     """
     if any(not fraction > 0 for fraction in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
         raise UsageError(f"split fractions {dict(fractions)} must be positive and sum to 1")
@@ -32,10 +32,10 @@ def seeded_split(keys: Iterable[str], fractions: Mapping[str, float], seed: int)
 def selection_splits(
     prepared: PreparedDataset, selection: SelectionPart, check_files: bool = True
 ) -> tuple[DataSplit, DataSplit]:
-    """What to train on and what to choose on: (train, selection), without an image in common.
+    """The training and selection splits, without a common image: (train, selection).
 
-    Split "val": the train and validation splits. Split "train": a seeded share of train's distinct images is
-    kept out of training. Raises GuardError for "test", DataError when a split holds nothing.
+    Split "val": the train and validation splits. Split "train": a random share of train's distinct images is held out.
+    Raises GuardError for "test", DataError for an empty split.
     """
     if selection.split == "test":
         raise GuardError(
@@ -47,14 +47,14 @@ def selection_splits(
         if not (prepared.images["split"] == "val").any():
             raise DataError(
                 f"{prepared.root}: {prepared.name} has no validation images to choose models on",
-                hint="set data.selection.split to train: a seeded share of train is then kept for it",
+                hint="set data.selection.split to train, which holds out a share of train",
             )
         return train, prepared.split("val", check_files)
     fractions = {"train": 1 - selection.fraction, "selection": selection.fraction}
     given = seeded_split(train.image_sha256, fractions, selection.seed)
     rows = _rows_by_split([given[key] for key in train.image_sha256])
     if len(rows) < len(fractions):
-        raise DataError(f"{prepared.root}: the train split has too few images to keep some for choosing models")
+        raise DataError(f"{prepared.root}: the train split has too few images to hold some out for choosing models")
     return train.subset(rows["train"], name="train"), train.subset(rows["selection"], name="selection")
 
 
@@ -66,7 +66,7 @@ def _rows_by_split(names: Sequence[str]) -> dict[str, list[int]]:
 
 
 def _apportion(total: int, fractions: list[float]) -> list[int]:
-    """Whole numbers near total * fractions that sum to total; none is 0 where total allows it."""
+    """Integers close to total * fractions that sum to total; none is 0 if total allows it."""
     sizes = [int(total * fraction) for fraction in fractions]
     remainders = [total * fraction - size for fraction, size in zip(fractions, sizes, strict=True)]
     for part in sorted(range(len(sizes)), key=lambda part: -remainders[part])[: total - sum(sizes)]:

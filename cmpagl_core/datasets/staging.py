@@ -1,4 +1,4 @@
-"""Folders that appear only when complete: unpacked archives, copied images, generated scenes."""
+"""Folders that appear only when complete: unpacked archives, copied images, drawn scenes."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _STAMP = ".cmpagl-stamp.json"
 
 
 def stage_folder(target: Path, stamp: Mapping[str, Any], fill: Callable[[Path], None]) -> None:
-    """Make `target` hold what `fill` writes, unless it was filled under an equal stamp before.
+    """Fill `target` with what `fill` writes, unless it was already filled under an equal stamp.
 
-    `fill` gets an empty folder beside the target, which takes its place when `fill` returns; if `fill` raises, or
-    the process is killed, the target stays as it was. The caller holds the folder around it (`locks.py`), which also
-    sweeps what killed ones left. Raises DataError when the target is not one of ours, CmpaglError when the disk
-    refuses.
+    `fill` gets an empty folder beside the target, which replaces it when `fill` returns; if `fill` raises or the
+    process is killed, the target is unchanged. The caller holds the lock of the parent folder (`locks.py`), which also
+    removes what killed processes left. Raises DataError if cmpagl did not create the target, CmpaglError if writing
+    fails.
     """
     if is_staged(target, stamp):
         return
     if target.exists() and not (target / _STAMP).is_file():
-        raise DataError(f"{target} was not made by cmpagl and would be replaced", hint="move it away, or use --name")
+        raise DataError(f"{target} was not created by cmpagl and would be replaced", hint="move it away, or use --name")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = _beside(target)
@@ -40,14 +40,14 @@ def stage_folder(target: Path, stamp: Mapping[str, Any], fill: Callable[[Path], 
     except OSError as error:
         raise CmpaglError(
             f"cannot write {error.filename or target} ({error.strerror or error})",
-            hint="nothing was left half made; free the disk or choose another --workspace",
+            hint="nothing was left half written; free disk space or choose another --workspace",
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def is_staged(target: Path, stamp: Mapping[str, Any]) -> bool:
-    """Whether the target was filled under an equal stamp, and no file has gone, come or changed since."""
+    """Whether the target was filled under an equal stamp, and no file was removed, added or changed since."""
     if not (target / _STAMP).is_file():
         return False
     with suppress(DataError):

@@ -1,4 +1,4 @@
-"""Write a prepared data set: the two tables first, the manifest with their hashes last."""
+"""Writes a prepared data set: the two tables first, the manifest with their hashes last."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from cmpagl_core.imagery.reading import DEFAULT, Reading
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a manifest says beyond what can be counted in the tables."""
+    """The parts of a manifest that cannot be counted in the tables."""
 
     name: str
     source: str = "folder"
@@ -43,7 +43,7 @@ def write_prepared(root: Path, images: pd.DataFrame, captions: pd.DataFrame, pro
     """Write `images.csv`, `captions.csv` and `manifest.json` into `root`, then open them.
 
     images: IMAGE_COLUMNS. captions: CAPTION_COLUMNS, grouped by image in the order of `images`.
-    Raises CmpaglError when the disk refuses, DataError when the tables make no sense.
+    Raises CmpaglError if writing fails, DataError for inconsistent tables.
     """
     tables = {IMAGES_FILE: _table_text(images), CAPTIONS_FILE: _table_text(captions)}
     split_of = dict(zip(images["image_id"], images["split"], strict=True))
@@ -75,7 +75,7 @@ def write_prepared(root: Path, images: pd.DataFrame, captions: pd.DataFrame, pro
 
 
 def _table_text(table: pd.DataFrame) -> str:
-    # All cells quoted: pandas leaves a lone carriage return bare, and then reads it as the end of a line.
+    # all cells quoted: pandas does not quote a lone carriage return, but reads it as the end of a line
     return str(table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_ALL))
 
 

@@ -38,7 +38,7 @@ def test_a_folder_is_prepared_and_then_up_to_date(cmpagl: Cmpagl, classes: Path)
     assert (first.exit_code, second.exit_code) == (0, 0)
     assert "mine: prepared in" in first.stdout
     assert "mine: up to date in" in second.stdout
-    assert "80% train / 10% val / 10% test, dealt by image with seed 0 (ours)" in first.stderr
+    assert "80% train / 10% val / 10% test, assigned by image with seed 0 (ours)" in first.stderr
 
 
 def test_json_tells_what_was_made(cmpagl: Cmpagl, classes: Path) -> None:
@@ -79,7 +79,7 @@ def test_without_a_source_it_says_what_to_put_where(cmpagl: Cmpagl, name: str) -
     ("arguments", "sentence"),
     [
         (("prepare", "folder"), "write `cmpagl prepare folder DIR`"),
-        (("prepare", "ucm", "--count", "3"), "`prepare ucm` has no use for --count"),
+        (("prepare", "ucm", "--count", "3"), "`prepare ucm` does not take --count"),
         (("prepare", "folder", "x", "--split", "1,2"), "--split '1,2' is not three numbers"),
         (("prepare", "synthetic", "--name", "../x"), "'../x' cannot be a name"),
         (("prepare", "synthetic", "--size", "7"), "cannot draw scenes of 7 px"),

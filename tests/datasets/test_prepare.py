@@ -215,13 +215,13 @@ def test_an_archive_may_be_named(place: Place, sydney_source: Path) -> None:
 
 
 def test_nothing_under_raw_says_what_to_put_there_and_where_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"the images of RSICD are not here; put into .*raw/rsicd the images") as told:
+    with pytest.raises(DataError, match=r"the images of RSICD are missing; put into .*raw/rsicd the images") as told:
         Place(tmp_path).prepare("rsicd")
     assert "dataset_rsicd.json from https://github.com/201528014227051/RSICD_optimal" in str(told.value)
 
 
 def test_images_without_captions_say_what_is_missing(place: Place, sydney_source: Path) -> None:
-    with pytest.raises(DataError, match="the captions of Sydney-Captions are not here; put into"):
+    with pytest.raises(DataError, match="the captions of Sydney-Captions are missing; put into"):
         place.prepare("sydney", images=sydney_source / "images")
 
 
@@ -298,7 +298,7 @@ def test_any_change_is_noticed_and_mended(place: Place, change: Callable[[Place]
 def test_a_swapped_copy_is_refused_and_mended(place: Place) -> None:
     result = place.prepare(copy=True)
     draw(result.root / "images" / "p0.png", 99)
-    with pytest.raises(MismatchError, match=r"p0\.png is not the image that folder was prepared with"):
+    with pytest.raises(MismatchError, match=r"p0\.png has changed since folder was prepared"):
         open_prepared(result.root).split("all")
     assert not place.prepare(copy=True).up_to_date
     assert len(open_prepared(result.root).split("all")) == 10
@@ -318,8 +318,8 @@ def pack(place: Place, first_number: int) -> Path:
 @pytest.mark.parametrize(
     ("killed_at", "kind", "said"),
     [
-        ("cmpagl_core.datasets.building.write_prepared", MismatchError, "is not the image that folder was prepared"),
-        ("cmpagl_core.datasets.writing.write_json", DataError, r"images\.csv was changed after it was made"),
+        ("cmpagl_core.datasets.building.write_prepared", MismatchError, "has changed since folder was prepared"),
+        ("cmpagl_core.datasets.writing.write_json", DataError, r"images\.csv was changed after it was written"),
     ],
 )
 def test_a_changed_archive_whose_preparing_was_killed_never_opens_with_other_images(
@@ -405,7 +405,7 @@ def _nul(there: Place) -> None:
 @pytest.mark.parametrize(
     ("spoil", "kind", "line"),
     [
-        (_missing, "missing", r"p0\.png: there is no such image"),
+        (_missing, "missing", r"p0\.png: the image does not exist"),
         (_truncated, "unreadable image", r"p0\.png: .*p0\.png is a broken image"),
         (_empty_file, "unreadable image", r"p0\.png is not an image of a known format"),
         (_blank, "bad caption", r"p0\.png: has a blank caption"),
@@ -438,7 +438,7 @@ def test_the_first_twenty_are_shown_and_all_are_listed(place: Place, sydney_sour
         place.prepare("sydney", images=tmp_path / "few", annotations=sydney_source / "dataset.json")
     lines = str(told.value).splitlines()
     assert len(lines) == 22
-    assert lines[1] == "  10.tif: there is no such image"
+    assert lines[1] == "  10.tif: the image does not exist"
     assert lines[-1] == "  and 584 more"
     assert len((place.root / "data/sydney/problems.csv").read_text().splitlines()) == 605
 
@@ -447,7 +447,7 @@ def test_a_image_in_two_splits_is_kept_where_it_cannot_leak(place: Place) -> Non
     _two_splits(place)
     prepared = place.opened(skip_missing=True)
     assert list(prepared.split("test").captions) == ["b"]
-    with pytest.raises(DataError, match="the train split of folder holds no image"):
+    with pytest.raises(DataError, match="the train split of folder has no images"):
         prepared.split("train")
 
 
@@ -461,7 +461,7 @@ def test_a_failed_run_leaves_the_last_good_data_set(place: Place) -> None:
 
 def test_counts_other_than_the_published_stop_a_strict_run(place: Place, sydney_source: Path, tmp_path: Path) -> None:
     fewer = changed(sydney_source, tmp_path, lambda images: images.pop())
-    with pytest.raises(DataError, match=r"published with 497 train / 58 val / 58 test images, here are .*57 test"):
+    with pytest.raises(DataError, match=r"published with 497 train / 58 val / 58 test images, but there are .*57 test"):
         place.prepare("sydney", images=sydney_source / "images", annotations=fewer)
     lenient = place.prepare("sydney", images=sydney_source / "images", annotations=fewer, skip_missing=True)
     assert lenient.manifest.dropped[0].what == "images"
@@ -470,12 +470,12 @@ def test_counts_other_than_the_published_stop_a_strict_run(place: Place, sydney_
 
 def test_a_lost_caption_stops_a_strict_run(place: Place, sydney_source: Path, tmp_path: Path) -> None:
     fewer = changed(sydney_source, tmp_path, lambda images: images[0]["sentences"].pop())
-    with pytest.raises(DataError, match="captions: Sydney-Captions was published with 5 an image, here are 3,064"):
+    with pytest.raises(DataError, match="captions: Sydney-Captions was published with 5 per image, but there are 3,064"):
         place.prepare("sydney", images=sydney_source / "images", annotations=fewer)
 
 
 def test_annotations_of_another_public_set_are_recognised(place: Place, sydney_source: Path) -> None:
-    with pytest.raises(DataError, match="so it is Sydney-Captions, not UCM-Captions; use `cmpagl prepare sydney`"):
+    with pytest.raises(DataError, match="so it is Sydney-Captions, not UCM-Captions; run `cmpagl prepare sydney`"):
         place.prepare(
             "ucm", images=sydney_source / "images", annotations=sydney_source / "dataset.json", skip_missing=True
         )
@@ -484,7 +484,7 @@ def test_annotations_of_another_public_set_are_recognised(place: Place, sydney_s
 @pytest.mark.parametrize("skip_missing", [False, True])
 def test_images_of_another_set_are_told_in_one_sentence(place: Place, sydney_source: Path, skip_missing: bool) -> None:
     with pytest.raises(
-        DataError, match=r"none of the 613 images .* names \(1\.tif, .*\) is in .*mine \(p0\.png"
+        DataError, match=r"none of the 613 images .* \(1\.tif, .*\) is in .*mine \(p0\.png"
     ) as told:
         place.prepare(
             "sydney", images=place.folder, annotations=sydney_source / "dataset.json", skip_missing=skip_missing
@@ -495,7 +495,7 @@ def test_images_of_another_set_are_told_in_one_sentence(place: Place, sydney_sou
 def test_names_that_lead_outside_never_reach_a_file(place: Place) -> None:
     outside = draw(place.root / "secret.png", 77)
     write_captions(place.folder, [("p0.png", "a plane"), ("../secret.png", "stolen"), (str(outside), "stolen too")])
-    with pytest.raises(DataError, match=r"secret\.png: there is no such image"):
+    with pytest.raises(DataError, match=r"secret\.png: the image does not exist"):
         place.prepare()
 
 
@@ -512,7 +512,7 @@ def test_surrogates_and_control_characters_reach_no_file(place: Place, tmp_path:
 
 def test_some_images_without_a_split_are_refused(place: Place, tmp_path: Path) -> None:
     entries = [{"image": "p0.png", "caption": "x", "split": "train"}, {"image": "p1.png", "caption": "y"}]
-    with pytest.raises(DataError, match=r"\[1\]: 'p1\.png' is in no split, others are; name its split"):
+    with pytest.raises(DataError, match=r"\[1\]: 'p1\.png' has no split, but others do; add its split"):
         place.prepare(annotations=write_json(tmp_path / "a.json", entries))
 
 
@@ -561,10 +561,10 @@ def test_a_full_disk_leaves_the_last_good_data_set(place: Place, monkeypatch: py
 @pytest.mark.parametrize(
     ("source", "options", "sentence"),
     [
-        ("rsicd", {"folder": Path("x")}, "`prepare rsicd` has no use for DIR"),
-        ("rsicd", {"count": 5, "fractions": (0.8, 0.1, 0.1)}, "no use for --split and --count"),
-        ("synthetic", {"images": Path("x"), "skip_missing": True}, "no use for --images and --skip-missing"),
-        ("folder", {"images": Path("x")}, "no use for --images"),
+        ("rsicd", {"folder": Path("x")}, "`prepare rsicd` does not take DIR"),
+        ("rsicd", {"count": 5, "fractions": (0.8, 0.1, 0.1)}, "not take --split and --count"),
+        ("synthetic", {"images": Path("x"), "skip_missing": True}, "not take --images and --skip-missing"),
+        ("folder", {"images": Path("x")}, "not take --images"),
         ("folder", {"folder": None}, "write `cmpagl prepare folder DIR`"),
     ],
 )
@@ -584,7 +584,7 @@ def test_a_name_cannot_leave_the_workspace(place: Place, name: str) -> None:
 
 def test_shares_for_captions_that_name_their_splits_are_refused(place: Place) -> None:
     write_captions(place.folder, [("p0.png", "x", "train")], ("file", "caption", "split"))
-    with pytest.raises(UsageError, match="the captions name their splits already; leave --split out"):
+    with pytest.raises(UsageError, match="the annotations already have splits; leave --split out"):
         place.prepare(fractions=(0.8, 0.1, 0.1))
 
 

@@ -122,12 +122,12 @@ def test_equal_content_in_other_folders_has_the_same_identity(tmp_path: Path) ->
 
 
 def test_an_empty_split_says_where_there_are_images(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"val split of toy holds no image; there are images in train, test"):
+    with pytest.raises(DataError, match=r"val split of toy has no images; there are images in train, test"):
         toy(tmp_path).split("val")
 
 
 def test_an_unknown_split_lists_the_known(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no split 'dev'; there is train, val, test and all"):
+    with pytest.raises(DataError, match=r"no split 'dev'; choose from train, val, test and all"):
         toy(tmp_path).split("dev")
 
 
@@ -135,7 +135,7 @@ def test_a_table_changed_by_hand_is_refused(tmp_path: Path) -> None:
     toy(tmp_path)
     path = tmp_path / "captions.csv"
     path.write_text(path.read_text().replace("three", "3"))
-    with pytest.raises(DataError, match=r"captions\.csv was changed after it was made"):
+    with pytest.raises(DataError, match=r"captions\.csv was changed after it was written"):
         open_prepared(tmp_path)
 
 
@@ -177,8 +177,8 @@ def test_a_hostile_manifest_is_refused(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize(
     ("images", "captions", "sentence"),
     [
-        ([("a", "train"), ("a", "test")], [], "image_id 'a' is empty or twice"),
-        ([("a", "dev")], [], "split 'dev' is no split"),
+        ([("a", "train"), ("a", "test")], [], "image_id 'a' is empty or duplicate"),
+        ([("a", "dev")], [], "split 'dev' is not a split"),
         ([("a", "train")], [("b", "text")], "image_id 'b' is not in images.csv"),
         ([("a", "train")], [("a", "  ")], "text '  ' is blank"),
     ],
@@ -199,9 +199,9 @@ def test_a_data_split_cannot_be_changed(tmp_path: Path) -> None:
 def test_a_image_that_was_swapped_after_it_was_prepared_is_refused(tmp_path: Path) -> None:
     prepared = toy(tmp_path)
     (tmp_path / "b.jpg").write_text("B")  # as many bytes, other content
-    with pytest.raises(MismatchError, match=r"b\.jpg is not the image that toy was prepared with; put it back, or run"):
+    with pytest.raises(MismatchError, match=r"b\.jpg has changed since toy was prepared; restore it, or run"):
         open_prepared(tmp_path).split("train")
-    with pytest.raises(MismatchError, match="put it back"):
+    with pytest.raises(MismatchError, match="restore it"):
         prepared.split("all")
     assert prepared.split("test").image_ids == ("c",)
     assert prepared.split("train", check_files=False).sha256 == prepared.manifest.split_sha256["train"]

@@ -137,7 +137,7 @@ def test_other_words_for_the_splits_are_known(tmp_path: Path, word: str, split: 
         ([{"filename": "a.jpg"}], r"images\[0\]: 'a\.jpg' has no list of sentences"),
         ([{"filename": "a.jpg", "sentences": [{"raw": None}]}], r"images\[0\]\.sentences\[0\]: a caption is missing"),
         ([{"filename": "a.jpg", "sentences": [["x"]]}], r"a caption is not a text"),
-        ([{"filename": "a.jpg", "sentences": [], "split": "foo"}], r"split 'foo' is none of train, val and test"),
+        ([{"filename": "a.jpg", "sentences": [], "split": "foo"}], r"split 'foo' is not train, val or test"),
         (["a.jpg"], r"images\[0\] is not an object"),
     ],
 )
@@ -174,14 +174,14 @@ def test_hostile_json_is_refused_with_its_place(tmp_path: Path, content: str, se
     [
         ("", r"a\.csv:1: the columns are none"),
         ("name;what\n", r"the columns are name, what; name them file, caption"),
-        ("file,caption\n", "has a head but no rows"),
+        ("file,caption\n", "has a header but no rows"),
         (
             "file,caption\na.jpg,a plane, two cars\n",
-            r"a\.csv:2: 3 cells where the head has 2; put captions with a comma",
+            r"a\.csv:2: 3 cells where the header has 2; put captions with a comma",
         ),
         ("file,caption\na.jpg\n", r"a\.csv:2: 1 cells"),
         ('file,caption\na.jpg,"a plane\n', r"a\.csv:2: a quote in this row is never closed"),
-        ("file,caption,split\na.jpg,a,weekend\n", r"a\.csv:2: split 'weekend' is none of"),
+        ("file,caption,split\na.jpg,a,weekend\n", r"a\.csv:2: split 'weekend' is not train"),
         ("file,caption\na.jpg,\udcff\n", "is not UTF-8 text"),
     ],
 )
@@ -232,7 +232,7 @@ def test_of_several_sets_in_a_folder_the_named_one_is_read(tmp_path: Path) -> No
     for name in ("ucm", "rsicd"):
         (tmp_path / f"dataset_{name.upper()}.json").write_text(json.dumps(karpathy({name: ("test", ["x", "y"])})))
     assert load_annotations(tmp_path, "rsicd").images[0].stem == "rsicd"
-    with pytest.raises(DataError, match="both hold annotations; say which with --annotations FILE"):
+    with pytest.raises(DataError, match="both contain annotations; choose one with --annotations FILE"):
         load_annotations(tmp_path, "sydney")
 
 
@@ -251,7 +251,7 @@ def test_tables_of_other_things_are_no_annotations(tmp_path: Path) -> None:
 def test_lists_whose_names_tell_no_split_are_ambiguous(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / f"{name}.json").write_text('[{"image": "a.jpg", "caption": "x"}]')
-    with pytest.raises(DataError, match="their names do not tell their splits"):
+    with pytest.raises(DataError, match="their names do not give their splits"):
         load_annotations(tmp_path)
 
 

@@ -97,13 +97,13 @@ def pax_sparse(content: bytes) -> bytes:
 
 
 TARS = {
-    "cut at a header": (cut_at_a_header, "is cut off, or one of its headers is broken"),
-    "cut in a header": (cut_in_a_header, "is cut off, or one of its headers is broken"),
+    "cut at a header": (cut_at_a_header, "is truncated, or one of its headers is broken"),
+    "cut in a header": (cut_in_a_header, "is truncated, or one of its headers is broken"),
     "cut in an image": (cut_in_a_image, "is a broken archive"),
-    "a bit of a header flipped": (flipped, "is cut off, or one of its headers is broken"),
+    "a bit of a header flipped": (flipped, "is truncated, or one of its headers is broken"),
     "without its end": (without_end, ""),
-    "a sparse file of GNU's old kind": (gnu_sparse, "holds a sparse file, 'set/hole.png'"),
-    "a sparse file of the PAX kind": (pax_sparse, "holds a sparse file, 'set/hole.png'"),
+    "a sparse file of GNU's old kind": (gnu_sparse, "contains a sparse file, 'set/hole.png'"),
+    "a sparse file of the PAX kind": (pax_sparse, "contains a sparse file, 'set/hole.png'"),
 }
 
 

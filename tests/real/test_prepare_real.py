@@ -96,7 +96,7 @@ def test_nine_sydney_images_fail_with_a_list(real_data: Path, tmp_path: Path) ->
 
 
 def test_ucm_annotations_do_not_pass_for_other_images(real_data: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="the two seem to belong to different data sets"):
+    with pytest.raises(DataError, match="they seem to belong to different data sets"):
         prepare_real("ucm", real_data, tmp_path, images="rsicd", skip_missing=True)
 
 
