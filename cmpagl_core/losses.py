@@ -1,8 +1,8 @@
 """The losses of section 3: tensors in, a scalar out. A duplicate (P, `positives`) is never a negative.
 
-Throughout, `scores` are cosines [B, B] of image i and caption j, row i of the images belonging to column i, and
-`positives` is bool [B, B], images x captions: (i, j) matches where caption j was written for image i or says the same
-as one of image i's captions, drawn or not. It is not symmetric; texts are ranked against images by its transpose.
+Throughout, `scores` are cosines [B, B] of image i and caption j, where image i belongs to caption i, and `positives`
+is bool [B, B], images x captions: (i, j) is true if caption j was written for image i or has the same words as one of
+image i's captions, drawn or not. It is not symmetric; texts are ranked against images by its transpose.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from cmpagl_core.recipe import LossesPart
 
 CIRCLE_GAMMA = 64.0  # scale of the circle loss [Sun et al. 2020 use 32 to 256]
 SUPCON_TEMPERATURE = 0.1  # [Khosla et al. 2020, section 4]
-_SOFT_TEMPERATURE = 0.1  # of the caption overlaps that spread a soft target (ours)
-_MASKED, _RANDOM = 0.8, 0.1  # of the chosen tokens; the rest stay as they are [BERT]
+_SOFT_TEMPERATURE = 0.1  # temperature of the caption overlaps in soft targets (ours)
+_MASKED, _RANDOM = 0.8, 0.1  # shares of the selected tokens; the rest are unchanged [BERT]
 
 
 def itc_loss(
@@ -31,10 +31,10 @@ def itc_loss(
 ) -> Tensor:
     """Contrastive loss both ways; other positives are left out of the denominator (section 3).
 
-    logits: [B, B], scores times the logit scale. soft_targets: [B, B], how alike captions are (ours).
+    logits: [B, B], scores times the logit scale. soft_targets: [B, B], similarity of captions (ours).
     A row's loss is (1 - shares) times the mean over its positives p of -log(e^p / (e^p + sum over negatives e^n)),
     plus soft_share and label_smoothing times the cross-entropy between the negatives' distribution and
-    soft_targets' or the uniform one. Both are among negatives alone, so no positive is ever pushed away.
+    soft_targets' or the uniform one. Both are over negatives only, so no positive is ever pushed away.
     """
     forward = _itc_rows(logits, positives, soft_targets, soft_share, label_smoothing)
     turned = None if soft_targets is None else soft_targets.t()
@@ -75,9 +75,9 @@ def triplet_loss(
     intra_weight: float = 0.0,
     negatives: Literal["sum", "hardest"] = "sum",
 ) -> Tensor:
-    """Hinge against negatives both ways, plus intra_weight (1 - s_ii), which draws a match towards 1 [paper].
+    """Hinge against negatives both ways, plus intra_weight (1 - s_ii), which pulls a match towards 1 [paper].
 
-    margin is a cosine. intra_weight 0 is the plain triplet loss. The sum over negatives, or the hardest alone, is
+    margin is a cosine. intra_weight 0 is the plain triplet loss. The sum over negatives, or the hardest one, is
     averaged over the batch.
     """
     match = scores.diagonal()
@@ -104,7 +104,7 @@ def circle_loss(scores: Tensor, positives: Tensor, margin: float = 0.25, gamma: 
 def supcon_loss(scores: Tensor, positives: Tensor, temperature: float = SUPCON_TEMPERATURE) -> Tensor:
     """Supervised contrastive loss, L_out between modalities, both ways [Khosla et al. 2020, equation 2].
 
-    As published, a positive's denominator holds the row's other positives too: they compete among themselves.
+    As published, a positive's denominator includes the row's other positives, which thus compete.
     """
     logits = scores / temperature
     counts = positives.sum(dim=1)
@@ -114,7 +114,7 @@ def supcon_loss(scores: Tensor, positives: Tensor, temperature: float = SUPCON_T
 
 
 def metric_loss(cfg: LossesPart, scores: Tensor, positives: Tensor) -> Tensor:
-    """What the recipe's `triplet` names: triplet loss in one of its forms, circle or supcon."""
+    """The loss chosen by the recipe's `triplet`: a form of the triplet loss, circle or supcon."""
     if cfg.triplet == "circle":
         return circle_loss(scores, positives, cfg.margin_cosine)
     if cfg.triplet == "supcon":
@@ -125,7 +125,7 @@ def metric_loss(cfg: LossesPart, scores: Tensor, positives: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ItmPairs:
-    """K pairs for the matching head: rows of images and of texts, and which of them match."""
+    """K pairs for the ITM head: rows of images and texts, and which of them match."""
 
     images: Tensor  # [K] int64
     texts: Tensor  # [K] int64
@@ -133,9 +133,9 @@ class ItmPairs:
 
 
 def hard_negatives(logits: Tensor, positives: Tensor, generator: torch.Generator) -> Tensor:
-    """One negative column for each row, drawn from the softmax of its logits with P masked: [B], -1 where none is.
+    """One negative column per row, sampled from the softmax of its logits with P masked: [B], -1 if there is none.
 
-    logits: [B, B], scores times the logit scale. The generator lives on the CPU.
+    logits: [B, B], scores times the logit scale. The generator is on the CPU.
     """
     chances = logits.detach().float().masked_fill(positives, -torch.inf).cpu()
     has_negative = ~positives.all(dim=1).cpu()
@@ -149,7 +149,7 @@ def hard_negatives(logits: Tensor, positives: Tensor, generator: torch.Generator
 def itm_pairs(logits: Tensor, positives: Tensor, generator: torch.Generator, hardness: float = 1.0) -> ItmPairs:
     """All B matches, one hard negative text for each image, one hard negative image for each text (section 3).
 
-    hardness: a factor on the logits that negatives are drawn by; 1 is the paper's, 0 takes any alike (ours).
+    hardness: scales the logits from which negatives are sampled; 1 is the paper's, 0 samples uniformly (ours).
     """
     texts = hard_negatives(hardness * logits, positives, generator)
     images = hard_negatives(hardness * logits.t(), positives.t(), generator)
@@ -167,7 +167,7 @@ def itm_loss(logits: Tensor, matches: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MaskedTokens:
-    """A batch for MLM: ids after masking, and where the model has to say what was there."""
+    """A batch for MLM: ids after masking, and the positions to predict."""
 
     input_ids: Tensor  # [B, L] int64
     chosen: Tensor  # [B, L] bool
@@ -182,9 +182,9 @@ def mask_tokens(
     vocab_size: int,
     generator: torch.Generator,
 ) -> MaskedTokens:
-    """Choose tokens with `probability`; of those 80 % become [MASK], 10 % a random token, 10 % stay [BERT].
+    """Select tokens with `probability`; 80 % of them become [MASK], 10 % a random token, 10 % are unchanged [BERT].
 
-    Padding and `special_ids` are never chosen. The generator lives on the CPU.
+    Padding and `special_ids` are never selected. The generator is on the CPU.
     """
     shape = input_ids.shape
     draw = torch.rand(2, *shape, generator=generator).to(input_ids.device)
@@ -197,17 +197,17 @@ def mask_tokens(
 
 
 def mlm_loss(logits: Tensor, targets: Tensor, normaliser: float | None = None) -> Tensor:
-    """Cross-entropy at the chosen tokens. logits: [K, V]. targets: [K].
+    """Cross-entropy at the selected tokens. logits: [K, V]. targets: [K].
 
-    The sum is divided by `normaliser`, or by K: with accumulation, give every micro-batch the tokens of all of them
-    divided by their number, and accumulation changes nothing.
+    The sum is divided by `normaliser`, or by K. With accumulation, pass the tokens of all micro-batches divided by
+    their number, so that accumulation does not change the loss.
     """
     total = F.cross_entropy(logits.float(), targets, reduction="sum")
     return total / max(1.0, float(len(targets)) if normaliser is None else normaliser)
 
 
 def caption_overlap(input_ids: Tensor, attention_mask: Tensor, vocab_size: int) -> Tensor:
-    """How alike captions are: shared tokens over all tokens of both (Jaccard), [B, B] in 0 to 1 (ours)."""
+    """Similarity of captions: Jaccard index of their tokens, [B, B] in 0 to 1 (ours)."""
     present = torch.zeros(len(input_ids), vocab_size, device=input_ids.device)
     present.scatter_reduce_(1, input_ids, attention_mask.float(), reduce="amax")
     shared = present @ present.t()
@@ -236,5 +236,5 @@ def _itc_rows(
 
 
 def _lowest(like: Tensor) -> float:
-    """Low enough to vanish in a softmax, yet finite, so that a row without negatives has no NaN gradient."""
+    """Low enough to vanish in a softmax, but finite, so that a row without negatives has no NaN gradient."""
     return torch.finfo(like.dtype).min / 4

@@ -1,1 +1,1 @@
-"""The network: Gswin image encoder, the two BERT halves, and where their weights come from."""
+"""The network: Gswin image encoder, BERT's two halves, and the import of pretrained weights."""

@@ -17,7 +17,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
 
 
 def attend_windows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    """`attend` in all windows at once; the bias is never repeated for each image.
+    """`attend` in all windows at once, without repeating the bias for each image.
 
     query, key, value: [B * windows, heads, N, d]. bias: [windows, heads, N, N], or [1, heads, N, N] for all windows.
     Returns [B * windows, heads, N, d].
@@ -37,5 +37,5 @@ def join_heads(x: Tensor) -> Tensor:
 
 
 def by_windows(x: Tensor, windows: int) -> Tensor:
-    """[B * windows, heads, N, d] to [B, windows * heads, N, d]: what one bias for all images broadcasts to."""
+    """[B * windows, heads, N, d] to [B, windows * heads, N, d], to which one bias for all images broadcasts."""
     return x.reshape(-1, windows * x.shape[1], *x.shape[2:])

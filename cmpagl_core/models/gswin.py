@@ -1,4 +1,4 @@
-"""Gswin, the image encoder: Swin whose blocks also attend to a global window made once per stage (section 2)."""
+"""Gswin, the image encoder: Swin whose blocks also attend to a global window, generated once per stage (section 2)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cmpagl_core.recipe import ImageEncoderPart
 
 
 class GswinEncoder(nn.Module):
-    """Pixels to image tokens F: the last map, normalised and flattened, with its mean in front (section 2)."""
+    """Pixels to image tokens F: the last map, normalised and flattened, preceded by its mean (section 2)."""
 
     def __init__(self, cfg: ImageEncoderPart, image_size_px: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class GswinEncoder(nn.Module):
         return self.forward_map(self.embed(pixel_values))
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """The first map, [B, C, h, w]; of a frozen backbone it may be cached."""
+        """The first map, [B, C, h, w], which may be cached for a frozen backbone."""
         out: Tensor = self.patch_embed(pixel_values)
         return out
 
@@ -57,7 +57,7 @@ class GswinEncoder(nn.Module):
         """backbone_map: [B, C, h, w]. Returns image tokens [B, 1 + N, C]."""
         x = backbone_map.permute(0, 2, 3, 1)  # [B, h, w, C]
         if x.shape[1:3] != (self.map_size, self.map_size):
-            raise ValueError(f"a map of {tuple(x.shape[1:3])} came, the encoder is built for {self.map_size} squared")
+            raise ValueError(f"the map is {tuple(x.shape[1:3])}, but the encoder is built for {self.map_size} squared")
         if self.backbone_projection is not None:
             x = self.backbone_projection(x[..., : sum(self.backbone_projection.part_channels)])
         for stage in self.layers.values():
@@ -66,12 +66,12 @@ class GswinEncoder(nn.Module):
         return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
 
     def set_backbone_trainable(self, trainable: bool) -> None:
-        """Freeze or free a timm backbone; Swin's own patch embedding is always trained."""
+        """Freeze or unfreeze a timm backbone; Swin's own patch embedding is always trained."""
         if isinstance(self.patch_embed, Backbone):
             self.patch_embed.set_trainable(trainable)
 
     def fold_backbone_norms(self) -> None:
-        """Ready a timm backbone for use without further training; see `Backbone.fold_norms`."""
+        """Prepare a timm backbone for inference; see `Backbone.fold_norms`."""
         if isinstance(self.patch_embed, Backbone):
             self.patch_embed.set_trainable(False)
             self.patch_embed.fold_norms()
@@ -95,7 +95,7 @@ class GswinEncoder(nn.Module):
 
 
 class GswinStage(nn.Module):
-    """Patch merging (but for the first stage), the global window, and the branches in pairs."""
+    """Patch merging (except in the first stage), the global window, and the branches in pairs."""
 
     def __init__(self, cfg: ImageEncoderPart, stage: int, map_size: int, drop_paths: list[float]) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class GswinBranch(nn.Module):
 
 
 class GlobalBranch(nn.Module):
-    """gate * GLCA(LN(a), G): how local tokens and the global window meet; the gate starts at 0 (section 2)."""
+    """gate * GLCA(LN(a), G), the cross-attention with the global window; the gate starts at 0 (section 2)."""
 
     def __init__(self, cfg: ImageEncoderPart, width: int, num_heads: int, geometry: WindowGeometry) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class GlobalBranch(nn.Module):
         self.gate = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor, global_window: Tensor) -> Tensor:
-        """x: [B, H, W, C]. global_window: [B, w * w, C]. Returns what is added to x."""
+        """x: [B, H, W, C]. global_window: [B, w * w, C]. Returns the residual."""
         out: Tensor = self.gate * self.attn(self.norm(x), global_window)
         return out
 
@@ -197,7 +197,7 @@ class Mlp(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halve the map: 2 x 2 neighbours become one token of twice the width [Swin, section 3.1]."""
+    """Halve the map: 2 x 2 neighbours become one token of twice the channels [Swin, section 3.1]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ class PatchMerging(nn.Module):
 class ParallelMerge(nn.Module):
     """The switch `branches: parallel`: both branches' outputs are concatenated and projected back.
 
-    It starts as their mean, so that imported weights keep their meaning.
+    It is initialised to their mean, so that imported weights keep their function.
     """
 
     def __init__(self, width: int) -> None:
@@ -234,24 +234,24 @@ class ParallelMerge(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Leave a residual branch out for whole images of a training batch [Huang et al. 2016]."""
+    """Stochastic depth: drop a residual branch for some images of a training batch [Huang et al. 2016]."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
     def forward(self, branch: Tensor) -> Tensor:
-        """branch: [B, ...]. Returns what is added to the residual, the same shape."""
+        """branch: [B, ...]. Returns the same shape, to be added to the residual."""
         return branch * self.kept(branch) if self.training and self.rate > 0.0 else branch
 
     def kept(self, branch: Tensor) -> Tensor:
-        """Drawn for each image: 0, or 1 / (1 - rate), so that the mean stays: [B, 1, ...]."""
+        """A random factor per image, 0 or 1 / (1 - rate), which keeps the mean: [B, 1, ...]."""
         drawn = torch.rand(branch.shape[0], *([1] * (branch.dim() - 1)), device=branch.device)
         return ((drawn >= self.rate) / (1.0 - self.rate)).to(branch.dtype)
 
 
 def scaled(branch: Tensor, scale: Tensor | None) -> Tensor:
-    """branch: [..., C]. scale: [C], or None where there is no layer scale."""
+    """branch: [..., C]. scale: [C], or None without LayerScale."""
     return branch if scale is None else branch * scale
 
 

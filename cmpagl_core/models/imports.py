@@ -1,4 +1,4 @@
-"""Foreign weights into our modules, name by name, with a report of what was imported, new and left over."""
+"""Imports pretrained weights into our modules, name by name, and reports what was imported, new and unused."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _BIAS_TABLE = "relative_position_bias_table"
 
 
 def import_swin(encoder: GswinEncoder, spec: str) -> ImportReport:
-    """Plain Swin weights (timm's or the authors' names) into Gswin; what is new is the global window's.
+    """Import plain Swin weights (timm's or the authors' names) into Gswin; only the global window's are new.
 
-    Raises MismatchError when the tensors are not of a Swin of this size.
+    Raises MismatchError if the tensors are not those of a Swin of this size.
     """
     source = parse_source(spec)
     tensors = _timm_state(source.name) if source.kind == "timm" else load_state(source)
@@ -43,7 +43,7 @@ def import_swin(encoder: GswinEncoder, spec: str) -> ImportReport:
 
 
 def import_backbone(backbone: Backbone, name: str, spec: str) -> ImportReport:
-    """ImageNet weights of a whole timm model into the part of it that serves as backbone. Raises MismatchError."""
+    """Import a timm model's ImageNet weights into the part of it that is the backbone. Raises MismatchError."""
     source = parse_source(spec)
     if source.kind == "timm":
         tensors = _timm_state(source.name)
@@ -68,7 +68,7 @@ def import_backbone(backbone: Backbone, name: str, spec: str) -> ImportReport:
 def import_bert(
     text: TextEncoder, fusion: FusionEncoder | None, mlm_head: MlmHead | None, spec: str
 ) -> list[tuple[nn.Module, ImportReport]]:
-    """A BERT's tensors into the two halves and, where it has them, into the MLM head. Raises MismatchError."""
+    """Import a BERT's tensors into both halves and, if it has them, into the MLM head. Raises MismatchError."""
     source = parse_source(spec)
     tensors = {_bert_name(name): tensor for name, tensor in load_state(source).items()}
     reports: list[tuple[nn.Module, ImportReport]] = []
@@ -98,7 +98,7 @@ def _copy(module: nn.Module, tensors: Mapping[str, Tensor], wanted: Mapping[str,
         if tensors[foreign].shape != state[name].shape:
             found, built = tuple(tensors[foreign].shape), tuple(state[name].shape)
             raise MismatchError(
-                f"{foreign} of {source} is {found}, the recipe builds {built}",
+                f"{foreign} of {source} is {found}, but the recipe needs {built}",
                 hint=_OTHER_SIZE,
             )
     with torch.no_grad():
@@ -113,13 +113,13 @@ def _copy(module: nn.Module, tensors: Mapping[str, Tensor], wanted: Mapping[str,
 
 
 def _refuse_another_swin(tensors: Tensors, known: set[str], source: Source) -> None:
-    """A deeper Swin must not be cut, nor one with other parts (SwinV2) be taken for a Swin."""
+    """Refuse to truncate a deeper Swin, or to take a model with other parts (SwinV2) for a Swin."""
     blocks = {name.partition(".attn.")[0] for name in known if ".attn." in name}
     for name in sorted(tensors):
         if name.startswith("layers.") and name not in known:
             block = re.match(r"layers\.\d+\.blocks\.\d+", name)
             if block is not None and block[0] not in blocks:
-                raise MismatchError(f"{source} has {name}, the recipe's Swin ends before", hint=_OTHER_SIZE)
+                raise MismatchError(f"{source} has {name}, but the recipe's Swin is shallower", hint=_OTHER_SIZE)
             raise MismatchError(f"{source} has {name}, which no Swin has", hint=_OTHER_MODEL)
 
 
@@ -137,13 +137,13 @@ def _swin_names(tensors: Tensors) -> Tensors:
 
 
 def _resized_table(tensor: Tensor, target: Tensor) -> Tensor:
-    """A bias table of another window size, interpolated as timm does it; one that is none stays as it is."""
+    """A bias table of another window size, interpolated as in timm; other tensors are unchanged."""
     window = (round(target.shape[0] ** 0.5) + 1) // 2
     side = round(tensor.shape[0] ** 0.5)
     if side * side != tensor.shape[0] or tensor.shape[1] != target.shape[1]:
         return tensor
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of torch, about the memory layout inside timm's function
+        warnings.simplefilter("ignore", UserWarning)  # torch warns about the memory layout inside timm's function
         resized: Tensor = resize_rel_pos_bias_table(
             tensor, new_window_size=(window, window), new_bias_shape=target.shape
         )
@@ -151,25 +151,27 @@ def _resized_table(tensor: Tensor, target: Tensor) -> Tensor:
 
 
 def _timm_state(name: str) -> Tensors:
-    """A model's published tensors through timm's hub. Raises CmpaglError when it cannot be reached."""
+    """A model's published tensors from timm's hub. Raises CmpaglError if they cannot be fetched."""
     try:
         return dict(timm.create_model(name, pretrained=True).state_dict())
     except Exception as error:
         raise CmpaglError(
-            f"timm:{name} cannot be had ({type(error).__name__})",
+            f"timm:{name} is not available ({type(error).__name__})",
             hint="check the name and the network, or download its file and write file:PATH",
         ) from error
 
 
 def _in_order(name: str, tensors: Tensors, source: Source) -> Tensors:
-    """The package's tensors under timm's names: both list the same layers in the same order."""
+    """The package's tensors under timm's names; both list the same layers in the same order."""
     with torch.device("meta"):
         target = timm.create_model(name, pretrained=False).state_dict()
     same = len(target) == len(tensors) and all(
         ours.shape == theirs.shape for ours, theirs in zip(target.values(), tensors.values(), strict=False)
     )
     if not same:
-        raise MismatchError(f"{source} does not hold the weights of {name}", hint="its name says which model it is of")
+        raise MismatchError(
+            f"{source} does not have the weights of {name}", hint="choose the package named after the model"
+        )
     return dict(zip(target, tensors.values(), strict=True))
 
 
@@ -186,7 +188,7 @@ def _unflattened(name: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _bert_name(name: str) -> str:
-    """Without the `bert.` in front, and today's names of a LayerNorm's parameters."""
+    """Names without the prefix `bert.`, and with today's names of LayerNorm parameters."""
     name = name.removeprefix("bert.")
     return re.sub(r"LayerNorm\.(gamma|beta)$", lambda f: f"LayerNorm.{'weight' if f[1] == 'gamma' else 'bias'}", name)
 

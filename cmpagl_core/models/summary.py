@@ -1,4 +1,4 @@
-"""Parameters and floating-point operations of each part of a recipe's model, counted without computing anything."""
+"""Parameters and FLOPs of each part of a recipe's model, counted without computing anything."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from cmpagl_core.models.weights import reachable
 from cmpagl_core.recipe import ImageEncoderPart, Recipe
 
 BERT_VOCABULARY = 30_522
-CAPTION_TOKENS = 16  # about the mean caption of the public sets, [CLS] and [SEP] included
+CAPTION_TOKENS = 16  # about the mean caption of the public sets, including [CLS] and [SEP]
 
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One part of the model; FLOPs are two for each multiply and add, of matrix products, convolutions, attention.
+    """One part of the model; a multiply-add of matrix products, convolutions and attention counts as two FLOPs.
 
-    They are those of the formulas as they are written; on the CPU `LocalQueryAttention` may fold two into one.
+    Counts are those of the plain formulas; on the CPU, `LocalQueryAttention` may fold two products into one.
     """
 
     part: str
@@ -33,18 +33,18 @@ class SummaryRow:
 
 
 def summarise_recipe(recipe: Recipe) -> tuple[tuple[SummaryRow, ...], str]:
-    """As `summarise`, with BERT's vocabulary; and a note where weights that are not on this machine set the shape."""
+    """As `summarise`, with BERT's vocabulary; also a note if the shape depends on weights that are not available."""
     cfg = recipe.text_encoder
     if reachable(cfg.weights):
         return summarise(recipe, BERT_VOCABULARY), ""
     blank = recipe.model_copy(update={"text_encoder": cfg.model_copy(update={"weights": "random"})})
-    return summarise(blank, BERT_VOCABULARY), f"{cfg.weights} is not on this machine: counted as a {cfg.size}"
+    return summarise(blank, BERT_VOCABULARY), f"{cfg.weights} is not on this machine: counted as {cfg.size}"
 
 
 def summarise(recipe: Recipe, vocab_size: int, caption_tokens: int = CAPTION_TOKENS) -> tuple[SummaryRow, ...]:
-    """A row for each part, in the order in which data passes them, and their total at the end.
+    """A row for each part, in the order of the data flow, and their total.
 
-    Shapes alone are computed (on torch's meta device), so this costs no memory. Raises what building the model raises.
+    Only shapes are computed (on torch's meta device), so it takes no memory. Raises what building the model raises.
     """
     with torch.device("meta"), torch.no_grad():
         model = CmpaglModel(recipe, bert_shape(recipe.text_encoder, vocab_size)).eval()
@@ -76,7 +76,7 @@ Run = Callable[[], Tensor]
 
 
 def _parts(model: CmpaglModel, pixel_values: Tensor, tokens: int) -> list[tuple[str, list[nn.Module], Run]]:
-    """Name, modules and forward pass of each part; each pass starts from tensors that are ready."""
+    """Name, modules and forward pass of each part; each pass starts from existing tensors."""
     image, text = model.image_encoder, model.text_encoder
     backbone_map = image.embed(pixel_values)
     parts: list[tuple[str, list[nn.Module], Run]] = [

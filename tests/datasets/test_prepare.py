@@ -470,7 +470,9 @@ def test_counts_other_than_the_published_stop_a_strict_run(place: Place, sydney_
 
 def test_a_lost_caption_stops_a_strict_run(place: Place, sydney_source: Path, tmp_path: Path) -> None:
     fewer = changed(sydney_source, tmp_path, lambda images: images[0]["sentences"].pop())
-    with pytest.raises(DataError, match="captions: Sydney-Captions was published with 5 per image, but there are 3,064"):
+    with pytest.raises(
+        DataError, match="captions: Sydney-Captions was published with 5 per image, but there are 3,064"
+    ):
         place.prepare("sydney", images=sydney_source / "images", annotations=fewer)
 
 
@@ -483,9 +485,7 @@ def test_annotations_of_another_public_set_are_recognised(place: Place, sydney_s
 
 @pytest.mark.parametrize("skip_missing", [False, True])
 def test_images_of_another_set_are_told_in_one_sentence(place: Place, sydney_source: Path, skip_missing: bool) -> None:
-    with pytest.raises(
-        DataError, match=r"none of the 613 images .* \(1\.tif, .*\) is in .*mine \(p0\.png"
-    ) as told:
+    with pytest.raises(DataError, match=r"none of the 613 images .* \(1\.tif, .*\) is in .*mine \(p0\.png") as told:
         place.prepare(
             "sydney", images=place.folder, annotations=sydney_source / "dataset.json", skip_missing=skip_missing
         )

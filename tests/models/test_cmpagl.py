@@ -181,7 +181,7 @@ def test_the_recipe_decides_which_parts_exist() -> None:
     assert bare.mlm_head is None
     assert not any("mlm" in name for name in build_model(recipe("losses.mlm=0"), VOCABULARY).state_dict())
     images = bare.encode_images(pixels())
-    with pytest.raises(ValueError, match="no fusion half"):
+    with pytest.raises(ValueError, match="no fusion encoder"):
         bare.fuse(bare.encode_texts(*captions()), images.tokens)
 
 
@@ -221,7 +221,7 @@ def test_weights_of_another_vocabulary_are_refused() -> None:
 
 
 def test_a_split_that_leaves_no_fusion_layer_is_refused() -> None:
-    with pytest.raises(RecipeError, match="leaves no layer of 4"):
+    with pytest.raises(RecipeError, match="leaves none of 4 layers"):
         build_model(recipe("text_encoder.layers=4"), VOCABULARY)
 
 
@@ -241,7 +241,7 @@ def test_fusion_layers_may_be_copied_from_a_text_half_that_has_them_all() -> Non
 
 
 def test_more_fusion_layers_than_the_bert_has_are_refused() -> None:
-    with pytest.raises(RecipeError, match=r"fusion_encoder.layers = 5, and this BERT has 4"):
+    with pytest.raises(RecipeError, match=r"fusion_encoder.layers = 5, but this BERT has 4"):
         build_model(recipe("fusion_encoder.layers=5"), VOCABULARY)
 
 

@@ -87,7 +87,7 @@ def test_one_line_changes_the_size_of_a_paper_recipe_and_its_weights(name: str, 
 
 
 def test_a_custom_size_has_no_published_weights() -> None:
-    with pytest.raises(RecipeError, match=r"weights name \{size\}, and a custom size has no published Swin"):
+    with pytest.raises(RecipeError, match=r"weights contains \{size\}, but no Swin of a custom size is published"):
         parse_recipe("image_encoder: {size: custom, weights: 'file:swin_{size}.pth'}", "mine.yaml")
 
 
@@ -132,8 +132,6 @@ def test_a_swin_of_another_kind_is_refused_by_its_own_parts(tmp_path: Path) -> N
 
 def test_an_import_is_told_in_one_line_that_names_what_is_left_over() -> None:
     some = ImportReport("timm:swin", ("a", "b"), ("c",), ("head.fc.bias", "head.fc.weight"))
-    assert some.sentence() == (
-        "timm:swin: 2 tensors imported, 1 of ours are new, 2 left over (head.fc.bias, head.fc.weight)"
-    )
+    assert some.sentence() == ("timm:swin: 2 tensors imported, 1 are new, 2 unused (head.fc.bias, head.fc.weight)")
     many = ImportReport("file:x", ("a",), (), tuple("abcdef"))
-    assert many.sentence() == "file:x: 1 tensors imported, 0 of ours are new, 6 left over (a, b, c, d, and 2 more)"
+    assert many.sentence() == "file:x: 1 tensors imported, 0 are new, 6 unused (a, b, c, d, and 2 more)"

@@ -149,7 +149,7 @@ def test_weights_of_another_size_are_refused_and_change_nothing(tmp_path: Path) 
     ours = GswinEncoder(ImageEncoderPart(size="base"), 224)
     before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
     with pytest.raises(
-        MismatchError, match=r"patch_embed.proj.weight .* is \(96, 3, 4, 4\), the recipe builds \(128, 3, 4, 4\)"
+        MismatchError, match=r"patch_embed.proj.weight .* is \(96, 3, 4, 4\), but the recipe needs \(128, 3, 4, 4\)"
     ):
         import_swin(ours, spec)
     assert all(torch.equal(tensor, before[name]) for name, tensor in ours.state_dict().items())

@@ -164,7 +164,7 @@ def test_imported_weights_are_told_and_listed_in_the_log(train: Train, workspace
     settings = ("--set", f"image_encoder.weights={source}", "--set", "train.epochs=1")
     result = train(str(workspace.root / "tiny.yaml"), *settings)
     assert result.exit_code == 0, result.output
-    assert "2 left over (head.fc.bias, head.fc.weight)" in " ".join(result.stderr.split())
+    assert "2 unused (head.fc.bias, head.fc.weight)" in " ".join(result.stderr.split())
     run = open_run(workspace.root / "runs" / "tiny")
     (told,) = [event for event in read_journal(run.log_path) if event["event"] == "weights"]
     assert told["source"] == source
@@ -178,7 +178,7 @@ def test_imported_weights_are_told_and_listed_in_the_log(train: Train, workspace
     ("tensors", "sentence"),
     [
         ({"encoder.layer.0.output.dense.weight": torch.zeros(2, 2)}, "has no patch_embed.proj.weight"),
-        ({"patch_embed.proj.weight": torch.zeros(96, 3, 4, 4)}, "is (96, 3, 4, 4), the recipe builds (8, 3, 4, 4)"),
+        ({"patch_embed.proj.weight": torch.zeros(96, 3, 4, 4)}, "is (96, 3, 4, 4), but the recipe needs (8, 3, 4, 4)"),
         ({"layers.0.blocks.7.norm1.weight": torch.zeros(8)}, "has layers.0.blocks.7.norm1.weight, the recipe's Swin"),
     ],
 )

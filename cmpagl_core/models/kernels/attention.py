@@ -1,8 +1,8 @@
-"""Scaled dot-product attention written out, with its own backward pass, for the sizes of this model on a CPU.
+"""Explicit scaled dot-product attention with its own backward pass, for this model's sizes on a CPU.
 
 torch's fused attention for the CPU is several times slower than two matrix products at these sizes (windows of 49
-tokens, captions of 20), above all in its backward pass; `benchmarks/bench_attention.py` measures it. On CUDA windows
-are written out too, since fused attention with a bias of 49 columns is no faster.
+tokens, captions of 20), especially in its backward pass; `benchmarks/bench_attention.py` measures it. On CUDA it is
+used for windows too, since fused attention with a bias of 49 columns is no faster.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
 
 
 def attend_packed(query_key_value: Tensor, bias: Tensor, num_heads: int) -> Tensor:
-    """Self-attention of many short rows of tokens, from one projection to what the next one takes.
+    """Self-attention of many short sequences, from the output of one projection to the input of the next.
 
-    query_key_value: [B, N, 3 * heads * d]. bias: [G, heads, N, N], where rows take the G biases in turns.
+    query_key_value: [B, N, 3 * heads * d]. bias: [G, heads, N, N], applied to the sequences in rotation.
     Returns [B, N, heads * d].
     """
     out: Tensor = _PackedAttention.apply(query_key_value, bias, num_heads)
@@ -47,9 +47,9 @@ def attend_packed(query_key_value: Tensor, bias: Tensor, num_heads: int) -> Tens
 
 
 def attend_shared(x: Tensor, keys: Tensor, bias: Tensor, values: Tensor, num_heads: int) -> Tensor:
-    """Attention of many tokens over few keys that they share, with the projections folded into keys and values (ours).
+    """Attention of many tokens over few shared keys, with the projections folded into keys and values (ours).
 
-    x: [B, N, C]. keys, values: [B, heads * M, C], each head's M rows in turn. bias: [B, heads * M, 1], of the scores.
+    x: [B, N, C]. keys, values: [B, heads * M, C], M rows per head. bias: [B, heads * M, 1], added to the scores.
     Returns the sum over heads of softmax(x keys^T + bias) values: [B, N, C].
     """
     out: Tensor = _SharedAttention.apply(x.to(keys.dtype), keys, bias, values, num_heads)
@@ -69,7 +69,7 @@ def _joined(heads: Tensor) -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
-    """scale * left @ right + bias; scaling and adding take no pass of their own.
+    """scale * left @ right + bias, without separate passes for scaling and adding.
 
     left: [..., N, d]. right: [..., d, M]; leading axes broadcast. bias: broadcasts to the result, [..., N, M].
     """
@@ -84,22 +84,22 @@ def _product(left: Tensor, right: Tensor, scale: float, bias: Tensor | None = No
 
 
 def _weights(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
-    """softmax(Q K^T / sqrt(d) + bias); the scores' axes are such that the bias broadcasts to them."""
+    """softmax(Q K^T / sqrt(d) + bias); the bias broadcasts to the scores."""
     scores = _product(query, key.transpose(-1, -2), query.shape[-1] ** -0.5, bias)
     if scores.dtype in (torch.bfloat16, torch.float16):
-        # torch's softmax of rows as short as a window is faster through float32, and no less exact.
+        # torch's softmax of rows as short as a window is faster in float32, and no less exact
         return scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
     return scores.softmax(dim=-1)
 
 
 def _score_gradient(gradient: Tensor, weights: Tensor, value: Tensor) -> Tensor:
-    """From the gradient of what was attended to that of the scores: [..., N, M]."""
+    """From the gradient of the attention weights to that of the scores: [..., N, M]."""
     out: Tensor = torch.ops.aten._softmax_backward_data(gradient @ value.transpose(-1, -2), weights, -1, weights.dtype)
     return out
 
 
 class _Attention(torch.autograd.Function):
-    """`attend` with no dropout; keeps the weights alone for the backward pass, which makes no copy of them."""
+    """`attend` without dropout; saves only the weights for the backward pass, which does not copy them."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
@@ -126,7 +126,7 @@ class _Attention(torch.autograd.Function):
 
 
 class _PackedAttention(torch.autograd.Function):
-    """`attend_packed`: heads are split by one copy and joined by one, and so are their gradients."""
+    """`attend_packed`: heads, and their gradients, are split and joined by one copy each."""
 
     @staticmethod
     def forward(ctx: Any, packed: Tensor, bias: Tensor, num_heads: int) -> Tensor:
@@ -163,7 +163,7 @@ class _PackedAttention(torch.autograd.Function):
 
 
 class _SharedAttention(torch.autograd.Function):
-    """`attend_shared`; scores are kept as [B, heads, M, N], since a softmax over a middle axis is the faster one."""
+    """`attend_shared`; scores are stored as [B, heads, M, N], since a softmax over a middle axis is faster."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, keys: Tensor, bias: Tensor, values: Tensor, num_heads: int) -> Tensor:

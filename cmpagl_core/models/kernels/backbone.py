@@ -1,4 +1,4 @@
-"""A feature extractor's maps, made of as many images at once as fit the caches of a CPU."""
+"""A feature extractor's maps, computed for as many images at once as fit the CPU caches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _IMAGES_AT_ONCE = 8
 
 
 class GroupedBackbone(Backbone):
-    """`Backbone` through which images pass eight at a time, unless it is being trained."""
+    """`Backbone` that processes eight images at a time, unless it is being trained."""
 
     def parts(self, pixel_values: Tensor) -> list[Tensor]:
         if self.trainable and torch.is_grad_enabled():

@@ -1,4 +1,4 @@
-"""Attention written out for transformers' BERT layers, by the name under which they find it."""
+"""Explicit attention for transformers' BERT layers, registered under a name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import AttentionInterface
 from cmpagl_core.models.kernels.attention import attend
 
 WRITTEN_OUT = "cmpagl"
-"""The name; a layer asks its configuration for it in every forward pass."""
+"""The name; a layer looks it up in its configuration in every forward pass."""
 
 
 def _attend_for_bert(
@@ -22,7 +22,7 @@ def _attend_for_bert(
     dropout: float = 0.0,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """`attend` with the signature that transformers' layers expect; no layer reads the weights."""
+    """`attend` with the signature that transformers' layers expect; none of them uses the weights."""
     rate = dropout if module.training else 0.0
     return attend(query, key, value, attention_mask, rate).transpose(1, 2).contiguous(), None
 

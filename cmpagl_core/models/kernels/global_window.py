@@ -1,4 +1,4 @@
-"""The global window with its gate, norm and, where tokens are many, all projections folded into its few keys (ours)."""
+"""The global window with gate, norm and, for many tokens, all projections folded into its few keys (ours)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from cmpagl_core.models.gswin import GlobalBranch
 from cmpagl_core.models.kernels.attention import attend, attend_shared
 from cmpagl_core.models.kernels.linear import behind_norm, linear, norm_linear, project, standardised
 
-_TOKENS_A_CHANNEL = 2  # from so many on projections are folded into the global window's keys
+_TOKENS_A_CHANNEL = 2  # from this many tokens on, projections are folded into the global window's keys
 
 
 class FoldedGlobalBranch(GlobalBranch):
-    """`GlobalBranch` with its gate in the last projection's weights and its norm in the first's."""
+    """`GlobalBranch` with its gate folded into the last projection and its norm into the first."""
 
     def forward(self, x: Tensor, global_window: Tensor) -> Tensor:
         if isinstance(self.attn, GlobalQueryAttention):
@@ -24,7 +24,7 @@ class FoldedGlobalBranch(GlobalBranch):
 
 
 class RowsGeneratorStep(GeneratorStep):
-    """`GeneratorStep` whose 1 x 1 convolution is a linear layer over rows of channels."""
+    """`GeneratorStep` whose 1 x 1 convolution is computed as a linear layer over channels."""
 
     def forward(self, x: Tensor) -> Tensor:
         rows = _excited(self.squeeze_excite, F.gelu(self.depthwise(x)).permute(0, 2, 3, 1))  # [B, H, W, C]
@@ -34,7 +34,7 @@ class RowsGeneratorStep(GeneratorStep):
 
 def _excited(layer: SqueezeExcite, rows: Tensor) -> Tensor:
     """`SqueezeExcite` of [B, H, W, C]."""
-    # The gradient of a sum, unlike a mean's, takes no pass over the map.
+    # unlike a mean's, the gradient of a sum needs no pass over the map
     means = rows.sum(dim=(1, 2)) / (rows.shape[1] * rows.shape[2])
     gates = layer.excite(F.gelu(layer.squeeze(means))).sigmoid()
     scaled: Tensor = rows * gates[:, None, None]
@@ -60,9 +60,9 @@ def _local_query(
 def _all_folded(
     layer: LocalQueryAttention, x: Tensor, key: Tensor, value: Tensor, gate: Tensor, norm: nn.LayerNorm
 ) -> Tensor:
-    """The attention with Wq and the norm in the keys and gate * Wo in the values.
+    """The attention with Wq and the norm folded into the keys and gate * Wo into the values.
 
-    The values hold the projection's bias too, since the weights of a row sum to 1.
+    The values include the projection's bias too, since the weights of a row sum to 1.
 
     x: [B, H * W, C]. key, value: [B, heads, w * w, d]. gate: [C]. Returns [B, H * W, C].
     """

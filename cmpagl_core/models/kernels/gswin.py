@@ -1,4 +1,4 @@
-"""Gswin's stages and branches in fewer passes over memory: norms and scales in weights, groups that fit the caches."""
+"""Gswin's stages and branches with fewer passes over memory: norms and scales folded, groups that fit the caches."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from cmpagl_core.models.gswin import DropPath, GswinBranch, GswinStage, Mlp, Pat
 from cmpagl_core.models.kernels.linear import linear, norm_linear
 from cmpagl_core.models.kernels.windows import window_attention
 
-_VALUES_AT_ONCE = 8 * 56 * 56 * 96  # of a stage's map; the MLP between makes four times as many, 19 MB in bf16
+_VALUES_AT_ONCE = 8 * 56 * 56 * 96  # bytes of a stage's map; the MLP in it makes four times as many, 19 MB in bf16
 
 
 class GroupedStage(GswinStage):
-    """`GswinStage` through which images pass in groups whose maps stay in a CPU's caches."""
+    """`GswinStage` that processes images in groups whose maps stay in the CPU caches."""
 
     def forward(self, x: Tensor) -> Tensor:
         images = max(1, _VALUES_AT_ONCE // (self.map_size**2 * self.width))
@@ -22,7 +22,7 @@ class GroupedStage(GswinStage):
 
 
 class FoldedBranch(GswinBranch):
-    """`GswinBranch` with norms in the layer behind them, scales in the layer before them, each sum in one pass."""
+    """`GswinBranch` with norms folded into the next layer, scales into the previous one, and each sum in one pass."""
 
     def forward(self, x: Tensor, global_window: Tensor | None) -> Tensor:
         x = _sum(x, window_attention(self.attn, x, self.norm1, self.scale1), self.drop_path)
@@ -32,7 +32,7 @@ class FoldedBranch(GswinBranch):
 
 
 class FoldedPatchMerging(PatchMerging):
-    """`PatchMerging` with its norm in its projection."""
+    """`PatchMerging` with its norm folded into its projection."""
 
     def forward(self, x: Tensor) -> Tensor:
         return norm_linear(self.norm, self.reduction, merged_neighbours(x))

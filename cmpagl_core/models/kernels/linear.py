@@ -1,4 +1,4 @@
-"""Linear layers as the CPU computes them fastest in bf16 (ours); the one place where that is chosen."""
+"""The fastest linear layers on a CPU in bf16 (ours); the only place where that is chosen."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_ROWS_A_CHANNEL = 8  # from so many on a convolution is the faster product
-_ROWS_AN_OUTPUT = 8  # from so many on it pays to fold a norm into the weights
+_ROWS_A_CHANNEL = 8  # from this many rows on, a convolution is the faster product
+_ROWS_AN_OUTPUT = 8  # from this many rows on, it pays to fold a norm into the weights
 
 
 def linear(layer: nn.Linear, x: Tensor, scale: Tensor | None = None) -> Tensor:
-    """layer(x) * scale, x: [..., C], scale: of each output channel; it is applied to the weights, which are fewer."""
+    """layer(x) * scale, x: [..., C], scale: per output channel; it is applied to the weights, which are fewer."""
     weight: Tensor = layer.weight
     bias: Tensor | None = layer.bias
     if scale is not None:
@@ -25,8 +25,8 @@ def linear(layer: nn.Linear, x: Tensor, scale: Tensor | None = None) -> Tensor:
 def norm_linear(norm: nn.LayerNorm | None, layer: nn.Linear, x: Tensor) -> Tensor:
     """layer(norm(x)), x: [..., C]; without a norm, layer(x).
 
-    Where rows are many, the norm's factors and shifts go into the weights behind it, from whose gradients theirs
-    follow: made by the norm they take two thirds of its backward pass.
+    With many rows, the norm's weight and bias are folded into the next layer, and their gradients follow from that
+    layer's: computed by the norm, they take two thirds of its backward pass.
     """
     if norm is None or not _pays_to_fold(x, layer):
         return linear(layer, x if norm is None else norm(x))
@@ -34,12 +34,12 @@ def norm_linear(norm: nn.LayerNorm | None, layer: nn.Linear, x: Tensor) -> Tenso
 
 
 def standardised(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """What a norm gives before its factors and shifts: [..., C]."""
+    """A norm's output without its weight and bias: [..., C]."""
     return F.layer_norm(x, norm.normalized_shape, eps=norm.eps)
 
 
 def behind_norm(norm: nn.LayerNorm, layer: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Weight [D, C] and bias [D] of a layer that takes what is `standardised`, with the norm's factors and shifts."""
+    """Weight [D, C] and bias [D] of a layer with the norm's weight and bias folded in, for `standardised` input."""
     shift = (layer.weight * norm.bias).sum(dim=1)
     return layer.weight * norm.weight, shift if layer.bias is None else layer.bias + shift
 
@@ -47,9 +47,9 @@ def behind_norm(norm: nn.LayerNorm, layer: nn.Linear) -> tuple[Tensor, Tensor]:
 def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b: [..., C] to [..., D], weight: [D, C], bias: [D].
 
-    torch's bf16 linear first writes its bias into every row of the output, and then adds the product to it; a 1 x 1
-    convolution is the same product with the bias added as rows are made, worth it where rows are many. Its own backward
-    pass takes up to twice the time of two products, so those are taken.
+    torch's bf16 linear first writes the bias to every row of the output and then adds the product; a 1 x 1 convolution
+    adds the bias while computing the rows, which is faster for many rows. Its backward pass takes up to twice the time
+    of two matrix products, so those are used instead.
     """
     channels = x.shape[-1]
     if x.device.type != "cpu" or not _in_bf16() or x.numel() < _ROWS_A_CHANNEL * channels**2:

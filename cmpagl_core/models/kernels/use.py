@@ -1,8 +1,8 @@
-"""Exchange a model's layers for the variants that are fastest on its device: the one place where that is chosen.
+"""Replaces a model's layers by the variants that are fastest on its device; the only place where that is chosen.
 
-A variant is a subclass of its plain layer with the same parameters under the same names and another way to compute,
-so exchanging one is changing its class, and weights, optimisers and checkpoints do not see it.
-`tests/models/test_kernels.py` holds each to its plain layer, in values and gradients.
+A variant is a subclass of its plain layer with the same parameters and names and another way to compute, so replacing
+one means changing its class, and weights, optimisers and checkpoints are unaffected. `tests/models/test_kernels.py`
+compares each with its plain layer, in values and gradients.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _PLAIN = {fast: plain for table in KERNELS.values() for plain, fast in table.ite
 
 
 def use_kernels(model: Module, device: torch.device) -> Module:
-    """Move a model to a device, with the layers that are fastest there; on a kind without kernels they are plain."""
+    """Move a model to a device, with the fastest layers there; plain ones on devices without kernels."""
     chosen = KERNELS.get(device.type, {})
     for module in model.modules():
         plain = _PLAIN.get(type(module), type(module))

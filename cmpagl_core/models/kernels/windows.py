@@ -1,4 +1,4 @@
-"""Window attention with fewer copies: tokens reordered in one, heads split by one and joined by one."""
+"""Window attention with fewer copies: one to reorder tokens, one to split heads, one to join them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from cmpagl_core.models.windows import WindowAttention, WindowGeometry
 
 
 class ReorderedGeometry(WindowGeometry):
-    """`WindowGeometry` that rolls and cuts a shifted map by one index of its tokens."""
+    """`WindowGeometry` that rolls and partitions a shifted map with one index of its tokens."""
 
     order: Tensor | None
     inverse: Tensor | None
 
     def set_up(self) -> None:
-        """Make the index: which token of the padded map comes to each place of the windows, [P * P], and back."""
+        """Build the index: the padded map's token at each position of the windows, [P * P], and its inverse."""
         order = None
         if self.shift:
             places = torch.arange(self.padded_size**2).view(1, self.padded_size, self.padded_size, 1)
@@ -41,12 +41,12 @@ class ReorderedGeometry(WindowGeometry):
         return self.crop(moved.view(-1, size, size, channels))
 
     def _unpadded(self) -> WindowGeometry:
-        """The plain geometry of a map that is as large as this one's once padded."""
+        """The plain geometry of a map of this one's padded size."""
         return WindowGeometry(self.padded_size, self.window_size, shifted=bool(self.shift))
 
 
 class _Reorder(torch.autograd.Function):
-    """Tokens [B, N, C] in another order, in one copy; the gradient goes back by the inverse order in one copy too."""
+    """Reorder tokens [B, N, C] in one copy; the gradient uses the inverse order, also in one copy."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def window_attention(layer: WindowAttention, x: Tensor, norm: nn.LayerNorm | Non
     x: [B, H, W, C]. norm, scale: None where there is none; scale: [C]. Returns x's shape.
     """
     if norm is not None and layer.geometry.pads:
-        x, norm = norm(x), None  # what pads the map stays zero
+        x, norm = norm(x), None  # padding stays zero
     windows = layer.geometry.cut(x)  # [B * windows, N, C]
     attended = attend_packed(norm_linear(norm, layer.qkv, windows), layer.bias(), layer.num_heads)
     return layer.geometry.uncut(layer.proj_drop(linear(layer.proj, attended, scale)))
