@@ -179,7 +179,7 @@ def test_imported_weights_are_told_and_listed_in_the_log(train: Train, workspace
     [
         ({"encoder.layer.0.output.dense.weight": torch.zeros(2, 2)}, "has no patch_embed.proj.weight"),
         ({"patch_embed.proj.weight": torch.zeros(96, 3, 4, 4)}, "is (96, 3, 4, 4), but the recipe needs (8, 3, 4, 4)"),
-        ({"layers.0.blocks.7.norm1.weight": torch.zeros(8)}, "has layers.0.blocks.7.norm1.weight, the recipe's Swin"),
+        ({"layers.0.blocks.7.norm1.weight": torch.zeros(8)}, "has layers.0.blocks.7.norm1.weight, but the recipe's"),
     ],
 )
 def test_a_wrong_file_of_weights_ends_with_5_before_a_run_is_begun(
