@@ -6,6 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cmpagl_core.errors import DataError
 from cmpagl_core.imagery.companions import ENVI_SUFFIXES, headers
 from cmpagl_core.imagery.images import IMAGE_SUFFIXES
@@ -33,49 +36,89 @@ class Listing:
         return self.images
 
 
+@dataclass(frozen=True, eq=False)
+class FileStates:
+    """N image files below a folder: their paths in it (with /), sorted, and their sizes [N] and mtimes in ns [N]."""
+
+    names: tuple[str, ...]
+    sizes: NDArray[np.int64]
+    mtimes_ns: NDArray[np.int64]
+    left_out: tuple[LeftOut, ...] = ()
+
+
 def list_images(folder: Path) -> Listing:
     """Every image file under `folder`; hidden files and folders are not looked at.
 
     A folder that may not be listed and a name that is not UTF-8 are left out. Raises DataError when the folder is
     missing or holds no image that can be taken.
     """
+    found = list_states(folder)
+    names = sorted(found.names, key=lambda name: name.split("/"))
+    return Listing(tuple(Path(folder, name) for name in names), found.left_out)
+
+
+def list_states(folder: Path) -> FileStates:
+    """As `list_images`, with what tells a changed file, and no object for each: a large archive is seen in a second."""
     if not folder.is_dir():
         raise DataError(f"{_plain(folder)} is not a folder", hint="give a folder with images in it")
-    found: list[Path] = []
+    found: list[tuple[str, int, int]] = []
     left_out: list[LeftOut] = []
-
-    def is_taken(path: Path, is_folder: bool) -> bool:
-        hidden = path.name.startswith(".") or (is_folder and path.name == "__MACOSX")
-        if hidden or not (is_folder or _is_image(path)):
-            return False
+    waiting = [""]
+    while waiting:
+        inside = waiting.pop()
         try:
-            str(path).encode("utf-8")
-            return is_folder or path.is_file()
-        except UnicodeEncodeError:
-            why = f"the name of {_plain(path)} is not valid UTF-8"
+            with os.scandir(os.path.join(folder, inside)) as entries:  # noqa: PTH118 - no object for each
+                for entry in entries:
+                    _take(entry, f"{inside}/{entry.name}" if inside else entry.name, found, waiting, left_out)
         except OSError as error:
-            why = f"{path} cannot be read ({error.strerror})"
-        left_out.append(LeftOut(_plain(path), why))
-        return False
-
-    def cannot_list(error: OSError) -> None:
-        path = _plain(Path(error.filename))
-        left_out.append(LeftOut(path, f"{path} cannot be listed ({error.strerror})"))
-
-    for parent, folders, files in os.walk(folder, onerror=cannot_list):
-        folders[:] = [name for name in folders if is_taken(Path(parent, name), is_folder=True)]
-        found += [path for name in files if is_taken(path := Path(parent, name), is_folder=False)]
+            path = _plain(Path(folder, inside))
+            left_out.append(LeftOut(path, f"{path} cannot be listed ({error.strerror})"))
     if not found:
         why = f" that can be taken ({left_out[0].why})" if left_out else ""
         hint = f"known are {', '.join(sorted(IMAGE_SUFFIXES))}"
         raise DataError(f"there is no image in {_plain(folder)}{why}", hint=hint)
-    return Listing(tuple(sorted(found)), tuple(left_out))
+    found.sort()
+    names, sizes, mtimes = zip(*found, strict=True)
+    left_out.sort(key=lambda one: one.path)
+    return FileStates(names, np.array(sizes, np.int64), np.array(mtimes, np.int64), tuple(left_out))
 
 
-def _is_image(path: Path) -> bool:
+def _take(
+    entry: os.DirEntry[str],
+    name: str,
+    found: list[tuple[str, int, int]],
+    waiting: list[str],
+    left_out: list[LeftOut],
+) -> None:
+    """Add an image file to `found`, a folder to `waiting`, and what cannot be taken to `left_out`."""
+    if entry.name.startswith("."):
+        return
+    try:
+        is_folder = entry.is_dir()
+        if is_folder and (entry.name == "__MACOSX" or entry.is_symlink()):
+            return
+        if not (is_folder or _is_image(entry)):
+            return
+        name.encode("utf-8")
+        if is_folder:
+            waiting.append(name)
+        elif entry.is_file():
+            state = entry.stat()
+            found.append((name, state.st_size, state.st_mtime_ns))
+    except UnicodeEncodeError:
+        path = _plain(Path(entry.path))
+        left_out.append(LeftOut(path, f"the name of {path} is not valid UTF-8"))
+    except OSError as error:
+        path = _plain(Path(entry.path))
+        left_out.append(LeftOut(path, f"{path} cannot be read ({error.strerror})"))
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
     """By its suffix; one of ENVI's, which others have too, by its header."""
-    suffix = path.suffix.lower()
-    return suffix in IMAGE_SUFFIXES or (suffix in ENVI_SUFFIXES and any(header.is_file() for header in headers(path)))
+    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - no object for each
+    if suffix in IMAGE_SUFFIXES:
+        return True
+    return suffix in ENVI_SUFFIXES and any(header.is_file() for header in headers(Path(entry.path)))
 
 
 def _plain(path: Path) -> str:

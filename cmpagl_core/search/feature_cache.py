@@ -246,6 +246,11 @@ class FeatureCache:
         self._features.append(features)
 
 
+def has_parts(root: Path) -> bool:
+    """Whether an interrupted making of an index left features beside it."""
+    return any((root / _PARTS_FOLDER).glob("*.safetensors"))
+
+
 def _seen(stamp: FileStamp) -> tuple[int, int]:
     return stamp.size, stamp.mtime_ns
 

@@ -23,10 +23,10 @@ from cmpagl_core.imagery.stamps import Broken, cannot_read
 from cmpagl_core.imagery.tiles import DEFAULT_TILE_PX, SCENE_PIXELS, WHOLE
 from cmpagl_core.locks import hold
 from cmpagl_core.progress import Progress
-from cmpagl_core.search.feature_cache import CachedFeature, FeatureCache, ImagePart
-from cmpagl_core.search.index import GalleryIndex, IndexInfo, save_index
+from cmpagl_core.search.feature_cache import CachedFeature, FeatureCache, ImagePart, has_parts
+from cmpagl_core.search.index import GalleryIndex, IndexInfo, open_index, save_index
 from cmpagl_core.search.listing import Entry, GallerySource
-from cmpagl_core.search.marker import INFO_FILE, IndexFile, read_marker, write_named
+from cmpagl_core.search.marker import INFO_FILE, IndexFile, read_marker, renew_marker, write_named
 from cmpagl_core.search.scenes import SceneTable
 from cmpagl_core.search.store_files import EXACT, StoreChoice, make_store
 from cmpagl_core.search.stored import FileStamps, stored_windows
@@ -97,6 +97,10 @@ class _Build:
         )
 
     def make(self, known: Sequence[GalleryIndex]) -> BuiltIndex:
+        unchanged = self._unchanged()
+        if unchanged is not None:
+            self._say(len(unchanged), len(unchanged), ())
+            return BuiltIndex(unchanged, 0, ())
         cache = FeatureCache.read(self._root, self._info, self._reader)
         for index in known:
             cache.take_other(index)
@@ -115,6 +119,34 @@ class _Build:
         index = save_index(index, self._reader, left_out, {**self._tower(), **stored.files})
         cache.forget_parts()
         return BuiltIndex(index, len(encoded), tuple(left_out), self._scenes, len(empty), stored.recall)
+
+    def _unchanged(self) -> GalleryIndex | None:
+        """The index that is there, where all that it would be made of is as it was, by sizes and times of files."""
+        files = self._source.files
+        if files is None or files.left_out:
+            return None
+        try:
+            marker, index = read_marker(self._root), open_index(self._root)
+        except CmpaglError:
+            return None
+        stamps = index.stamps
+        if (
+            index.info != self._info
+            or index.windows is not None
+            or index.scenes is not None
+            or stamps is None
+            or len(index) != len(files.names)
+            or marker.content.get("reader") != self._reader
+            or marker.content.get("left_out") != []
+            or has_parts(self._root)
+        ):
+            return None
+        same_names = index.image_ids.data.tobytes() == "".join(files.names).encode("utf-8")
+        same_states = np.array_equal(stamps.sizes, files.sizes) and np.array_equal(stamps.mtimes_ns, files.mtimes_ns)
+        if not same_names or not same_states:
+            return None
+        renew_marker(marker)
+        return index
 
     def _look(self, cache: FeatureCache) -> tuple[dict[ImageRef, CachedFeature], list[ImageRef], list[Broken]]:
         """Which images are known already, which are new, and which cannot be read or show nothing."""

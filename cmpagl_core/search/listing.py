@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.imagery.image_ref import ImageRef
-from cmpagl_core.imagery.listing import list_images
+from cmpagl_core.imagery.listing import FileStates, list_states
 from cmpagl_core.imagery.reading import DEFAULT, Reading
 from cmpagl_core.imagery.stamps import Broken
 from cmpagl_core.imagery.tiles import WHOLE, Tiling
@@ -31,23 +32,46 @@ class GallerySource:
     source: str
     dataset: str
     manifest_sha256: str
-    entries: tuple[Entry, ...]
+    entries: Sequence[Entry]
     left_out: tuple[Broken, ...] = ()  # what was there and could not be listed
     reading: Reading = DEFAULT  # that of its images
     tiling: Tiling = WHOLE  # how files of several megapixels are taken
     templates: tuple[str, ...] = ()  # wordings in which texts are encoded, averaged
+    files: FileStates | None = None  # of a folder: its entries, as the file system has them
     is_cut: bool = False  # the entries are images as they are, tiles among them
+
+
+class _FolderEntries(Sequence[Entry]):
+    """The images of a folder, each made when it is asked for."""
+
+    def __init__(self, root: str, names: Sequence[str], reading: Reading) -> None:
+        self._root, self._names, self._reading = root, names, reading
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, row: int) -> Entry: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[Entry]: ...
+
+    def __getitem__(self, row: int | slice) -> Entry | Sequence[Entry]:
+        if isinstance(row, slice):
+            return _FolderEntries(self._root, self._names[row], self._reading)
+        name = self._names[row]
+        return Entry(ImageRef(name, Path(self._root, name), reading=self._reading))
 
 
 def folder_source(folder: Path, reading: Reading = DEFAULT, tiling: Tiling = WHOLE) -> GallerySource:
     """Every image under a folder; its id is its path inside it. Raises DataError when there is none."""
-    root = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow links
-    listing = list_images(root)
-    entries = [Entry(ImageRef(path.relative_to(root).as_posix(), path, reading=reading)) for path in listing.images]
+    root = os.path.abspath(folder)  # noqa: PTH100 - resolve() would follow links
+    files = list_states(Path(root))
     left_out = tuple(
-        Broken(ImageRef(os.path.relpath(one.path, root), Path(one.path)), one.why) for one in listing.left_out
+        Broken(ImageRef(os.path.relpath(one.path, root), Path(one.path)), one.why) for one in files.left_out
     )
-    return GallerySource("folder", str(root), "", "", by_id(entries), left_out, reading, tiling)
+    entries = _FolderEntries(root, files.names, reading)
+    return GallerySource("folder", root, "", "", entries, left_out, reading, tiling, files=files)
 
 
 def dataset_source(prepared: PreparedDataset) -> GallerySource:

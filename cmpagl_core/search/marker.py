@@ -104,6 +104,11 @@ def write_marker(
             path.unlink(missing_ok=True)
 
 
+def renew_marker(marker: Marker) -> None:
+    """Say that an index is up to date as of now. Raises CmpaglError when the disk refuses."""
+    write_json(marker.root / INFO_FILE, {**marker.content, "made_at": now()})
+
+
 def write_named(root: Path, stem: str, write: Callable[[Path], object], suffix: str = ".safetensors") -> IndexFile:
     """Write a file and give it a name with its hash in it. Raises CmpaglError when the disk refuses."""
     try:
