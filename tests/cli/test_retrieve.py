@@ -265,10 +265,10 @@ def test_an_index_takes_its_name_from_the_folder(ask: Ask, tiny_images: Path, tm
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["none"], 3, "is not a folder"),
+        (["none"], 3, "none does not exist; name folders"),
         (["empty"], 3, "there is no image in"),
         (["broken"], 3, "none of the 1 images"),
-        (["empty", "--data", "tiny"], 2, "DIR and --data both name images"),
+        (["empty", "--data", "tiny"], 2, "PATH and --data both name images"),
         (["--name", "../x"], 2, "cannot be a name"),
         (["--data", "none"], 3, "no manifest.json under none"),
     ],
