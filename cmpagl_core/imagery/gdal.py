@@ -42,7 +42,6 @@ _OPTIONS = {
     "GDAL_VRT_ENABLE_RAWRASTERBAND": "NO",
     "GDAL_TIFF_INTERNAL_MASK_TO_8BIT": True,
     "GDAL_MAX_DATASET_POOL_SIZE": 64,  # sources of a VRT that are open at once
-    "OPJ_NUM_THREADS": 1,
 }
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,8 +19,10 @@ from rasterio.windows import Window as GdalWindow
 
 from cmpagl_core.errors import DataError
 from cmpagl_core.imagery.bands import Layout, choose_bands
-from cmpagl_core.imagery.gdal import UNREADABLE, brief, gdal, open_dataset, open_page
+from cmpagl_core.imagery.chunks import Chunk, Chunks
+from cmpagl_core.imagery.gdal import UNREADABLE, brief, gdal
 from cmpagl_core.imagery.geo import geo_of
+from cmpagl_core.imagery.handles import Handles
 from cmpagl_core.imagery.image_ref import Geo, Window
 from cmpagl_core.imagery.images import MAX_PIXELS
 from cmpagl_core.imagery.reading import Reading
@@ -49,48 +49,39 @@ class Piece:
 
 
 class SceneFile:
-    """An open file. Threads take turns in reading; what is done with what was read runs beside it."""
+    """An open file, for many threads."""
 
     def __init__(self, path: Path) -> None:
         """Raises DataError for a file that is broken, of no known format, or of a kind that is not read."""
-        self.path = path
-        self._lock = threading.RLock()
+        self.path, self._handles = path, Handles(path)
+        first = self._handles.first
         try:
-            with gdal(), ExitStack() as opening:
-                self._open(opening)
-                self._stack = opening.pop_all()
+            with gdal():
+                self.width, self.height, self.driver = int(first[0].width), int(first[0].height), str(first[0].driver)
+                self.layout = _layout(first)
+                self.nodata: tuple[float | None, ...] = (
+                    tuple(page.nodata for page in first) if len(first) > 1 else tuple(first[0].nodatavals)
+                )
+                self.geo: Geo = geo_of(path, first[0])
+                self._has_mask, self._palette = _has_mask(first[0]), _palette(first[0])
         except UNREADABLE as error:
+            self.close()
             raise DataError(f"{path} is a broken image ({brief(str(error))})") from error
-
-    def _open(self, opening: ExitStack) -> None:
-        self._datasets = [opening.enter_context(open_dataset(self.path))]
-        pages = len(self._datasets[0].subdatasets)
-        if pages:
-            self._datasets = list(self._pages(opening, pages))
-        first = self._datasets[0]
-        self.width, self.height, self.driver = int(first.width), int(first.height), str(first.driver)
-        self.layout = _layout(self._datasets)
+        down, across = (int(side) for side in first[0].block_shapes[0])
+        self._chunks = Chunks(self.width, self.height, (across, down), self._decoded_chunk)
         if any("complex" in dtype for dtype in self.layout.dtypes):
-            raise DataError(f"{self.path} has complex values, which are no picture", hint="write their amplitude first")
-        self.geo: Geo = geo_of(self.path, first)
+            self.close()
+            raise DataError(f"{path} has complex values, which are no picture", hint="write their amplitude first")
 
     def close(self) -> None:
         """Let go of the file."""
-        with self._lock, gdal():
-            self._stack.close()
+        self._handles.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def nodata(self) -> tuple[float | None, ...]:
-        """What stands for "no data" in each band."""
-        if len(self._datasets) > 1:
-            return tuple(page.nodata for page in self._datasets)
-        return tuple(self._datasets[0].nodatavals)
 
     def rendering(self, reading: Reading) -> Rendering:
         """How the file becomes RGB, by a sample of all of it. Raises DataError where that is not clear."""
@@ -111,6 +102,10 @@ class SceneFile:
         if not _inside(window, whole):
             raise DataError(f"{self.path} has {self.width} x {self.height} pixels, and {window} is not inside")
         factor = shrunk_by(window.width, window.height, at_least_px)
+        if factor == 1 and window != whole and self._chunks.helps(window):
+            with suppress(DataError):  # of another part of the chunk, maybe: then this one is read alone
+                shared, count = self._chunks.read(window, rendering)
+                return Piece(Image.fromarray(shared), count / (window.width * window.height))
         size = math.ceil(window.width / factor), math.ceil(window.height / factor)
         pixels, valid = np.empty((size[1], size[0], 3), dtype=np.uint8), 0
         strips = list(self._strips(window, factor))
@@ -124,21 +119,10 @@ class SceneFile:
                 valid += int(np.count_nonzero(ok.any(axis=0)))
         return Piece(Image.fromarray(pixels), valid / (size[0] * size[1]))
 
-    def _pages(self, opening: ExitStack, count: int) -> Iterator[DatasetReader]:
-        """The pages of a TIFF as bands. Raises DataError where they are not of one kind."""
-        first = self._datasets[0]
-        if first.driver != "GTiff" or count > 1_000:
-            raise DataError(
-                f"{self.path} holds {count:,} images", hint="save the one that is meant as a file of its own"
-            )
-        for number in range(1, count + 1):
-            page = opening.enter_context(open_page(self.path, number))
-            if page.count != 1 or page.shape != first.shape or page.dtypes != first.dtypes:
-                raise DataError(
-                    f"{self.path} has {count} pages of different kinds or of several bands",
-                    hint="save the one that is meant as a file of its own",
-                )
-            yield page
+    def _decoded_chunk(self, part: Window, rendering: Rendering) -> Chunk:
+        planes, ok = self._values(part, rendering, (part.height, part.width), 1)
+        valid: Valid = np.logical_or.reduce(ok, axis=0)
+        return Chunk(self._coloured(planes, ok, rendering), None if valid.all() else valid)
 
     def _sample(self, bands: tuple[int, ...]) -> tuple[Planes, Valid]:
         """Values [B, H, W] of some bands from all over the file, and which of them are valid."""
@@ -167,7 +151,7 @@ class SceneFile:
 
     def _strips(self, window: Window, factor: int) -> Iterator[tuple[Window, int]]:
         """A window from top to bottom, along the file's blocks, each with the row where it goes."""
-        block = max(1, int(self._datasets[0].block_shapes[0][0]))
+        block = max(1, int(self._handles.first[0].block_shapes[0][0]))
         step = max(1, _STRIP_PIXELS // window.width // math.lcm(block, factor)) * math.lcm(block, factor)
         if step > window.height or step * window.width > 4 * _STRIP_PIXELS:
             step = max(1, _STRIP_PIXELS // window.width // factor) * factor
@@ -192,50 +176,25 @@ class SceneFile:
     def _raw(
         self, bands: tuple[int, ...], window: Window, shape: tuple[int, int], how: Resampling
     ) -> tuple[Planes, Valid]:
-        first, place = self._datasets[0], GdalWindow(window.left, window.top, window.width, window.height)
+        place = GdalWindow(window.left, window.top, window.width, window.height)
         kinds = {self.layout.dtypes[band - 1] for band in bands}
         options: dict[str, Any] = {"window": place, "resampling": how}
         if len(kinds) > 1:
             options["out_dtype"] = "float64"
         try:
-            with self._reading():
-                if len(self._datasets) > 1:
-                    pages = [self._datasets[band - 1].read(1, out_shape=shape, **options) for band in bands]
+            with self._handles.taken() as datasets:
+                if len(datasets) > 1:
+                    pages = [datasets[band - 1].read(1, out_shape=shape, **options) for band in bands]
                     planes: Planes = np.stack(pages)
                 else:
-                    planes = first.read(list(bands), out_shape=(len(bands), *shape), **options)
-                valid = valid_pixels(planes, tuple(self.nodata[band - 1] for band in bands))
-                if self._has_mask:
-                    options = {"window": place, "out_shape": shape, "resampling": Resampling.nearest}
-                    valid &= first.read_masks(1, **options) > 0
+                    planes = datasets[0].read(list(bands), out_shape=(len(bands), *shape), **options)
+                options = {"window": place, "out_shape": shape, "resampling": Resampling.nearest}
+                mask = datasets[0].read_masks(1, **options) if self._has_mask else None
         except UNREADABLE as error:
             where = f"{window.width} x {window.height} pixels at {window.left}, {window.top}"
             raise DataError(f"{self.path} is a broken image ({where}: {brief(str(error))})") from error
-        return planes, valid
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        with self._lock, gdal():
-            yield
-
-    @cached_property
-    def _has_mask(self) -> bool:
-        """A mask of its own, beside bands and "no data"."""
-        with self._reading():
-            flags = self._datasets[0].mask_flag_enums[0]
-        return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
-
-    @cached_property
-    def _palette(self) -> NDArray[np.uint8] | None:
-        """Colours [256, 3] of a file whose one band numbers them."""
-        first = self._datasets[0]
-        if first.count != 1 or first.colorinterp[0] != ColorInterp.palette or first.dtypes[0] != "uint8":
-            return None
-        colours: NDArray[np.uint8] = np.zeros((256, 3), dtype=np.uint8)
-        with self._reading():
-            for value, colour in first.colormap(1).items():
-                colours[value] = colour[:3]
-        return colours
+        valid = valid_pixels(planes, tuple(self.nodata[band - 1] for band in bands))
+        return planes, valid if mask is None else valid & (mask > 0)
 
     def _coloured(self, planes: Planes, valid: Valid, rendering: Rendering) -> NDArray[np.uint8]:
         if self._palette is None or rendering.scale != "none":
@@ -259,6 +218,22 @@ def _layout(datasets: list[DatasetReader]) -> Layout:
         )
     names = tuple(name or "" for name in first.descriptions)
     return Layout(tuple(first.dtypes), tuple(colour.name for colour in first.colorinterp), names)
+
+
+def _has_mask(first: DatasetReader) -> bool:
+    """A mask of its own, beside bands and "no data"."""
+    flags = first.mask_flag_enums[0]
+    return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+
+
+def _palette(first: DatasetReader) -> NDArray[np.uint8] | None:
+    """Colours [256, 3] of a file whose one band numbers them."""
+    if first.count != 1 or first.colorinterp[0] != ColorInterp.palette or first.dtypes[0] != "uint8":
+        return None
+    colours: NDArray[np.uint8] = np.zeros((256, 3), dtype=np.uint8)
+    for value, colour in first.colormap(1).items():
+        colours[value] = colour[:3]
+    return colours
 
 
 def _averaged(planes: Planes, valid: Valid, factor: int) -> tuple[Planes, Valid]:

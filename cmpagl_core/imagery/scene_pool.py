@@ -6,7 +6,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from cmpagl_core.errors import DataError
 from cmpagl_core.files import FileStamp
 from cmpagl_core.imagery.companions import companions
 from cmpagl_core.imagery.image_ref import Window
-from cmpagl_core.imagery.reading import Reading
+from cmpagl_core.imagery.reading import DEFAULT, Reading
 from cmpagl_core.imagery.scene_file import Piece, SceneFile
 from cmpagl_core.imagery.stamps import cannot_read, check_unchanged, file_state, stamp_file
 from cmpagl_core.imagery.stretch import Rendering
@@ -39,16 +38,25 @@ class Picture:
         return Piece(self._pixels.crop(box), 1.0)
 
 
-@dataclass(eq=False)
 class OpenScene:
-    """A scene of the pool: its file, and what is known of it."""
+    """A scene of the pool: its file, opened when it is first needed, and what is known of it."""
 
-    path: Path
-    source: SceneFile | Picture
-    state: tuple[int, int]
-    users: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _renderings: dict[Reading, Rendering] = field(default_factory=dict)
+    def __init__(self, path: Path, reading: Reading, state: tuple[int, int]) -> None:
+        self.path, self.state, self.users = path, state, 0
+        self._reading, self._lock = reading, threading.RLock()
+        self._renderings: dict[Reading, Rendering] = {}
+
+    @property
+    def source(self) -> SceneFile | Picture:
+        """The file. Raises DataError when it cannot be opened."""
+        with self._lock:
+            return self._source
+
+    @cached_property
+    def _source(self) -> SceneFile | Picture:
+        from cmpagl_core.imagery.images import open_source  # which knows both kinds of files
+
+        return open_source(self.path, self._reading)
 
     @property
     def is_rendered(self) -> bool:
@@ -86,18 +94,28 @@ class OpenScene:
 
     def read(self, window: Window, rendering: Rendering | None, reading: Reading, at_least_px: int | None) -> Piece:
         """A piece, rendered as told, else as the reading says. Raises DataError."""
-        if isinstance(self.source, Picture):
-            return self.source.read(window)
-        return self.source.read(window, rendering or self.rendering(reading), at_least_px)
+        source = self.source
+        if isinstance(source, Picture):
+            return source.read(window)
+        return source.read(window, rendering or self.rendering(reading), at_least_px)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it takes much memory: a picture, which is whole."""
+        return isinstance(self.__dict__.get("_source"), Picture)
 
     def close(self) -> None:
-        """Let go of the file."""
-        if isinstance(self.source, SceneFile):
-            self.source.close()
+        """Let go of the file, if it was opened."""
+        source = self.__dict__.get("_source")
+        if isinstance(source, SceneFile):
+            source.close()
 
 
 class ScenePool:
-    """A few open scenes, those that were not used for longest closed first."""
+    """A few open scenes; those that were not used for longest are closed first, and pictures as soon as another comes.
+
+    Nobody waits for memory or a disk while the pool is locked: who holds what is waited for could not give it back.
+    """
 
     def __init__(self, open_at_once: int = _OPEN_AT_ONCE) -> None:
         self._limit, self._lock = open_at_once, threading.Lock()
@@ -106,23 +124,15 @@ class ScenePool:
     @contextmanager
     def opened(self, path: Path, reading: Reading) -> Iterator[OpenScene]:
         """A scene as it is now. Raises DataError when it cannot be opened."""
-        from cmpagl_core.imagery.images import open_source  # which knows both kinds of files
-
         try:
             state = file_state(path)
         except FileNotFoundError as error:
             raise DataError(f"image {path} does not exist") from error
         except OSError as error:
             raise cannot_read(path, error) from error
-        key = (path, reading == Reading())
-        with self._lock:
-            scene = self._scenes.get(key)
-            if scene is None or scene.state != state:
-                scene = self._scenes[key] = OpenScene(path, open_source(path, reading), state)
-            self._scenes.move_to_end(key)
-            scene.users += 1
-            self._close_idle(self._limit)
+        scene = self._entered((path, reading == DEFAULT), reading, state)
         try:
+            _ = scene.source
             yield scene
         finally:
             with self._lock:
@@ -133,9 +143,20 @@ class ScenePool:
         with self._lock:
             self._close_idle(0)
 
+    def _entered(self, key: tuple[Path, bool], reading: Reading, state: tuple[int, int]) -> OpenScene:
+        with self._lock:
+            scene = self._scenes.get(key)
+            if scene is None or scene.state != state:
+                scene = self._scenes[key] = OpenScene(key[0], reading, state)
+            self._scenes.move_to_end(key)
+            scene.users += 1
+            self._close_idle(self._limit)
+            return scene
+
     def _close_idle(self, limit: int) -> None:
         idle = [key for key, scene in self._scenes.items() if not scene.users]
-        for key in idle[: max(0, len(self._scenes) - limit)]:
+        surplus = idle[: max(0, len(self._scenes) - limit)]
+        for key in dict.fromkeys([*surplus, *(key for key in idle if self._scenes[key].is_large)]):
             self._scenes.pop(key).close()
 
 

@@ -303,14 +303,13 @@ class _Build:
     def _say_tiles(self) -> None:
         if not self._scenes:
             return
-        tiling = self._source.tiling
-        if tiling.is_default:
-            self._progress.say(
-                f"{self._scenes:,} scenes of over {SCENE_PIXELS / 1e6:g} megapixels are cut into {self._tiles:,} "
-                f"tiles of {DEFAULT_TILE_PX} px; --tile chooses another size, --tile 0 takes each scene as one image"
+        said = f"{self._tiles:,} tiles are cut out of {self._scenes:,} scene{'s' if self._scenes > 1 else ''}"
+        if self._source.tiling.is_default:
+            said += (
+                f" of over {SCENE_PIXELS / 1e6:g} megapixels, {DEFAULT_TILE_PX} px each; --tile chooses another size, "
+                "--tile 0 takes each scene as one image"
             )
-        else:
-            self._progress.say(f"{self._scenes:,} scenes are cut into {self._tiles:,} tiles")
+        self._progress.say(said)
 
     def _say(self, count: int, unchanged: int, left_out: Sequence[Broken]) -> None:
         if unchanged:

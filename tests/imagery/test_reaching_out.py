@@ -5,6 +5,7 @@ from __future__ import annotations
 import socketserver
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -190,3 +191,14 @@ def test_bytes_flipped_anywhere_in_a_scene_are_one_sentence(tmp_path: Path) -> N
             path.write_bytes(spoiled)
             seen = read_image(ImageRef("a", path))
             assert isinstance(seen, ReadImage) or seen.why
+
+
+def test_a_place_that_is_an_address_is_not_looked_up(tmp_path: Path, address: str) -> None:
+    tif(tmp_path / "a.tif")
+    path = vrt(tmp_path / "a.vrt", "a.tif")
+    path.write_text(path.read_text().replace("<VRTRasterBand", f"<SRS>{address}</SRS><VRTRasterBand", 1))
+    assert open_image(path).size == (64, 64)
+    beside = tif(tmp_path / "b.tif")
+    beside.with_name("b.tif.aux.xml").write_text(f"<PAMDataset><SRS>{address}</SRS></PAMDataset>")
+    with suppress(DataError):  # GDAL itself refuses: no network here
+        assert open_image(beside).size == (64, 64)

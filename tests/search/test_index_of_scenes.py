@@ -66,7 +66,7 @@ def test_scenes_are_cut_and_empty_tiles_dropped(encoder: Any, folder: Path) -> N
     told = Told()
     built = make(encoder, folder, told=told)
     assert (len(built.index), built.encoded, built.scenes, built.empty, built.left_out) == (29, 29, 2, 4, ())
-    assert told.lines == ["2 scenes are cut into 32 tiles"]
+    assert told.lines == ["32 tiles are cut out of 2 scenes"]
     ids = list(built.index.image_ids)
     assert ids == sorted(ids)
     tile = built.index.image(ids.index("a_20200102.tif#128,64"))
@@ -147,19 +147,21 @@ def test_an_interrupted_scene_goes_on_at_its_tile(encoder: Any, folder: Path, mo
     np.testing.assert_array_equal(built.index.image_features, anew.index.image_features)
 
 
-def test_a_broken_block_loses_its_tile_and_not_the_scene(encoder: Any, folder: Path) -> None:
+@pytest.mark.parametrize("size", [64, 32])
+def test_a_broken_block_loses_its_tiles_and_not_the_scene(encoder: Any, folder: Path, size: int) -> None:
     path = folder / "b.tif"
     with rasterio.open(path) as file:
         offset = int(file.get_tag_item("BLOCK_OFFSET_1_2", "TIFF", bidx=1))
     content = bytearray(path.read_bytes())
     content[offset : offset + 200] = bytes(200)
     path.write_bytes(content)
-    built = make(encoder, folder)
-    assert [one.image.image_id for one in built.left_out] == ["b.tif#64,128"]
-    assert "64 x 64 pixels at 64, 128" in built.left_out[0].why
-    assert len(built.index) == 28
+    built = make(encoder, folder, Tiling(size))
+    lost = [f"b.tif#{left},{top}" for top in range(128, 192, size) for left in range(64, 128, size)]
+    assert [one.image.image_id for one in built.left_out] == lost
+    assert f"{size} x {size} pixels at 64, 128" in built.left_out[0].why
+    assert len(built.index) == (1 - 1 / 8) * 2 * (256 // size) ** 2 + (64 // size) ** 2 - len(lost)
     encoder.images.clear()
-    assert len(make(encoder, folder).left_out) == 1
+    assert len(make(encoder, folder, Tiling(size)).left_out) == len(lost)
     assert encoder.images == []
 
 
