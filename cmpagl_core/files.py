@@ -1,4 +1,4 @@
-"""Files that are either old or new, never half written; hashes; and which one is the newest."""
+"""Atomic file writing, hashes, and finding the newest artefact."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ from cmpagl_core.processes import own_process, tag_has_ended
 PARTIAL_SUFFIX = ".partial"
 
 _HASH_CHUNK_BYTES = 1 << 20
-_NAME_SHOWN = 50  # characters of a target's name in a partial's, which would else grow too long for the disk
+_NAME_SHOWN = 50  # characters of a target's name in a partial file's, whose name would otherwise be too long
 _PARTIAL = re.compile(rf"\..*\.([^.]+)\.[^.]+{re.escape(PARTIAL_SUFFIX)}", re.DOTALL)
 
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Yield a path beside `target` to write to; it takes the target's place if the block succeeds.
+    """Yield a path beside `target` to write to; it replaces the target if the block succeeds.
 
-    A link stays and what it leads to is replaced; a pipe or a terminal is written to when all is there. Raises
-    CmpaglError when the disk refuses (full, read-only) or the target is a disk, a folder or a socket, after removing
-    the partial file.
+    A link is kept and its target is replaced; a pipe or terminal is written at the end. Raises CmpaglError, after
+    removing the partial file, if writing fails (disk full, read-only) or if the target is a disk, folder or socket.
     """
     if _is_regular(target):
         with _replaced(Path(os.path.realpath(target))) as partial:
@@ -78,7 +77,7 @@ def _written_through(target: Path) -> Iterator[Path]:
 
 
 def _is_regular(target: Path) -> bool:
-    """False for a pipe or a terminal. Raises CmpaglError for what must be neither replaced nor written to."""
+    """False for a pipe or terminal. Raises CmpaglError for what must be neither replaced nor written to."""
     try:
         kind = stat.S_IFMT(target.stat().st_mode)
     except FileNotFoundError:
@@ -87,19 +86,19 @@ def _is_regular(target: Path) -> bool:
         raise _cannot_write(target, error) from error
     if kind in (stat.S_IFDIR, stat.S_IFBLK, stat.S_IFSOCK):
         what = {stat.S_IFDIR: "folder", stat.S_IFBLK: "disk", stat.S_IFSOCK: "socket"}[kind]
-        raise CmpaglError(f"cannot write {target} (it is a {what})", hint="name a file")
+        raise CmpaglError(f"cannot write {target} (it is a {what})", hint="pass a file")
     return kind == stat.S_IFREG
 
 
 def partial_prefix(target: Path) -> str:
-    """How the name of something on its way to `target` begins: what it will be, and which process writes it."""
+    """Name prefix of a partial file for `target`: its final name and the writing process."""
     return f"{_partials_of(target)}{own_process().tag}."
 
 
 def sweep_partials(target: Path) -> None:
-    """Remove partial files and folders that dead processes of this host left of `target`, in it and one folder below.
+    """Remove partial files and folders of `target` left by dead processes of this host, in it and one level below.
 
-    For whoever has the right to write there. What another host left stays, since nobody here knows whether it is dead.
+    The caller must hold the lock. Partial files of other hosts are kept, since they may still be alive.
     """
     _sweep(target.parent, _partials_of(target))
     if target.is_dir():
@@ -131,14 +130,14 @@ def write_bytes(target: Path, content: bytes) -> None:
 
 
 def write_json(target: Path, content: Any) -> None:
-    """Write JSON atomically: indented, keys in the order given, a newline at the end."""
+    """Write JSON atomically: indented, keys in the given order, with a trailing newline."""
     write_text(target, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, parse: Callable[[str], Any] | None = None) -> Any:
-    """Read a JSON file. Raises DataError naming the file and line when it is missing or not JSON.
+    """Read a JSON file. Raises DataError naming file and line if it is missing or not JSON.
 
-    parse: `json.loads` for files of others, in which numbers that nobody reads may be NaN; `parse_json` if None.
+    parse: `json.loads` for foreign files, in which unused numbers may be NaN; `parse_json` if None.
     """
     try:
         return (parse or parse_json)(path.read_text(encoding="utf-8-sig"))  # with or without a byte order mark
@@ -148,21 +147,21 @@ def read_json(path: Path, parse: Callable[[str], Any] | None = None) -> Any:
         raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text") from error
-    except ValueError as error:  # also of Python, which reads no integer of over 4,300 digits
+    except ValueError as error:  # also Python's limit of 4,300 digits for integers
         raise DataError(f"{path}: not valid JSON ({error})") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})") from error
     except RecursionError as error:
-        raise DataError(f"{path} is nested too deeply to be a file of ours") from error
+        raise DataError(f"{path} is nested too deeply to have been written by cmpagl") from error
 
 
 def parse_json(text: str) -> Any:
-    """JSON as its standard has it, every number finite. Raises ValueError or RecursionError."""
+    """Strict JSON with finite numbers. Raises ValueError or RecursionError."""
     return json.loads(text, parse_constant=_not_finite, parse_float=_finite)
 
 
 def canonical_json(content: Any) -> str:
-    """One spelling for equal content: sorted keys, no spaces; what hashes are taken of."""
+    """Canonical JSON for hashing: sorted keys, no spaces."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -176,12 +175,12 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_text(text: str) -> str:
-    """Hex digest of a text's UTF-8 bytes (lone surrogates kept, so that no input can break it)."""
+    """Hex digest of a text's UTF-8 bytes (with lone surrogates, so that no input fails)."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def sha256_unordered(items: Iterable[str]) -> str:
-    """Hex digest of a multiset of texts: the order in which they come does not matter."""
+    """Hex digest of a multiset of texts, independent of their order."""
     digest = hashlib.sha256()
     for item in sorted(sha256_text(item) for item in items):
         digest.update(item.encode("ascii"))
@@ -190,7 +189,7 @@ def sha256_unordered(items: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class FileStamp:
-    """A file as it was written or read: size in bytes, mtime in ns, hex SHA-256 of its content."""
+    """Identity of a file as written or read: size in bytes, mtime in ns, hex SHA-256 of its content."""
 
     size: int
     mtime_ns: int
@@ -198,12 +197,12 @@ class FileStamp:
 
     @classmethod
     def of(cls, path: Path) -> FileStamp:
-        """Of a file as it is now. Raises OSError."""
-        state = path.stat()  # before the content: a file that changes meanwhile does not fit its stamp
+        """The stamp of an existing file. Raises OSError."""
+        state = path.stat()  # before the content, so that a file that changes meanwhile does not match its stamp
         return cls(state.st_size, state.st_mtime_ns, sha256_file(path))
 
     def fits(self, path: Path) -> bool:
-        """Whether a file is this one: by size and time; by content where only the time differs. Raises OSError."""
+        """Whether a file matches: by size and time, or by content if only the time differs. Raises OSError."""
         state = path.stat()
         if state.st_size != self.size:
             return False
@@ -211,14 +210,14 @@ class FileStamp:
 
 
 def now() -> str:
-    """This moment as ISO 8601 in UTC; later moments sort behind earlier ones as text too."""
+    """The current time as ISO 8601 in UTC, which sorts correctly as text."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def made_at(marker: Path) -> str:
-    """When the artefact of a marker file was made, as the marker says; empty where it says nothing.
+    """Creation time of an artefact, from its marker file; empty if not recorded.
 
-    Raises DataError when the file cannot be read.
+    Raises DataError if the file is unreadable.
     """
     content = read_json(marker)
     moment = content.get("made_at") if isinstance(content, dict) else None
@@ -226,16 +225,16 @@ def made_at(marker: Path) -> str:
 
 
 def newest(folder: Path, marker: str) -> Path | None:
-    """The sub-folder of `folder` that was made last, as its file `marker` says; None when there is none.
+    """The newest subfolder of `folder`, by the creation time in its file `marker`; None if there is none.
 
-    Raises DataError when the folder or a marker may not be read: an older one is never taken in its place unasked.
+    Raises DataError if the folder or a marker is unreadable, rather than silently return an older one.
     """
     try:
         os.listdir(folder)  # noqa: PTH208  # glob takes a folder that may not be read for an empty one
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise DataError(f"{folder} may not be read ({error.strerror})", hint="change its permissions") from error
+        raise DataError(f"{folder} cannot be read ({error.strerror})", hint="change its permissions") from error
     found = [path for path in folder.glob(f"*/{marker}") if path.is_file()]
     if not found:
         return None
@@ -279,5 +278,5 @@ def _umask() -> int:
 def _cannot_write(target: Path, error: OSError) -> CmpaglError:
     return CmpaglError(
         f"cannot write {target} ({error.strerror or error})",
-        hint="nothing was left half written; free the disk or choose another place",
+        hint="nothing was left half written; free disk space or choose another place",
     )

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages from templates: everything escaped, no address outside the page (ours)."""
+"""Self-contained HTML pages from templates: everything escaped, no external addresses (ours)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cmpagl_core import __version__
 
 
 def render_page(package: str, template: str, **content: Any) -> str:
-    """A template of a package's `templates` folder as text; it knows `version` and the filter `percent`."""
+    """Render a template of a package's `templates` folder; it can use `version` and the filter `percent`."""
     environment = Environment(
         loader=PackageLoader(package),
         autoescape=True,

@@ -1,7 +1,7 @@
-"""Ctrl-C, termination and a closed terminal: one wish to stop, held back while a block must be finished.
+"""Handles SIGINT, SIGTERM and SIGHUP alike, and defers them while a block must be finished.
 
-Each of the three becomes a KeyboardInterrupt in the main thread, so that whatever cleans up after Ctrl-C does so after
-SIGTERM and SIGHUP too. A signal that the caller has told us to ignore (nohup, a shell's background job) stays ignored.
+Each becomes a KeyboardInterrupt in the main thread, so that cleanup after Ctrl-C also happens after SIGTERM and SIGHUP.
+A signal that is ignored at the start (nohup, a shell's background job) stays ignored.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Interruption:
 
     @classmethod
     def current(cls) -> Interruption:
-        """The one that is installed, else a new one that is not."""
+        """The installed handler, else a new one that is not installed."""
         for number in _SIGNALS:
             owner = getattr(signal.getsignal(number), "__self__", None)
             if isinstance(owner, cls):
@@ -36,24 +36,24 @@ class Interruption:
 
     @property
     def asked(self) -> bool:
-        """Whether a signal has come: a library may have turned the KeyboardInterrupt into an error of its own."""
+        """Whether a signal has arrived; a library may have turned the KeyboardInterrupt into another exception."""
         return self._asked_at is not None
 
     def listen(self) -> None:
-        """Handle the signals from now on. For the main thread."""
+        """Handle the signals from now on; call it in the main thread."""
         for number in _SIGNALS:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 signal.signal(number, self._signalled)
 
     def leave(self) -> None:
-        """Let the signals end the process as they do by default: there is nothing left to tidy up."""
+        """Restore the default handlers, which end the process; nothing is left to clean up."""
         for number in _SIGNALS:
             if signal.getsignal(number) == self._signalled:
                 signal.signal(number, signal.SIG_DFL)
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Handle the signals inside the block; nothing changes where that is done already, or in another thread."""
+        """Handle the signals inside the block; no effect if already handled, or in another thread."""
         if threading.current_thread() is not threading.main_thread() or Interruption.current() is self:
             yield
             return
@@ -68,7 +68,7 @@ class Interruption:
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
-        """Finish the block first, then be interrupted."""
+        """Defer an interruption until the end of the block."""
         self._shields += 1
         try:
             yield

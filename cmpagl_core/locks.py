@@ -1,8 +1,8 @@
-"""One writer at a time: whatever is written in steps is held by one process, and everyone else learns by which.
+"""One writer at a time: a process locks what it writes in steps, and others learn which process that is.
 
-A lock is a file beside its target that the kernel unlocks when its owner dies, and a record of the owner next to it.
-The record is what a refusal says, and what binds hosts that share a disk but not its locks. Readers need no lock: all
-that they open is replaced whole (`files.py`).
+A lock is a file beside its target, which the kernel unlocks when its owner dies, and a record of the owner next to it.
+The record is used in messages, and binds hosts that share a disk but not its locks. Readers need no lock, since all
+files that they open are replaced atomically (`files.py`).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from cmpagl_core.files import sweep_partials
 from cmpagl_core.processes import Process, own_process
 
 _POLL_S = 0.1
-_SETTLE_S = 0.5  # an owner is given this long between its lock and its record
+_SETTLE_S = 0.5  # time allowed between an owner's lock and its record
 _SETTLE_POLL_S = 0.02
 _LONGEST_COMMAND = 200
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lock, with the command it runs and the instant at which it began to hold."""
+    """The holder of a lock, its command, and the time at which it took the lock."""
 
     process: Process
     command: str
@@ -44,15 +44,15 @@ _UNKNOWN = Owner(Process("", 0, 0), "", "")
 
 @contextmanager
 def hold(target: Path, wait: Callable[[str], None] | None = None, instead: str = "") -> Iterator[None]:
-    """Be the only process that writes `target` (a file or a folder, there or not yet) while the block runs.
+    """Be the only process that writes `target` (a file or folder, existing or not) during the block.
 
-    A dead owner's lock is taken over if it was of this host; what dead owners left half written is removed.
-    wait: told once for whom we wait, and the block begins when that one is done; None refuses at once.
-    instead: what else the user can do when refused, after "or".
-    Raises BusyError, naming the owner, CmpaglError when the disk refuses. Not to be held twice by one process.
+    A dead owner's lock is taken over if it was on this host, and its partial files are removed.
+    wait: called once with the owner's name, and the block starts when that owner is done; None refuses immediately.
+    instead: an alternative for the user, appended to the refusal after "or".
+    Raises BusyError naming the owner, CmpaglError if the disk refuses. Not reentrant.
     """
     if target.exists() and not target.is_file() and not target.is_dir():
-        yield  # a pipe or a terminal, which any number may write to
+        yield  # a pipe or terminal may have any number of writers
         return
     lock = _Lock(target)
     told: Owner | None = None
@@ -71,19 +71,19 @@ def hold(target: Path, wait: Callable[[str], None] | None = None, instead: str =
 
 
 class _Lock:
-    """The two files of a lock: `.NAME.lock`, which the kernel locks, and `.NAME.lock.json`, which says by whom."""
+    """The two files of a lock: `.NAME.lock`, which the kernel locks, and `.NAME.lock.json`, which names the owner."""
 
     def __init__(self, target: Path) -> None:
         self._target, self._own = target, own_process()
-        real = target.resolve()  # one lock for one folder, though two workspaces name it by links
+        real = target.resolve()  # one lock per folder, even if two workspaces reach it through links
         self._folder = real.parent
         self._path = self._folder / f".{real.name}.lock"
         self._record = self._folder / f".{real.name}.lock.json"
         self._lock = FileLock(self._path)
-        self._made: list[Path] = []  # folders that were not there, the innermost first
+        self._made: list[Path] = []  # folders that did not exist, innermost first
 
     def take(self) -> Owner | None:
-        """Take the lock, or say who has it."""
+        """Take the lock, or return its owner."""
         deadline = time.monotonic() + _SETTLE_S
         try:
             self._make_folder()
@@ -96,30 +96,30 @@ class _Lock:
         except OSError as error:
             self._lock.release()
             raise CmpaglError(
-                f"cannot lock {self._target} ({error.strerror or error})", hint="choose a place that can be written"
+                f"cannot lock {self._target} ({error.strerror or error})", hint="choose a writable place"
             ) from error
 
     def let_go(self) -> None:
-        """Let the next one have it. A forked child leaves that to its parent."""
+        """Release the lock; a forked child leaves that to its parent."""
         if os.getpid() != self._own.pid:
             return
         for path in (self._record, self._path):
             with suppress(OSError):
                 path.unlink()
         self._lock.release()
-        with suppress(OSError):  # what holds something now stays
+        with suppress(OSError):  # folders that are not empty stay
             for folder in self._made:
                 folder.rmdir()
 
     def says(self, owner: Owner) -> str:
-        """The sentence that names an owner."""
+        """A sentence that names the owner."""
         if not owner.process.host:
             return f"{self._target} is being written by another process"
         who = f"process {owner.process.pid} on {owner.process.host}"
         return f"{self._target} is being written by {who} ({owner.command}, since {owner.since})"
 
     def way_out(self, owner: Owner, instead: str) -> str:
-        """What to do about it."""
+        """What the user can do about it."""
         other = f", or {instead}" if instead else ""
         if owner.process.host in ("", self._own.host):
             return f"wait until it has ended{other}"
@@ -132,18 +132,18 @@ class _Lock:
     def _acquired(self) -> bool:
         try:
             with warnings.catch_warnings():
-                # Of a disk that cannot lock: filelock then writes a marker of its own, and our record is there too.
+                # on a disk without locks filelock writes its own marker, and our record exists too
                 warnings.simplefilter("ignore", UserWarning)
                 self._lock.acquire(timeout=0)
         except Timeout:
             return False
-        except FileNotFoundError:  # another process made the folder, left it empty and removed it just now
+        except FileNotFoundError:  # another process created the folder, left it empty and has just removed it
             self._make_folder()
             return False
         return True
 
     def _recorded(self) -> Owner | None:
-        """Put our record in the place of a dead owner's; the owner that is not dead if there is one."""
+        """Replace a dead owner's record by ours; returns the owner if it is alive."""
         owner = self._read()
         if owner is None or owner.process.has_ended():
             if self._record.exists():
@@ -157,7 +157,7 @@ class _Lock:
         return owner
 
     def _read(self) -> Owner | None:
-        """The owner that the record names; None where there is none that can be read."""
+        """The owner in the record; None without a readable one."""
         try:
             content = json.loads(self._record.read_text(encoding="utf-8"))
             process = content["process"]
@@ -168,7 +168,7 @@ class _Lock:
 
 
 def _command() -> str:
-    """What this process was called with."""
+    """The command line of this process."""
     program = Path(sys.argv[0])
     name = program.parent.name if program.stem == "__main__" else program.name
     return " ".join([name, *sys.argv[1:]])[:_LONGEST_COMMAND]

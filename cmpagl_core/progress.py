@@ -1,4 +1,4 @@
-"""How long work tells its caller how far it is, without knowing about screens."""
+"""Progress reporting of long-running work, independent of the display."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Advance = Callable[[int], None]
 
 
 class Progress(Protocol):
-    """Given to anything that may take over a second."""
+    """Passed to anything that may take more than a second."""
 
     def task(self, description: str, total: int, unit: str = "") -> AbstractContextManager[Advance]:
-        """Open one bar; call what it yields with the number of units just done."""
+        """Open a progress bar; call the yielded function with the number of units just done."""
 
     def say(self, message: str) -> None:
-        """Tell the user one line (a warning, a cost that is coming)."""
+        """Show the user one line (a warning, an expected cost)."""
 
 
 class Silent:

@@ -1,4 +1,4 @@
-"""What of a recipe decides a result: every field, but for those that are named as exceptions, each with its reason."""
+"""The recipe fields that affect a result: all except listed ones, each with its reason."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from cmpagl_core.recipe import Recipe
 
 
 def keyed_fields(recipe: Recipe, left_out: Mapping[str, str]) -> dict[str, Any]:
-    """The fields of a resolved recipe that are not at their default, as JSON, to be hashed.
+    """The fields of a resolved recipe that are not at their default, as JSON for hashing.
 
-    left_out: reasons by the path of a field or of a whole part. A field at its default does not count, so that a
-    result outlives a field that is added later; who changes a default raises the version that stands in the key.
+    left_out: reasons by the path of a field or part. Fields at their default do not count, so that a key stays valid
+    when a field is added; whoever changes a default must increment the version in the key.
     Raises ValueError for a path that no recipe has.
     """
     content: dict[str, Any] = recipe.model_dump(mode="json", exclude_defaults=True)
@@ -23,6 +23,6 @@ def keyed_fields(recipe: Recipe, left_out: Mapping[str, str]) -> dict[str, Any]:
         for parent in parents:
             there, kept = there[parent], kept.get(parent, {})
         if name not in there:
-            raise ValueError(f"{path} is no field of a recipe")
+            raise ValueError(f"{path} is not a recipe field")
         kept.pop(name, None)
     return {name: part for name, part in content.items() if part != {}}

@@ -1,4 +1,4 @@
-"""The data of a run: the set that it was trained on, found again and checked, and the splits that it is tested on."""
+"""The data of a run: its training data set, found and checked, and the splits on which it is evaluated."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ SELECTION = "selection"
 
 @dataclass(frozen=True, eq=False)
 class EvalSplit:
-    """A split that a run is evaluated on."""
+    """A split on which a run is evaluated."""
 
     split: DataSplit
-    manifest_sha256: str = ""  # of the prepared data set that it is of
-    other_dataset: str = ""  # name of the data set where it is not the run's own, else empty
+    manifest_sha256: str = ""  # of its prepared data set
+    other_dataset: str = ""  # name of the data set if it is not the run's own, else empty
 
 
 def own_data(workspace: Workspace, run: Run) -> PreparedDataset:
-    """The data set that a run was trained on: where it was then, else under its name.
+    """A run's training data set: at its original path, else by its name.
 
-    Raises DataError where there is none, MismatchError where all that is there has other content.
+    Raises DataError if there is none, MismatchError if its content has changed.
     """
     places = dict.fromkeys((Path(run.info.dataset_root), workspace.root / "data" / run.info.dataset))
     found = [open_prepared(place) for place in places if (place / MANIFEST_FILE).is_file()]
     if not found:
         raise DataError(
             f"the data set {run.info.dataset} that {run.root.name} was trained on is not at {run.info.dataset_root}",
-            hint="name one with --data",
+            hint="choose one with --data",
         )
     for prepared in found:
         if is_own(run, prepared):
             return prepared
     raise MismatchError(
         f"{found[0].root} was prepared again with other content since {run.root.name} was trained",
-        hint="train again; or name the data set with --data to take it nevertheless: what it shares with the "
-        "training is then said",
+        hint="train again; or pass the data set with --data to use it anyway, in which case its overlap with the "
+        "training data is reported",
     )
 
 
 def is_own(run: Run, prepared: PreparedDataset) -> bool:
-    """Whether a data set is the one that a run was trained and chosen on: images, captions and splits."""
+    """Whether a data set is the run's own: the same images, captions and splits."""
     if prepared.manifest.sha256 != run.info.manifest_sha256:
         return False
     train, selection = selection_splits(prepared, run.recipe.data.selection, check_files=False)
@@ -60,16 +60,18 @@ def is_own(run: Run, prepared: PreparedDataset) -> bool:
 
 
 def open_tested(workspace: Workspace, run: Run, data: str | None, split: str) -> EvalSplit:
-    """The split to evaluate a run on: of the data set it was trained on, or of `data`.
+    """The split on which to evaluate a run: of its training data set, or of `data`.
 
-    split: train, val, test, all or "selection". Raises DataError when it cannot be found, MismatchError when the
-    run's own data set was prepared again with other content.
+    split: train, val, test, all or "selection". Raises DataError if it cannot be found, MismatchError if the run's own
+    data set was prepared again with other content.
     """
     prepared = own_data(workspace, run) if data is None else open_prepared(workspace.find("data", data))
     same = data is None or is_own(run, prepared)
     if split == SELECTION:
         if not same:
-            raise DataError(f"{run.root.name} chose nothing on {prepared.name}", hint="name one of its splits")
+            raise DataError(
+                f"{run.root.name} has no selection split in {prepared.name}", hint="choose one of its splits"
+            )
         tested = selection_of(prepared, run.recipe)
     else:
         tested = prepared.split(split)
@@ -77,10 +79,10 @@ def open_tested(workspace: Workspace, run: Run, data: str | None, split: str) ->
 
 
 def open_selection(workspace: Workspace, run: Run) -> DataSplit:
-    """The split of a run's own data set that it was chosen on. Raises as `own_data` does."""
+    """The selection split of a run's own data set. Raises as `own_data` does."""
     return selection_of(own_data(workspace, run), run.recipe)
 
 
 def selection_of(prepared: PreparedDataset, recipe: Recipe) -> DataSplit:
-    """The split that a recipe's trainings on a data set are chosen on, its files checked."""
+    """The selection split of a recipe's trainings on a data set, with its files checked."""
     return selection_splits(prepared, recipe.data.selection, check_files=False)[1].checked()

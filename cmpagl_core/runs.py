@@ -1,4 +1,4 @@
-"""What a training leaves: a folder that is written atomically, opened with care, and from which its model is built."""
+"""Runs, the results of trainings: folders that are written atomically, checked on opening, and loaded as models."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import parse_recipe
 from cmpagl_core.workspace import Workspace
 
-if TYPE_CHECKING:  # opening a run costs neither torch nor transformers; building its model does
+if TYPE_CHECKING:  # opening a run needs neither torch nor transformers, only building its model does
     import torch
 
     from cmpagl_core.models.bert import BertShape
@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # opening a run costs neither torch nor transformers; buildin
 
 RUN_FORMAT = 3
 TRAINING_VERSION = 3
-"""Raised by hand whenever training the same recipe gives other weights: cached variants are then trained again."""
+"""Incremented by hand when training the same recipe gives other weights, so that cached variants are retrained."""
 
 RECIPE_FILE = "recipe.yaml"
 WEIGHTS_FILE = "model.safetensors"
@@ -58,7 +58,7 @@ _Record = TypeVar("_Record")
 
 @dataclass(frozen=True)
 class Code:
-    """Which code trained a run."""
+    """The code that trained a run."""
 
     version: str
     commit: str | None
@@ -67,7 +67,7 @@ class Code:
 
 @dataclass(frozen=True)
 class BestEpoch:
-    """The validation result of the weights that were kept: mR in percent, after so many epochs."""
+    """The validation result of the saved weights: mR in percent, and the epoch."""
 
     epoch: int
     mr: float
@@ -75,9 +75,9 @@ class BestEpoch:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a run was trained and chosen on, by hash: what any image or caption has in common with it is known.
+    """A run's training and selection data by hash, so that overlap with any data can be found.
 
-    Images by the SHA-256 of their files, captions by the keys that evaluation.protocol makes of them.
+    Images by the SHA-256 of their files, captions by the keys of evaluation.protocol.
     """
 
     train_images: frozenset[str]
@@ -87,7 +87,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """The content of run.json, which is written once. Hashes are hex digests of SHA-256."""
+    """The content of run.json, written once. Hashes are hex digests of SHA-256."""
 
     name: str
     dataset: str
@@ -101,7 +101,7 @@ class RunInfo:
     versions: dict[str, str]
     best: BestEpoch
     vocab_size: int
-    text_shape: dict[str, int | float]  # of the BERT, so that loading needs none of its files
+    text_shape: dict[str, int | float]  # BERT's, so that loading needs none of its files
     seed: int
     epochs: int
     parameters: int
@@ -110,7 +110,7 @@ class RunInfo:
     started_at: str
     device: str
     threads: int
-    precision: str  # that it was computed in: the recipe's, or fp32 where the device has none
+    precision: str  # of the training: the recipe's, or fp32 if the device does not support it
     start_key: str = ""  # of the distilled weights that Gswin began with, if it did
     made_at: str = ""
     files: dict[str, FileStamp] = field(default_factory=dict)  # all others that make the run
@@ -119,13 +119,13 @@ class RunInfo:
 
     @property
     def weights_sha256(self) -> str:
-        """Identity of the model; empty before the run was written."""
+        """Identity of the model; empty before the run is written."""
         return self.files[WEIGHTS_FILE].sha256 if WEIGHTS_FILE in self.files else ""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A run's model, ready to encode: eval mode, on its device."""
+    """A run's model, ready to encode: in evaluation mode, on its device."""
 
     model: CmpaglModel
     tokenizer: CaptionTokenizer
@@ -156,14 +156,14 @@ class Run:
 
     @cached_property
     def seen(self) -> Seen:
-        """What it was trained and chosen on. Raises DataError or MismatchError for a broken or changed file."""
+        """Its training and selection data. Raises DataError or MismatchError for a broken or changed file."""
         path = self.root / SEEN_FILE
         return _parse(Seen, json.loads(_checked_text(path, self.info)), path)
 
     def load(self, device: torch.device | None = None) -> LoadedModel:
         """Build the model and read its weights onto `device` (CPU if None).
 
-        Raises MismatchError when the weights are not those of run.json or do not fit the recipe.
+        Raises MismatchError if the weights are not those of run.json or do not fit the recipe.
         """
         found = sha256_file(self.weights_path)
         if found != self.info.weights_sha256:
@@ -194,11 +194,10 @@ class Run:
 
 
 def open_run(path: Path, check_weights: bool = True) -> Run:
-    """Open a finished run, whose files are those that run.json names; small ones are hashed each time.
+    """Open a finished run and check its files against run.json; small ones are always hashed.
 
-    check_weights: compare the weights' size and time (their hash, if only the time differs); `Run.load` hashes them in
-    any case. Raises DataError when a file of it is missing or not what it should be, MismatchError when one was
-    changed.
+    check_weights: compare the weights' size and time (their hash, if only the time differs); `Run.load` always hashes
+    them. Raises DataError if a file is missing or invalid, MismatchError if one was changed.
     """
     for name in (INFO_FILE, RECIPE_FILE, WEIGHTS_FILE, TOKENIZER_FILE, SEEN_FILE):
         if not (path / name).is_file():
@@ -215,9 +214,9 @@ def open_run(path: Path, check_weights: bool = True) -> Run:
 
 
 def list_runs(workspace: Workspace, progress: Progress, folder: str = "runs") -> list[Run]:
-    """The finished runs in a folder of the workspace, the newest first.
+    """The finished runs in a folder of the workspace, newest first.
 
-    A broken one is named through `progress` and left out.
+    Broken ones are reported through `progress` and left out.
     """
     found = []
     for marker in (workspace.root / folder).glob(f"*/{INFO_FILE}"):
@@ -238,9 +237,9 @@ def save_run(
 def write_files(
     root: Path, recipe: Recipe, state: Mapping[str, torch.Tensor], tokenizer_json: str, seen: Seen
 ) -> dict[str, FileStamp]:
-    """Write all files of a run but run.json, and return what that is to say of them.
+    """Write all files of a run except run.json, and return their stamps for it.
 
-    state: the model's tensors; they are stored on the CPU as they are. Raises CmpaglError when the disk refuses.
+    state: the model's tensors, stored unchanged. Raises CmpaglError if writing fails.
     """
     write_text(root / RECIPE_FILE, recipe.to_yaml())
     write_text(root / TOKENIZER_FILE, tokenizer_json)
@@ -250,18 +249,18 @@ def write_files(
 
 
 def write_info(root: Path, info: RunInfo, files: Mapping[str, FileStamp]) -> Run:
-    """Write run.json, the last of a run's files, so that a folder with one is whole; it is never written again.
+    """Write run.json last, so that a folder with one is complete; it is never written again.
 
-    files: what `write_files` returned. Raises CmpaglError when the disk refuses.
+    files: from `write_files`. Raises CmpaglError if writing fails.
     """
     write_json(root / INFO_FILE, asdict(replace(info, made_at=now(), files=dict(files))))
     return open_run(root)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, object]) -> None:
-    """Write tensors to a safetensors file, atomically and byte for byte the same for the same content.
+    """Write tensors to a safetensors file, atomically and byte-identical for the same content.
 
-    about: kept as JSON under one metadata key (several keys would be stored in random order).
+    about: stored as JSON under one metadata key (several keys would be stored in random order).
     """
     import torch
     from safetensors import SafetensorError
@@ -289,12 +288,12 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def current_code() -> Code:
-    """The version of this package, and the commit when it runs from a checkout."""
+    """The version of this package, and the commit if it runs from a checkout."""
     return Code(__version__, _commit())
 
 
 def current_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a training computes."""
+    """Versions of Python and of the packages that affect training."""
     packages = ("torch", "transformers", "timm", "tokenizers", "numpy", "pillow")
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
 
@@ -310,7 +309,7 @@ def _read_info(path: Path) -> RunInfo:
     info = _parse(RunInfo, content, path)
     for name in (RECIPE_FILE, TOKENIZER_FILE, SEEN_FILE, WEIGHTS_FILE):
         if name not in info.files:
-            raise DataError(f"{path} names no hash of {name}", hint="the file was changed by hand or is broken")
+            raise DataError(f"{path} has no hash of {name}", hint="the file was changed by hand or is broken")
     return info
 
 
@@ -324,20 +323,20 @@ def _parse(kind: type[_Record], content: object, path: Path) -> _Record:
 
 
 def _check_vocabulary(run: Run, shape: BertShape, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuse a shape that the weights do not have, before a model of that size is built."""
+    """Check the recorded shape against the weights, before a model of that size is built."""
     words = tensors.get(_WORDS)
     found = (shape.vocab_size, shape.hidden_size)
     if words is not None and (found != tuple(words.shape) or run.info.vocab_size > shape.vocab_size):
         held = " x ".join(map(str, words.shape))
         raise MismatchError(
-            f"{run.root / INFO_FILE} speaks of {run.info.vocab_size:,} words and of embeddings of "
-            f"{found[0]:,} x {found[1]:,}, {WEIGHTS_FILE} holds {held}",
+            f"{run.root / INFO_FILE} has {run.info.vocab_size:,} words and embeddings of "
+            f"{found[0]:,} x {found[1]:,}, but {WEIGHTS_FILE} has {held}",
             hint="restore the run folder as it was, or train again",
         )
 
 
 def _checked_text(path: Path, info: RunInfo) -> str:
-    """A file of the run, if it is the one that run.json names. Raises MismatchError where it is another."""
+    """A file of the run, checked against run.json. Raises MismatchError if it differs."""
     text = _read_text(path)
     found = sha256_text(text)
     if found != info.files[path.name].sha256:
@@ -356,8 +355,8 @@ def _changed(path: Path, found: str, info: RunInfo) -> MismatchError:
 def _read_text(path: Path) -> str:
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
-            raise DataError(f"{path} is too large to be a file of ours ({path.stat().st_size:,} bytes)")
-        return path.read_bytes().decode("utf-8")  # its line ends too are what was hashed
+            raise DataError(f"{path} is too large to have been written by cmpagl ({path.stat().st_size:,} bytes)")
+        return path.read_bytes().decode("utf-8")  # line ends are part of the hash too
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text") from error
     except OSError as error:
@@ -366,7 +365,7 @@ def _read_text(path: Path) -> str:
 
 def _commit() -> str | None:
     checkout = Path(__file__).parent.parent
-    if not (checkout / ".git").exists():  # installed: an enclosing repository is someone else's
+    if not (checkout / ".git").exists():  # installed: an enclosing repository is not ours
         return None
     command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

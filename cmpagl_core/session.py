@@ -1,4 +1,4 @@
-"""What every step of one call needs: where things live, who hears how far work is, and what computes."""
+"""What every step of one call needs: the workspace, the progress display and the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # a text query needs none
 
 @dataclass(frozen=True)
 class Session:
-    """Handed on whole. device: asked when a model is needed, since choosing one imports torch."""
+    """Passed on as a whole. device: called when a model is needed, since choosing one imports torch."""
 
     workspace: Workspace
     progress: Progress

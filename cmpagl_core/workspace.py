@@ -1,4 +1,4 @@
-"""Where data sets, runs and indexes live, and which one is meant when none is named."""
+"""Locations of data sets, runs and indexes, and the defaults among them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ ArtefactKind = Literal["data", "runs", "indexes"]
 
 MARKERS: dict[ArtefactKind, str] = {"data": "manifest.json", "runs": "run.json", "indexes": "index.json"}
 _MAKERS: dict[ArtefactKind, str] = {
-    "data": "make one with `cmpagl prepare`",
-    "runs": "make one with `cmpagl train`",
-    "indexes": "make one with `cmpagl index DIR`",
+    "data": "prepare one with `cmpagl prepare`",
+    "runs": "train one with `cmpagl train`",
+    "indexes": "build one with `cmpagl index DIR`",
 }
 _SELECTED_FILE = ".selected"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -25,20 +25,20 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class Workspace:
-    """A folder with `data/`, `runs/` and `indexes/` in it, and `models/` for weights of others."""
+    """A folder with `data/`, `runs/` and `indexes/`, and `models/` for published weights."""
 
     root: Path
 
     @classmethod
     def locate(cls, given: Path | None = None) -> Workspace:
-        """The folder given, else `CMPAGL_WORKSPACE`, else the current folder.
+        """The given folder, else `CMPAGL_WORKSPACE`, else the current folder.
 
-        Raises UsageError when the current folder was deleted: no relative path means anything then.
+        Raises UsageError if the current folder was deleted, so that relative paths mean nothing.
         """
         try:
             Path.cwd()
         except OSError as error:
-            raise UsageError("the current folder is not there any more", hint="go to one that is") from error
+            raise UsageError("the current folder no longer exists", hint="change to another one") from error
         if given is not None:
             return cls(given)
         named = os.environ.get("CMPAGL_WORKSPACE")
@@ -46,24 +46,26 @@ class Workspace:
 
     @property
     def cache(self) -> Path:
-        """Where what can be made again is kept."""
+        """Folder of caches, which can be deleted."""
         return self.root / "cache"
 
     @property
     def models(self) -> Path:
-        """Where the weights of other people's models are looked for."""
+        """Folder in which weights of published models are searched for."""
         return self.root / "models"
 
     def folder(self, kind: ArtefactKind, name: str) -> Path:
-        """Where an artefact of that name belongs. Raises UsageError for a name that could leave the workspace."""
+        """Folder of an artefact of that name. Raises UsageError for a name that could leave the workspace."""
         if not _SAFE_NAME.fullmatch(name):
-            raise UsageError(f"{name!r} cannot be a name", hint="use letters, digits, '.', '_' and '-' (at most 100)")
+            raise UsageError(
+                f"{name!r} is not a valid name", hint="use letters, digits, '.', '_' and '-' (at most 100)"
+            )
         return self.root / kind / name
 
     def find(self, kind: ArtefactKind, name_or_path: str | Path | None = None) -> Path:
-        """The folder of an artefact by name or path; else the data set that was selected, or the newest one.
+        """The folder of an artefact by name or path; by default the selected data set, or the newest artefact.
 
-        Raises DataError when there is none, saying how to make one.
+        Raises DataError, which says how to create one, if there is none.
         """
         marker = MARKERS[kind]
         if name_or_path is None:
@@ -76,18 +78,18 @@ class Workspace:
             if (candidate / marker).is_file():
                 return candidate
         known = sorted(path.parent.name for path in (self.root / kind).glob(f"*/{marker}"))
-        hint = f"there is {', '.join(known)}" if known else _MAKERS[kind]
+        hint = f"available: {', '.join(known)}" if known else _MAKERS[kind]
         raise DataError(f"no {marker} under {name_or_path} or {self.root / kind / str(name_or_path)}", hint=hint)
 
     def select_data(self, name: str) -> None:
-        """Make a data set the one that is meant when none is named: the last that `prepare` was asked for.
+        """Make a data set the default: the last one passed to `prepare`.
 
-        Raises CmpaglError when the disk refuses.
+        Raises CmpaglError if writing fails.
         """
         write_text(self.root / "data" / _SELECTED_FILE, f"{name}\n")
 
     def _selected(self) -> Path | None:
-        """The data set that was selected, where it still is."""
+        """The selected data set, if it still exists."""
         try:
             name = (self.root / "data" / _SELECTED_FILE).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):

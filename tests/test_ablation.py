@@ -152,7 +152,7 @@ def test_without_itm_and_mlm_the_fusion_half_goes_and_the_name_says_so(recipe: R
 
 def test_a_switch_that_leaves_nothing_to_rank_by_is_refused(recipe: Recipe) -> None:
     cosine_only = override_recipe(recipe, ["losses.itm=0.0", "fusion_encoder.enabled=false"])
-    with pytest.raises(UsageError, match="no-pre-alignment leaves no recipe that can be trained"):
+    with pytest.raises(UsageError, match="no-pre-alignment makes the recipe invalid"):
         one_at_a_time(cosine_only, [SWITCHES["no-pre-alignment"]])
 
 
@@ -187,7 +187,7 @@ def test_studies_hold_only_switches_that_exist() -> None:
 
 @pytest.mark.parametrize(
     ("names", "studies", "said"),
-    [([], [], "no switch is named"), (["no-gswin"], [], "there is no switch"), ([], ["loss"], "there is no study")],
+    [([], [], "no switch is given"), (["no-gswin"], [], "there is no switch"), ([], ["loss"], "there is no study")],
 )
 def test_unknown_switches_are_refused(names: list[str], studies: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
@@ -287,7 +287,7 @@ def test_an_interrupted_study_goes_on_where_it_stopped(
         return fit(recipe, *arguments, **options)
 
     monkeypatch.setattr(trials, "fit", stopped_at_the_second)
-    with pytest.raises(InterruptedByUserError, match=r"stopped in no-itc with seed 0.*call the same command again"):
+    with pytest.raises(InterruptedByUserError, match=r"stopped in no-itc with seed 0.*run the same command again"):
         run_study(variants, (0,), setting)
     monkeypatch.setattr(trials, "fit", fit)
     trainings.clear()
@@ -356,7 +356,7 @@ def test_choosing_on_the_test_split_is_refused(cmpagl: Cmpagl, tiny_prepared: Pa
     [
         (["--no-itc"], 3, "nothing in"),
         (["--seeds", "0,x", "--no-itc"], 2, "is not a list such as 0,1,2"),
-        ([], 2, "no switch is named"),
+        ([], 2, "no switch is given"),
     ],
 )
 def test_a_wrong_call_is_said(cmpagl: Cmpagl, arguments: list[str], code: int, said: str) -> None:
@@ -381,7 +381,7 @@ def test_every_format_shows_every_variant(
 
 
 def test_a_figure_of_another_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"a figure is \.png"):
+    with pytest.raises(UsageError, match=r"a figure must be \.png"):
         draw_deltas(AblationTable("x", "test", 1, 1, ()), tmp_path / "x.gif")
 
 

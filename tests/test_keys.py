@@ -132,7 +132,7 @@ def test_a_kept_result_outlives_a_field_that_is_added_to_the_recipe() -> None:
 
 
 def test_an_exception_that_is_no_field_is_our_own_mistake() -> None:
-    with pytest.raises(ValueError, match=r"train\.sede is no field of a recipe"):
+    with pytest.raises(ValueError, match=r"train\.sede is not a recipe field"):
         keyed_fields(Recipe(), {"train.sede": "a slip"})
     assert all(NOT_IN_BACKBONE.values())
 

@@ -156,7 +156,7 @@ def test_results_of_other_data_are_refused_unless_told_to_mix(run: Run, split: D
     with pytest.raises(GuardError, match="results are not comparable"):
         render_runs([first, second])
     page = assert_self_contained(render_runs([first, second], mix=True))
-    assert "set side by side although split sha256" in page.text
+    assert "shown side by side although split sha256" in page.text
 
 
 def test_what_comes_from_outside_is_escaped(run: Run, split: DataSplit) -> None:

@@ -124,7 +124,7 @@ def test_an_unfinished_run_says_how_to_finish_it(tmp_path: Path) -> None:
         ("format_version", 99, "format_version is 99, this cmpagl reads 3"),
         ("format_version", 1, "format_version is 1, this cmpagl reads 3; use the cmpagl that wrote it, or train again"),
         ("best", {"epoch": "many", "mr": 1.0}, r"best.epoch: Input should be a valid integer"),
-        ("files", {}, r"run.json names no hash of recipe.yaml"),
+        ("files", {}, r"run.json has no hash of recipe.yaml"),
         ("versions", 3, "versions: Input should be a valid dictionary"),
     ],
 )

@@ -27,7 +27,7 @@ def test_given_then_environment_then_here(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", ["..", ".", "", "a/b", "/etc", "a\\b", "-rf", ".hidden", "x" * 101, "a\n", "é"])
 def test_a_name_cannot_leave_the_workspace(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="cannot be a name"):
+    with pytest.raises(UsageError, match="is not a valid name"):
         Workspace(tmp_path).folder("runs", name)
 
 
@@ -77,5 +77,5 @@ def test_an_empty_workspace_says_how_to_fill_it(tmp_path: Path, kind: ArtefactKi
 def test_a_wrong_name_lists_what_is_there(tmp_path: Path) -> None:
     make(tmp_path, "data", "ucm")
     make(tmp_path, "data", "rsicd")
-    with pytest.raises(DataError, match=r"no manifest\.json under usm .*there is rsicd, ucm"):
+    with pytest.raises(DataError, match=r"no manifest\.json under usm .*available: rsicd, ucm"):
         Workspace(tmp_path).find("data", "usm")

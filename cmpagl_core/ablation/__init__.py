@@ -1,1 +1,1 @@
-"""Training a recipe with and without each claim of the paper, and telling differences from noise."""
+"""Trains a recipe with and without each claim of the paper, and tests the differences for significance."""

@@ -12,12 +12,12 @@ _ROW_INCHES = 0.42
 
 
 def draw_deltas(table: AblationTable, path: Path) -> None:
-    """Each variant's mR minus the baseline's, with its 95 % interval, as PNG, PDF or SVG by the file's ending.
+    """Each variant's mR minus the baseline's, with its 95 % interval, as PNG, PDF or SVG by the file extension.
 
-    Raises UsageError without matplotlib or for another ending.
+    Raises UsageError without matplotlib or for another extension.
     """
     if path.suffix not in (".png", ".pdf", ".svg"):
-        raise UsageError(f"{path}: a figure is .png, .pdf or .svg")
+        raise UsageError(f"{path}: a figure must be .png, .pdf or .svg")
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ def draw_deltas(table: AblationTable, path: Path) -> None:
 
 
 def _draw(axes: object, place: int, row: AblationRow) -> None:
-    """A whisker and a dot, filled where the difference stands out from noise (p_holm < 0.05)."""
+    """A dot with whiskers, filled if the difference is significant (p_holm < 0.05)."""
     delta, (low, high) = row.delta or 0.0, row.delta_ci95 or (0.0, 0.0)
     colour = "#1f6f8b" if delta <= 0 else "#c2571a"
     stands_out = row.p_holm is not None and row.p_holm < 0.05

@@ -1,4 +1,4 @@
-"""By what a training or a trial is known again: all that enters its computation, and nothing else (ours)."""
+"""Keys of trainings and trials: everything that affects their computation, and nothing else (ours)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from cmpagl_core.recipe_keys import keyed_fields
 from cmpagl_core.runs import TRAINING_VERSION, RunInfo
 
 EVALUATION_VERSION = 2
-"""Raised by hand when evaluating the same run gives other numbers: kept results are then made again."""
+"""Incremented by hand when evaluating the same run gives other numbers, so that saved results are recomputed."""
 
 _NAMES: Mapping[str, str] = {
-    "data.dataset": "what the data are is known by the hash of their manifest",
+    "data.dataset": "data are identified by the hash of their manifest",
     "data.workers": "threads that decode ahead change no byte",
     "distill.datasets": "what a start is distilled from is known by the start's own key",
 }
@@ -37,23 +37,23 @@ NOT_IN_TRIAL: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Computation:
-    """What weights come from beside their recipe."""
+    """What weights depend on besides their recipe."""
 
     manifest_sha256: str
     device: str  # its type: cpu, cuda, mps
-    precision: str  # effective: the recipe's, or fp32 where the device has no other
+    precision: str  # effective: the recipe's, or fp32 if the device does not support it
     training_version: int = TRAINING_VERSION
     start_key: str = ""  # of the distilled weights that it begins with, if it does
 
     @classmethod
     def here(cls, recipe: Recipe, manifest_sha256: str, device: torch.device, start_key: str = "") -> Computation:
-        """Of a training that would be done now."""
+        """Of a training that would run now."""
         precision = usable_precision(device, recipe.train.precision)
         return cls(manifest_sha256, device.type, precision, start_key=start_key)
 
     @classmethod
     def of_run(cls, info: RunInfo) -> Computation:
-        """Of a training that was done."""
+        """Of a finished training."""
         device = info.device.partition(":")[0]
         return cls(info.manifest_sha256, device, info.precision, info.code.training_version, info.start_key)
 
@@ -64,7 +64,7 @@ class Computation:
 
 
 def training_key(recipe: Recipe, computation: Computation) -> str:
-    """Equal for trainings that give the same weights."""
+    """Equal for trainings with the same weights."""
     content = ["training", keyed_fields(recipe, NOT_IN_TRAINING), *computation.values()]
     return sha256_text(canonical_json(content))
 
@@ -72,6 +72,6 @@ def training_key(recipe: Recipe, computation: Computation) -> str:
 def trial_key(
     recipe: Recipe, computation: Computation, split: str, evaluation_version: int = EVALUATION_VERSION
 ) -> str:
-    """Equal for trials that give the same numbers; which stages are shown does not count."""
+    """Equal for trials with the same numbers, whichever stages are shown."""
     content = ["trial", keyed_fields(recipe, NOT_IN_TRIAL), *computation.values(), split, evaluation_version]
     return sha256_text(canonical_json(content))

@@ -1,4 +1,4 @@
-"""What a study starts from: a recipe that is named, or the newest run, which then is the baseline itself."""
+"""The starting point of a study: a recipe, or the newest run, which is then the baseline itself."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cmpagl_core.workspace import Workspace
 
 @dataclass(frozen=True)
 class Start:
-    """The baseline's recipe, the seeds unless others are asked for, and where the study takes place."""
+    """The baseline's recipe, the default seeds, and the study's setting."""
 
     recipe: Recipe
     name: str
@@ -42,9 +42,9 @@ def start_study(
     device: torch.device,
     progress: Progress,
 ) -> Start:
-    """recipe: a name or file; None takes the newest run's. results: where finished trials are kept.
+    """recipe: a name or file; None means the newest run's. results: folder of finished trials.
 
-    Raises DataError when the run or its data set is not there, MismatchError when that was prepared again.
+    Raises DataError if the run or its data set does not exist, MismatchError if the data set was prepared again.
     """
     given = tuple(overrides)
     require_distinct(given)
@@ -60,7 +60,7 @@ def start_study(
 
 
 def measured_training(start: Start) -> float:
-    """Seconds that one training of the baseline takes here, from a few measured steps."""
+    """Seconds of one training of the baseline on this machine, from a few measured steps."""
     setting = start.setting
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{start.name}.yaml"

@@ -1,4 +1,4 @@
-"""A study: variants times seeds, what of it is done already, how long the rest takes, and doing it."""
+"""A study of variants and seeds: what is already finished, how long the rest takes, and running it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Todo = Literal["nothing", "evaluate", "train"]
 
 @dataclass(frozen=True)
 class Step:
-    """One variant with one seed, and what is left to do for it."""
+    """One variant with one seed, and its remaining work."""
 
     variant: Variant
     trial: Trial
@@ -36,7 +36,7 @@ class Step:
 
 @dataclass(frozen=True)
 class StudyForecast:
-    """What a study will do and how long its trainings take; None where there is nothing to predict from."""
+    """What a study will do and how long its trainings take; None if there is nothing to estimate from."""
 
     steps: tuple[Step, ...]
     trainings: int
@@ -54,10 +54,9 @@ def forecast(
     setting: StudySetting,
     measured: Callable[[], float] | None = None,
 ) -> StudyForecast:
-    """Seed by seed, so that an interrupted study has whole rounds. Equal trainings and evaluations are shared.
+    """Seed by seed, so that an interrupted study has complete rounds. Equal trainings and evaluations are shared.
 
-    The time of a training is the median of those of this study that are finished; where none is, what `measured`
-    returns, which is asked only then.
+    The time of a training is the median of this study's finished ones; if there are none, `measured` is called.
     """
     trained = trained_runs(setting)
     planned: dict[str, Todo] = {}
@@ -96,10 +95,9 @@ def run_study(
     base: Base | None = None,
     notes: Sequence[str] = (),
 ) -> AblationTable:
-    """Do what is left to do, and compare. base: judge by these plain scores, not by each variant's last ones.
+    """Run what is left, and compare. base: compare by these plain scores instead of each variant's last ones.
 
-    Raises InterruptedByUserError when stopped: what is finished is kept, and an unfinished training goes on from
-    where it was.
+    Raises InterruptedByUserError if stopped: finished work is kept, and an unfinished training can be resumed.
     """
     trained: dict[str, Run] = trained_runs(setting)
     done: dict[str, TrialResult] = {}
@@ -117,7 +115,7 @@ def run_study(
 
 
 def _trials(variants: Sequence[Variant], seeds: Sequence[int]) -> list[tuple[Trial, Variant]]:
-    """One trial per variant and seed; variants that differ in re-ranking alone share one."""
+    """One trial per variant and seed; variants that differ only in re-ranking share one."""
     pairs = []
     for seed in seeds:
         recipes = [scored(override_recipe(variant.recipe, [f"train.seed={seed}"])) for variant in variants]

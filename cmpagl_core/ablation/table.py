@@ -1,4 +1,4 @@
-"""AblationTable: each variant's recalls, and how far it is from the baseline beyond sampling noise."""
+"""AblationTable: each variant's recalls, and its difference from the baseline with interval and p."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class AblationRow:
 
 @dataclass(frozen=True)
 class AblationTable:
-    """The outcome of a study, the baseline first."""
+    """The result of a study, the baseline first."""
 
     dataset: str
     split: str
@@ -66,9 +66,9 @@ def build_table(
     base: Base | None = None,
     notes: Sequence[str] = (),
 ) -> AblationTable:
-    """results: of each variant by name, one per seed, the baseline's first. base: judge by these plain scores.
+    """results: of each variant by name, one per seed, the baseline's first. base: compare by these plain scores.
 
-    Raises GuardError when results are not of the same data, DataError for a stage that was not evaluated.
+    Raises GuardError if results are of different data, DataError for a stage that was not evaluated.
     """
     first = results[variants[0].name]
     stamps = {f"{name}, seed {one.facts.seed}": one.report.stamp for name, found in results.items() for one in found}

@@ -1,4 +1,4 @@
-"""One trial is one training and its evaluation: found by its hash where it was done before, else done now."""
+"""A trial is one training and its evaluation: found by its key if already done, else run now."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9.-]+")
 
 @dataclass(frozen=True)
 class StudySetting:
-    """Where a study takes place. `results` keeps what is finished, and may be carried to another machine."""
+    """The workspace and data of a study. `results` has finished trials and may be copied to another machine."""
 
     workspace: Workspace
     prepared: PreparedDataset
@@ -55,7 +55,7 @@ class StudySetting:
 
 @dataclass(frozen=True)
 class Trial:
-    """A recipe with its seed, and every row (stage) that some variant wants to see of it."""
+    """A recipe with its seed, and every stage that some variant needs of it."""
 
     name: str
     recipe: Recipe
@@ -66,7 +66,7 @@ class Trial:
         return self.recipe.train.seed
 
     def computation(self, setting: StudySetting) -> Computation:
-        """What its training comes from, if it is done in the setting."""
+        """What its training in this setting depends on."""
         job = distill_job(self.recipe, setting.prepared, distill_data(self.recipe, setting.workspace), setting.device)
         start_key = "" if job is None else job.key
         return Computation.here(self.recipe, setting.prepared.manifest.sha256, setting.device, start_key)
@@ -80,7 +80,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialFacts:
-    """What a result file says beside the evaluation. Times in seconds."""
+    """The content of a result file besides the evaluation. Times in seconds."""
 
     format_version: int
     key: str
@@ -97,7 +97,7 @@ class TrialFacts:
     precision: str
     stages_asked: tuple[str, ...]
     recipe: dict[str, Any]
-    report_sha256: str  # of the evaluation beside it
+    report_sha256: str  # hash of the evaluation beside it
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,42 +108,42 @@ class TrialResult:
     report: RetrievalReport
 
     def stage(self, wanted: str) -> str:
-        """The stage, or the plain scores under it where its parameters could not be chosen."""
+        """The stage, or its plain scores if its parameters could not be chosen."""
         there = {row.stage for row in self.report.rows}
         return wanted if wanted in there else wanted.partition("+")[0]
 
 
 def scored(recipe: Recipe) -> Recipe:
-    """The recipe whose evaluation shows every row, so that variants that leave out re-ranking share it."""
+    """The recipe whose evaluation has every stage, so that variants without re-ranking share it."""
     return override_recipe(recipe, ["evaluate.smr=true"])
 
 
 def known_result(trial: Trial, setting: StudySetting) -> TrialResult | None:
-    """The kept result of a trial, if there is one that can be read."""
+    """The saved result of a trial, if there is a readable one."""
     return kept_result(setting.results, trial.key(setting), trial.stages, setting.progress)
 
 
 def kept_result(results: Path, key: str, stages: Iterable[str], progress: Progress) -> TrialResult | None:
-    """The result under that key that shows these stages, if there is one that is whole; broken ones are said."""
+    """The valid result under that key with these stages, if any; broken ones are reported."""
     for facts_path in sorted(results.glob(f"*-{key[:8]}{_TRIAL_SUFFIX}")):
         try:
             facts = TypeAdapter(TrialFacts).validate_python(read_json(facts_path))
             if facts.key == key and set(stages) <= set(facts.stages_asked):
                 return TrialResult(facts, _checked_report(facts_path, facts))
         except (DataError, MismatchError, ValidationError) as error:
-            progress.say(f"{facts_path} is made again: {error}")
+            progress.say(f"{facts_path} is recomputed: {error}")
     return None
 
 
 def _checked_report(facts_path: Path, facts: TrialFacts) -> RetrievalReport:
     path = _report_of(facts_path)
     if path.is_file() and sha256_file(path) != facts.report_sha256:
-        raise MismatchError(f"{path} and {facts_path.name} beside it are of two trials")
+        raise MismatchError(f"{path} and {facts_path.name} beside it belong to different trials")
     return load_report(path)
 
 
 def trained_runs(setting: StudySetting) -> dict[str, Run]:
-    """Every finished run of the workspace by its training key; the newest of equal ones."""
+    """Every finished run of the workspace by its training key; the newest of duplicates."""
     found: dict[str, Run] = {}
     for folder in ("runs", VARIANT_RUNS):
         for run in list_runs(setting.workspace, setting.progress, folder):
@@ -152,12 +152,12 @@ def trained_runs(setting: StudySetting) -> dict[str, Run]:
 
 
 def run_trial(trial: Trial, setting: StudySetting, trained: dict[str, Run]) -> TrialResult:
-    """Train, unless that was done, and evaluate; the result is kept. Adds the run to `trained`.
+    """Train, unless already done, and evaluate; saves the result and adds the run to `trained`.
 
-    While another process is at the same training, this one waits, and then takes what that one found.
+    While another process runs the same training, this one waits and then uses its result.
     """
     key, wait = trial.training_key(setting), setting.progress.say
-    # Two places, since two workspaces may share results, and two folders of results a workspace.
+    # two locks, since two workspaces may share results, and two results folders a workspace
     with hold(setting.results / f"training-{key[:8]}", wait), hold(run_folder(trial, setting), wait):
         known = known_result(trial, setting)
         if known is not None:
@@ -197,7 +197,7 @@ def _evaluated(trial: Trial, setting: StudySetting, run: Run, key: str) -> Trial
 
 
 def run_folder(trial: Trial, setting: StudySetting) -> Path:
-    """Where a trial's run lies: apart from other runs, so that it never becomes the newest one."""
+    """Folder of a trial's run, apart from other runs, so that it never becomes the newest one."""
     key = trial.training_key(setting)
     return setting.workspace.root / VARIANT_RUNS / f"{_slug(trial.name)}-s{trial.seed}-{key[:8]}"
 
@@ -219,7 +219,7 @@ def _train(trial: Trial, setting: StudySetting, key: str) -> Run:
 
 
 def _evaluate(trial: Trial, setting: StudySetting, run: Run) -> RetrievalReport:
-    """Evaluate under the trial's own recipe; parameters that the run did not choose like this are chosen now."""
+    """Evaluate under the trial's recipe; parameters that the run chose differently or not at all are chosen now."""
     as_asked = replace(run, recipe=trial.recipe)
     loaded = replace(run.load(setting.device), recipe=trial.recipe)
     scorer = RunScorer(as_asked, loaded, setting.progress)
@@ -234,7 +234,7 @@ def _evaluate(trial: Trial, setting: StudySetting, run: Run) -> RetrievalReport:
 
 
 def _known_params(trial: Trial, run: Run, progress: Progress) -> ChosenParams:
-    """What the run chose, where the trial's recipe would choose it alike."""
+    """The run's parameters, as far as the trial's recipe would choose them in the same way."""
     ours, theirs = trial.recipe.evaluate, run.recipe.evaluate
     same = all(getattr(ours, name) == getattr(theirs, name) for name in ("smr_form", "smr_gammas", "tta"))
     return read_params(run, progress) if same else ChosenParams(split_sha256=run.info.selection_sha256)
@@ -247,12 +247,12 @@ def _interrupted_here(trial: Trial) -> Iterator[None]:
     except (KeyboardInterrupt, InterruptedByUserError):
         raise InterruptedByUserError(
             f"stopped in {trial.name} with seed {trial.seed}, everything finished is kept",
-            hint="call the same command again to go on from here",
+            hint="run the same command again to continue",
         ) from None
 
 
 def _report_of(facts_path: Path) -> Path:
-    """The evaluation beside a trial's facts."""
+    """Path of the evaluation beside a trial's facts."""
     return facts_path.with_name(facts_path.name.removesuffix(_TRIAL_SUFFIX) + ".json")
 
 

@@ -1,4 +1,4 @@
-"""Variants of a recipe: one switch for each claim of the paper, alone or combined (sections 2 to 4)."""
+"""Variants of a recipe: one switch per claim of the paper, alone or combined (sections 2 to 4)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ MAX_VARIANTS = 128
 
 @dataclass(frozen=True)
 class Switch:
-    """One level of one factor: what is changed, and which claim that questions."""
+    """One level of one factor: its overrides, and the claim that it tests."""
 
     name: str
     factor: str
     overrides: tuple[str, ...]
     claim: str
-    reranking: Reranking | None = None  # in place of SMR
+    reranking: Reranking | None = None  # instead of SMR
     matched: Measure | None = None  # plain Swin as costly as the recipe's Gswin, in place of overrides that are fixed
 
     def overrides_of(self, recipe: Recipe) -> tuple[str, ...]:
@@ -35,7 +35,7 @@ class Switch:
 
 @dataclass(frozen=True)
 class Variant:
-    """A recipe with some switches thrown. `notes` says what else had to change for it to be a valid recipe."""
+    """A recipe with some switches applied. `notes` lists what else had to change to make it valid."""
 
     name: str
     recipe: Recipe
@@ -44,12 +44,12 @@ class Variant:
 
     @property
     def reranking(self) -> Reranking | None:
-        """What re-ranks the last scores."""
+        """The re-ranking of the last scores."""
         other = next((switch.reranking for switch in self.switches if switch.reranking is not None), None)
         return other or ("smr" if self.recipe.evaluate.smr else None)
 
     def stage(self, wanted: Base | None) -> str:
-        """The row of the evaluation that this variant is judged by: its last scores, or those `wanted`, re-ranked."""
+        """The stage by which this variant is compared: its last scores, or the `wanted` ones, re-ranked."""
         bases = bases_of(self.recipe)
         base = wanted if wanted is not None and wanted in bases else bases[-1]
         if self.reranking is None:
@@ -150,44 +150,44 @@ ALL_STUDIES = "all"
 
 
 def bases_of(recipe: Recipe) -> tuple[Base, ...]:
-    """The plain scores that an evaluation of this recipe offers, the last ones last."""
+    """The plain scores of this recipe's evaluation, in order."""
     aligned = recipe.losses.aligns_features
     matched = recipe.losses.itm > 0 and (recipe.evaluate.itm_k > 0 or not aligned)
     return (*(("cosine",) if aligned else ()), *(("itm",) if matched else ()))
 
 
 def text_split(layers: int) -> Switch:
-    """So many layers for the text half; the rest is the fusion half. The paper gives each half of the depth."""
+    """`layers` for the text encoder, the rest for the fusion encoder. The paper gives each half of the depth."""
     return Switch(f"text-split-{layers}", "text_split", (f"text_encoder.layers={layers}",), "halving the depth is best")
 
 
 def switches_of(names: Iterable[str] = (), studies: Iterable[str] = (), splits: Iterable[int] = ()) -> list[Switch]:
-    """The switches that are named, those of whole studies, and text splits; each once. Raises UsageError."""
+    """The named switches, those of complete studies, and text splits, without duplicates. Raises UsageError."""
     chosen: dict[str, Switch] = {}
     for name in names:
         if name not in SWITCHES:
-            raise UsageError(f"there is no switch {name!r}", hint=f"they are {', '.join(SWITCHES)}")
+            raise UsageError(f"there is no switch {name!r}", hint=f"choose from {', '.join(SWITCHES)}")
         chosen[name] = SWITCHES[name]
     for study in studies:
         if study not in (*STUDIES, ALL_STUDIES):
-            raise UsageError(f"there is no study {study!r}", hint=f"they are {', '.join(STUDIES)} and {ALL_STUDIES}")
+            raise UsageError(f"there is no study {study!r}", hint=f"choose from {', '.join(STUDIES)} and {ALL_STUDIES}")
         parts = STUDIES if study == ALL_STUDIES else (study,)
         chosen.update((name, SWITCHES[name]) for part in parts for name in STUDIES[part])
     chosen.update((switch.name, switch) for switch in map(text_split, splits))
     if not chosen:
-        raise UsageError("no switch is named", hint="for instance --no-global-window, or --study gswin")
+        raise UsageError("no switch is given", hint="for instance --no-global-window, or --study gswin")
     return list(chosen.values())
 
 
 def baseline_of(recipe: Recipe) -> Variant:
-    """The recipe as it is."""
+    """The unchanged recipe."""
     return Variant(BASELINE, recipe, ())
 
 
 def one_at_a_time(recipe: Recipe, switches: Sequence[Switch]) -> tuple[Variant, ...]:
-    """The baseline, then one variant per switch; a switch that changes nothing in this recipe is left out.
+    """The baseline, then one variant per switch; switches that change nothing in this recipe are left out.
 
-    Raises UsageError for one that leaves no valid recipe.
+    Raises UsageError for a switch that makes the recipe invalid.
     """
     variants = [baseline_of(recipe)]
     for switch in switches:
@@ -198,9 +198,9 @@ def one_at_a_time(recipe: Recipe, switches: Sequence[Switch]) -> tuple[Variant, 
 
 
 def full_factorial(recipe: Recipe, switches: Sequence[Switch]) -> tuple[Variant, ...]:
-    """Every combination of one level per factor; combinations that leave no valid recipe are left out.
+    """Every combination of one level per factor; invalid combinations are left out.
 
-    Raises UsageError when there are more than MAX_VARIANTS.
+    Raises UsageError for more than MAX_VARIANTS.
     """
     factors: dict[str, list[tuple[Switch, ...]]] = {}
     for switch in switches:
@@ -210,7 +210,7 @@ def full_factorial(recipe: Recipe, switches: Sequence[Switch]) -> tuple[Variant,
         count *= len(levels)
     if count > MAX_VARIANTS:
         raise UsageError(
-            f"{count} combinations are more than the {MAX_VARIANTS} allowed", hint="name fewer switches at once"
+            f"{count} combinations are more than the {MAX_VARIANTS} allowed", hint="use fewer switches at once"
         )
     variants = []
     for combination in product(*factors.values()):
@@ -225,27 +225,27 @@ def full_factorial(recipe: Recipe, switches: Sequence[Switch]) -> tuple[Variant,
 
 
 def left_out(switches: Sequence[Switch], variants: Sequence[Variant]) -> list[str]:
-    """Names of switches that stand in no variant, since they change nothing in this recipe."""
+    """Names of switches without a variant, since they change nothing in this recipe."""
     used = {switch.name for variant in variants for switch in variant.switches}
     return [switch.name for switch in switches if switch.name not in used]
 
 
 def _thrown(recipe: Recipe, switches: tuple[Switch, ...]) -> Variant | None:
-    """The recipe with switches thrown, mended where they contradict it; None if nothing changes."""
+    """The recipe with switches applied, adjusted where they contradict it; None if nothing changes."""
     overrides = [override for switch in switches for override in switch.overrides_of(recipe)]
     name = "+".join(switch.name for switch in switches)
     wanted, notes = _mended(recipe, overrides)
     try:
         changed = override_recipe(recipe, wanted, where=name)
     except RecipeError as error:
-        raise UsageError(f"{name} leaves no recipe that can be trained ({error.message})", error.hint) from error
+        raise UsageError(f"{name} makes the recipe invalid ({error.message})", error.hint) from error
     if changed == recipe and not any(switch.reranking for switch in switches):
         return None
     return Variant(" ".join([name, *(f"({note})" for note in notes)]), changed, switches, tuple(notes))
 
 
 def _mended(recipe: Recipe, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Overrides with what must go along with them for the recipe to hold together, and words for that."""
+    """Overrides with the further changes that keep the recipe valid, and notes about these."""
     given = dict(override.split("=", 1) for override in overrides)
     losses = recipe.losses
     itm = float(given.get("losses.itm", losses.itm))
@@ -264,7 +264,7 @@ def _mended(recipe: Recipe, overrides: Sequence[str]) -> tuple[list[str], list[s
 
 
 def _different(variants: Sequence[Variant]) -> tuple[Variant, ...]:
-    """Variants that are not the same thing under two names; the first of equal ones stays."""
+    """Distinct variants; the first of equal ones is kept."""
     kept: dict[tuple[str, str | None], Variant] = {}
     for variant in variants:
         kept.setdefault((_effective(variant.recipe).sha256(), variant.reranking), variant)
@@ -272,7 +272,7 @@ def _different(variants: Sequence[Variant]) -> tuple[Variant, ...]:
 
 
 def _effective(recipe: Recipe) -> Recipe:
-    """The recipe with fields that have no effect in it at their defaults, so that equal trainings look equal."""
+    """The recipe with fields without effect at their defaults, so that equal trainings compare equal."""
     inert = []
     if not recipe.image_encoder.global_window:
         inert += ["image_encoder.global_window_source=conv", "image_encoder.global_query=local"]

@@ -1,1 +1,1 @@
-"""Images and texts to features, by a run or by another model; feature files and the caches of frozen extractors."""
+"""Images and texts to features, with a run or another model; feature files and caches of frozen backbones."""

@@ -1,8 +1,8 @@
 """Maps of a frozen backbone on disk, for all flips and rotations, so that small machines train in minutes (ours).
 
-A cache is a folder of shards under `cache/backbones/<key>/`. The key covers all that decides the maps but the image;
-a shard names its images by the sha256 of their files. Shards are written whole and never changed, so a kill loses
-one at most. Of two trainings that need the same maps, one makes them while the other waits.
+A cache is a folder of shards under `cache/backbones/<key>/`. The key covers everything that affects the maps except
+the image; a shard lists its images by the SHA-256 of their files. Shards are written atomically and never changed, so a
+kill loses at most one. If two trainings need the same maps, one computes them while the other waits.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ from cmpagl_core.recipe_keys import keyed_fields
 
 CACHE_FORMAT = 2
 
-_BACKBONE = "image_encoder.patch_embed."  # of its weights' names in a model
+_BACKBONE = "image_encoder.patch_embed."  # prefix of its weights' names in a model
 _SHARD_BYTES = 64 << 20
-_VIEWS_AT_ONCE = 128  # through the backbone together, of one image or of several
+_VIEWS_AT_ONCE = 128  # batch size of the backbone, in views of one or several images
 _LARGEST_HALF = 65504.0
 
-_AFTER = "reads the maps, or what is made of them"
+_AFTER = "uses the maps, or what is computed from them"
 NOT_IN_BACKBONE: Mapping[str, str] = {
     **dict.fromkeys(("text_encoder", "fusion_encoder", "losses"), _AFTER),
     "distill": "gives a start to Gswin from patches, which has no backbone",
     "optim": "a backbone is frozen while its maps are cached",
-    "train": "but for the precision, which stands in the key as it is used",
-    "evaluate": "but for the views, which stand in the key with those of augmentation",
+    "train": "except for the precision, which is in the key as it is used",
+    "evaluate": "except for the views, which are in the key with those of augmentation",
     "data.dataset": "an image is known by the hash of its file",
     "data.selection": "an image is known by the hash of its file",
     "data.workers": "threads that decode ahead change no byte",
-    "data.max_caption_tokens": "is of captions",
-    "data.augment": "its views stand in the key",
-    "data.crop_scale_min": "maps are cached of whole images alone",
+    "data.max_caption_tokens": "affects only captions",
+    "data.augment": "its views are in the key",
+    "data.crop_scale_min": "maps are cached for uncropped images only",
     **dict.fromkeys(
         (
             f"image_encoder.{name}"
@@ -79,15 +79,15 @@ Half = NDArray[np.float16]
 
 @dataclass(frozen=True)
 class BackboneCache:
-    """Maps of images that were cached; `rows` finds them by `DataSplit.image_keys`, mostly the file's sha256."""
+    """Cached maps of images; `rows` finds them by `DataSplit.image_keys`, mostly the file's sha256."""
 
     shapes: tuple[tuple[int, int, int], ...]  # (C, h, w) of each of the backbone's own maps
-    views: tuple[int, ...]  # views kept, in the order of the shards' second axis
+    views: tuple[int, ...]  # stored views, in the order of the shards' second axis
     shards: tuple[Half, ...]  # each [images, views, values], memory-mapped
     rows: dict[str, tuple[int, int]]  # an image's key -> shard, row in it
 
     def source(self, split: DataSplit) -> CachedMaps:
-        """These maps by the rows of a split, for a loader."""
+        """These maps as an image source for the rows of a split."""
         return CachedMaps(self, split.image_keys)
 
     def unflatten(self, flat: Tensor) -> list[Tensor]:
@@ -100,7 +100,7 @@ class BackboneCache:
 
 @dataclass(frozen=True)
 class CachedMaps:
-    """An image source that reads a batch's maps from a cache, in the order in which they lie on disk."""
+    """An image source that reads a batch's maps from a cache, in disk order."""
 
     cache: BackboneCache
     image_sha256: tuple[str, ...]
@@ -119,9 +119,9 @@ class CachedMaps:
 
 @dataclass(frozen=True)
 class BackboneSettings:
-    """All that decides a cached map but the backbone's weights and the image.
+    """Everything that affects a cached map except the backbone's weights and the image.
 
-    fields: of the recipe, as JSON; which maps are taken of which extractors, at which sides.
+    fields: the relevant recipe fields as JSON: the maps, backbones and input sizes.
     """
 
     fields: str
@@ -131,7 +131,7 @@ class BackboneSettings:
     device: str = "cpu"  # its type
 
     def key(self, weights_sha256: str) -> str:
-        """The name of the cache's folder."""
+        """The name of the cache folder."""
         decoded = decoded_px(self.image_size_px)
         preprocessing = {"decoded_px": decoded, "resize": "bicubic", "mean": IMAGE_MEAN, "std": IMAGE_STD}
         about = {"format": CACHE_FORMAT, "weights": weights_sha256, "preprocessing": preprocessing, **vars(self)}
@@ -139,18 +139,18 @@ class BackboneSettings:
 
 
 def views_needed(recipe: Recipe) -> tuple[int, ...]:
-    """The views that a cache has to keep: what augmentation draws, and what is averaged in the end."""
+    """The views that a cache must store: those of augmentation and of test-time augmentation."""
     augment = "d4" if recipe.evaluate.tta == "d4" else recipe.data.augment
     return allowed_views(augment, "")
 
 
 def backbone_cache_folder(cache_root: Path) -> Path:
-    """Where caches of backbones lie in a workspace's cache."""
+    """Folder of the backbone caches in a workspace's cache."""
     return cache_root / "backbones"
 
 
 def backbone_settings(recipe: Recipe, device: torch.device) -> BackboneSettings:
-    """Those of a recipe with a backbone, whose maps are computed on `device`."""
+    """The settings of a recipe with a backbone, whose maps are computed on `device`."""
     precision = usable_precision(device, recipe.train.precision)
     fields = canonical_json(keyed_fields(recipe, NOT_IN_BACKBONE))
     return BackboneSettings(fields, recipe.data.image_size_px, views_needed(recipe), precision, device.type)
@@ -159,9 +159,9 @@ def backbone_settings(recipe: Recipe, device: torch.device) -> BackboneSettings:
 def open_backbone_cache(
     folder: Path, backbone: Backbone, weights: Mapping[str, Tensor], settings: BackboneSettings, device: torch.device
 ) -> BackboneCache | None:
-    """What a training cached under `folder` of this backbone, or None.
+    """The maps that a training cached under `folder` for this backbone, or None.
 
-    weights: of a whole model, by the names that they have before norms are folded. Raises DataError for a broken shard.
+    weights: of a complete model, by their names before norms are folded. Raises DataError for a broken shard.
     """
     own = (
         name.removeprefix(_BACKBONE) for name in weights if name.startswith((f"{_BACKBONE}body.", f"{_BACKBONE}extra."))
@@ -184,10 +184,10 @@ def backbone_cache(
     progress: Progress,
     device: torch.device,
 ) -> BackboneCache:
-    """The cache under `folder` with every image of these splits in it, after adding those that are missing.
+    """The cache under `folder` with every image of these splits, after adding the missing ones.
 
-    Says beforehand how much it will write. Raises DataError for an image that cannot be read or was changed since
-    it was prepared, CmpaglError when the disk has no room.
+    Reports in advance how much it will write. Raises DataError for an image that is unreadable or has changed since it
+    was prepared, CmpaglError if there is not enough disk space.
     """
     images = _images(splits, progress)
     home = folder / settings.key(weights_sha256(backbone))
@@ -218,7 +218,7 @@ def _add_missing(
         _announce(home, len(missing), len(images), len(settings.views), each, progress)
         size = max(1, _SHARD_BYTES // each)
         folded = copy.deepcopy(backbone)
-        folded.set_trainable(False)  # one that is tuned later is frozen while its maps are cached
+        folded.set_trainable(False)  # one that is unfrozen later is frozen while its maps are cached
         folded.fold_norms()
         with progress.task("cache backbone maps", len(missing), "img") as advance:
             for start in range(0, len(missing), size):
@@ -229,18 +229,18 @@ def _add_missing(
                     for count in _fill(maps, [images[key] for key in part], folded, settings, device):
                         done += count
                         advance(count)
-                finally:  # what is done by an interruption or a broken image is kept
+                finally:  # finished maps are kept on an interruption or a broken image
                     if done:
                         _write_shard(home, part[:done], maps[:done])
 
 
 def half_maps(parts: Sequence[Tensor]) -> Tensor:
-    """A backbone's own maps [B, C_i, h_i, w_i] as a cache keeps them, float16 [B, values]."""
+    """A backbone's own maps [B, C_i, h_i, w_i] as stored in a cache, float16 [B, values]."""
     return torch.cat([_to_half(part).flatten(1) for part in parts], dim=1)
 
 
 def rounded_maps(parts: Sequence[Tensor]) -> list[Tensor]:
-    """A backbone's own maps as they come back from a cache, float32 [B, C_i, h_i, w_i]."""
+    """A backbone's own maps as read from a cache, float32 [B, C_i, h_i, w_i]."""
     return [_to_half(part).float() for part in parts]
 
 
@@ -249,7 +249,7 @@ def _to_half(maps: Tensor) -> Tensor:
 
 
 def weights_sha256(backbone: Backbone) -> str:
-    """Hash of the tensors that make what is kept, by name (the head works after the cache and is left out)."""
+    """Hash of the tensors that compute the cached maps, by name (not of the head, which is applied after the cache)."""
     return _tensors_sha256({**backbone.body.state_dict(), **backbone.extra.state_dict()})
 
 
@@ -285,14 +285,14 @@ def _announce(home: Path, missing: int, all_images: int, views: int, bytes_each:
     needed = missing * bytes_each
     progress.say(
         f"caching the frozen backbone's maps of {missing:,} images in {views} views: {needed / 1e6:,.0f} MB in {home} "
-        f"({all_images - missing:,} images are there already)"
+        f"({all_images - missing:,} images are already cached)"
     )
     existing = next(folder for folder in (home, *home.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise CmpaglError(
-            f"{home} needs {needed / 1e6:,.0f} MB for the backbone's maps, and {free / 1e6:,.0f} MB are free",
-            hint="free the disk, or choose another place with --workspace",
+            f"{home} needs {needed / 1e6:,.0f} MB for the backbone's maps, but only {free / 1e6:,.0f} MB are free",
+            hint="free disk space, or choose another place with --workspace",
         )
 
 
@@ -314,7 +314,7 @@ def _fill(
     done = 0
     for batch in decoded_batches(images, decode, max(1, _VIEWS_AT_ONCE // len(settings.views))):
         if batch.broken:
-            raise DataError(batch.broken[0].why, hint=f"mend or remove {batch.broken[0].image.path.name}")
+            raise DataError(batch.broken[0].why, hint=f"repair or remove {batch.broken[0].image.path.name}")
         for row, stamp in zip(batch.rows, batch.stamps, strict=True):
             if stamp.sha256 != images[row].image_id:
                 raise _was_changed(images[row].path)
@@ -340,7 +340,7 @@ def _open_shards(home: Path, views: int, values: int) -> tuple[list[Half], dict[
         file = open_tensor_file(path)
         names: Any = file.about.get("images")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise DataError(f"{path} names no images", hint="delete it; it is made again")
+            raise DataError(f"{path} names no images", hint="delete it; it will be rebuilt")
         maps: Half = file.array("maps", "<f2", (len(names), views, values))
         rows.update((name, (len(shards), row)) for row, name in enumerate(names))
         shards.append(maps)

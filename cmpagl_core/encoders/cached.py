@@ -1,4 +1,4 @@
-"""Features from a frozen backbone's maps in half precision: as a training cached them, or rounded alike (ours)."""
+"""Features from a frozen backbone's maps in half precision: cached by a training, or rounded in the same way (ours)."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def encode_flat_maps(model: CmpaglModel, cache: BackboneCache, maps: Tensor) -> 
 
 
 def cache_of_run(run: Run, loaded: LoadedModel, cache_root: Path) -> BackboneCache | None:
-    """The maps that trainings of this backbone have left in a workspace's cache; None where there are none.
+    """The maps that trainings with this backbone left in a workspace's cache; None if there are none.
 
-    A backbone that was tuned has other weights than the cached one, so its maps are never taken for those.
+    A fine-tuned backbone has other weights than the cached one, so cached maps are never used for it.
     Raises DataError for a broken shard.
     """
     backbone, folder = loaded.model.image_encoder.patch_embed, backbone_cache_folder(cache_root)
@@ -47,7 +47,7 @@ def cache_of_run(run: Run, loaded: LoadedModel, cache_root: Path) -> BackboneCac
 
 
 def cached_features(loaded: LoadedModel, source: CachedMaps, views: int) -> Iterator[tuple[list[int], Features]]:
-    """Rows of the source's images and their features [B, D]; the first `views` views of each are averaged."""
+    """Rows of the source's images and their features [B, D], averaged over the first `views` views."""
     size, count = loaded.recipe.evaluate.batch_size, len(source.image_sha256)
     for start in range(0, count, size):
         rows = list(range(start, min(start + size, count)))
@@ -60,7 +60,7 @@ def cached_features(loaded: LoadedModel, source: CachedMaps, views: int) -> Iter
 
 
 def rounded_features(loaded: LoadedModel, pixel_values: Tensor, views: int) -> Tensor:
-    """pixel_values: [B, 3, S, S]. Returns [B, D], of the same images what `cached_features` gives, not yet unit.
+    """pixel_values: [B, 3, S, S]. Returns [B, D], the same as `cached_features`, before normalisation.
 
     Raises ValueError for a model without a backbone.
     """
@@ -76,5 +76,5 @@ def rounded_features(loaded: LoadedModel, pixel_values: Tensor, views: int) -> T
 def _backbone_of(model: CmpaglModel) -> Backbone:
     backbone = model.image_encoder.patch_embed
     if not isinstance(backbone, Backbone):
-        raise ValueError("a model that embeds patches has no maps to cache")
+        raise ValueError("a model without a backbone has no maps to cache")
     return backbone

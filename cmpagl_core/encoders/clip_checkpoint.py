@@ -1,4 +1,4 @@
-"""A checkpoint file of a CLIP model: read without its code, recognised by its shapes, refused in one sentence."""
+"""Checkpoint files of CLIP models: read without running code, recognised by their shapes, refused in one sentence."""
 
 from __future__ import annotations
 
@@ -16,30 +16,29 @@ _PREFIXES = ("module.", "model.")
 
 
 def load_checkpoint(model: nn.Module, path: Path, architecture: str) -> None:
-    """Fill a model from a file of tensors, also where a trainer wrapped or prefixed them.
+    """Load a file of tensors into a model, even if a trainer wrapped or prefixed them.
 
-    Raises MismatchError when the file is of another architecture or is a TorchScript archive, DataError when it
-    cannot be read.
+    Raises MismatchError if the file is of another architecture or a TorchScript archive, DataError if it is unreadable.
     """
     if is_torchscript(path):
         raise MismatchError(
-            f"{path} is a TorchScript archive, which holds code beside the weights",
-            hint="save its state_dict() to a file of its own, or name a tag of open_clip's in its place",
+            f"{path} is a TorchScript archive, which contains code besides the weights",
+            hint="save its state_dict() to a file, or use a pretrained tag of open_clip instead",
         )
     state = unprefixed(read_foreign(path))
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         found = architecture_of(state)
-        inside = f"it holds {found}" if found else " ".join(str(error).split())[:200]
+        inside = f"it contains {found}" if found else " ".join(str(error).split())[:200]
         raise MismatchError(
-            f"{path} does not hold the weights of open_clip's {architecture} ({inside})",
+            f"{path} does not contain the weights of open_clip's {architecture} ({inside})",
             hint="name its own architecture, as in open_clip:ViT-L-14:FILE",
         ) from error
 
 
 def unprefixed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without what a trainer puts before all of them."""
+    """Names without a prefix that a trainer put before all of them."""
     for prefix in _PREFIXES:
         if state and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
@@ -55,7 +54,7 @@ def is_torchscript(path: Path) -> bool:
 
 
 def architecture_of(state: Mapping[str, Tensor]) -> str:
-    """What a table of tensors looks like, in words; empty when it looks like no CLIP model."""
+    """A description of the model in a table of tensors; empty if it does not look like a CLIP model."""
     patches, width = state.get("visual.conv1.weight"), state.get("visual.class_embedding")
     if patches is not None and width is not None and patches.dim() == 4:
         layers = _count(state, r"visual\.transformer\.resblocks\.(\d+)\.")

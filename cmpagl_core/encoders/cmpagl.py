@@ -1,7 +1,7 @@
-"""A run as an Encoder: loaded when it is first needed, and one image gives one feature (ours).
+"""A run as an Encoder, loaded on first use (ours).
 
-The maps of a frozen backbone are rounded to half precision, as in the cache of a training, so that an image gets the
-same features whether its maps come from the cache or from decoding it.
+The maps of a frozen backbone are rounded to half precision, as in a training's cache, so an image has the same features
+whether its maps come from the cache or from decoding it.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _ROUNDED = ", the backbone's maps in half precision"
 
 
 class CmpaglEncoder:
-    """A run's two encoders, in the recipe's views.
+    """A run's two encoders, with the recipe's test-time augmentation.
 
     cache_root: a workspace's cache, where trainings may have left maps of the run's backbone. rounded: whether a frozen
-    backbone's maps are rounded; exported features are of maps that are not.
-    Raises UsageError for a run whose features rank nothing.
+    backbone's maps are rounded; exported features use unrounded maps.
+    Raises UsageError for a run without pre-alignment.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class CmpaglEncoder:
         if not run.recipe.losses.aligns_features:
             raise UsageError(
                 f"run {run.root.name} was trained without pre-alignment, so its features cannot be searched",
-                hint="name another run with --run",
+                hint="choose another run with --run",
             )
         self._run, self._progress, self._cache_root = run, progress, cache_root
         self._device = device or torch.device("cpu")
@@ -94,19 +94,19 @@ class CmpaglEncoder:
         return self._run.load(self._device)
 
     def with_tta(self, tta: Tta) -> CmpaglEncoder:
-        """The same, with an image seen in other views than the recipe's."""
+        """The same with another test-time augmentation."""
         recipe = override_recipe(self._run.recipe, [f"evaluate.tta={tta}"])
         run = replace(self._run, recipe=recipe)
         return CmpaglEncoder(run, self._progress, self._device, self._cache_root, self._rounds)
 
     def preparing_as(self, before: str) -> CmpaglEncoder:
-        """The same, with images prepared in the way that these words are of; as it is where no way fits them."""
+        """The same with the preprocessing described by these words; unchanged if none matches."""
         exact = CmpaglEncoder(self._run, self._progress, self._device, self._cache_root, rounded=False)
         ways = (encoder.with_tta(tta) for encoder in (self, exact) for tta in get_args(Tta))
         return next((encoder for encoder in ways if encoder.fingerprint.preprocessing == before), self)
 
     def encode_images(self, images: Sequence[ImageRef]) -> Generator[EncodedBatch, None, None]:
-        """As `Encoder` has it; images with cached maps come first."""
+        """As in `Encoder`; images with cached maps come first."""
         cache, stamps = self._cache(), {}
         if cache is not None:
             found = enumerate(map(_stamp, images))
@@ -157,7 +157,7 @@ class CmpaglEncoder:
 
 
 def write_text_tower(path: Path, loaded: LoadedModel) -> None:
-    """Write the text half of a model as a tower. Raises CmpaglError when the disk refuses."""
+    """Write a model's text encoder as a text tower. Raises CmpaglError if writing fails."""
     encoder = loaded.model.text_encoder
     projection = loaded.model.text_projection.state_dict()
     tensors = {**encoder.state_dict(), **{f"text_projection.{name}": found for name, found in projection.items()}}

@@ -1,4 +1,4 @@
-"""Images decoded in the background, in order and in bounded memory, while the encoder works on the last batch."""
+"""Decodes images in the background, in order and in bounded memory, while the encoder works on the last batch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_WORKERS = 8
 
 @dataclass(frozen=True)
 class Decoded:
-    """One image as an encoder takes it, [3, S, S], and the stamp of the content that was decoded."""
+    """One image as encoder input, [3, S, S], and the stamp of the decoded content."""
 
     pixel_values: Tensor
     stamp: FileStamp

@@ -1,4 +1,4 @@
-"""Images and captions to features with a run's model, as fast as its encoders go and in bounded memory (ours)."""
+"""Images and captions to features with a run's model, in bounded memory (ours)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.runs import LoadedModel
 
-if TYPE_CHECKING:  # an index with nothing new costs no transformers; loading a model does
+if TYPE_CHECKING:  # not imported at the top: an index with nothing new does not need transformers
     from cmpagl_core.models.cmpagl import TextEncoding
 
 _TOKENS_PER_BATCH = 2048
@@ -37,7 +37,7 @@ _TEXTS_AT_ONCE = 65_536
 
 @dataclass(frozen=True)
 class TextGroup:
-    """Texts of similar length, encoded together: which they are, and what the text encoder made of them."""
+    """Texts of similar length, encoded together: their rows and encodings."""
 
     rows: NDArray[np.int64]
     encoding: TextEncoding
@@ -52,8 +52,8 @@ def encode_images(
 ) -> Features:
     """image_features, float32 [N, D] of unit length, in the order of `images`.
 
-    batch_size and tta: the recipe's `evaluate` part when None; tta "d4" averages over the 8 flips and
-    90-degree rotations [ours]. Raises DataError for the first image that cannot be read.
+    batch_size and tta: those of the recipe if None; tta "d4" averages over the 8 flips and 90-degree rotations [ours].
+    Raises DataError for the first unreadable image.
     """
     with forward_pass(loaded):
         return collect(encoded_batches(loaded, images, batch_size, tta), len(images), progress)
@@ -62,7 +62,7 @@ def encode_images(
 def encoded_batches(
     loaded: LoadedModel, images: Sequence[ImageRef], batch_size: int | None = None, tta: Tta | None = None
 ) -> Iterator[EncodedBatch]:
-    """As `encode_images`, batch by batch, with the broken images named instead of raised."""
+    """As `encode_images`, batch by batch, with broken images returned instead of raised."""
     chosen = loaded.recipe.evaluate.tta if tta is None else tta
     size = loaded.recipe.evaluate.batch_size if batch_size is None else batch_size
     return encode_with(lambda batch: _image_features(loaded, batch, chosen), decoder(loaded.recipe), images, size)
@@ -80,7 +80,7 @@ def encode_with(
 def encode_captions(loaded: LoadedModel, texts: Sequence[str], progress: Progress) -> Features:
     """text_features, float32 [M, D] of unit length, in the order of `texts`; equal texts have equal features.
 
-    Each different text is encoded once, with others of its length, so that little is spent on padding.
+    Each distinct text is encoded once, batched by length, so that little time is spent on padding.
     """
     unique, row_of = unique_texts(texts)
     features: Features | None = None
@@ -97,7 +97,7 @@ def encode_captions(loaded: LoadedModel, texts: Sequence[str], progress: Progres
 
 
 def encode_text_groups(loaded: LoadedModel, texts: Sequence[str]) -> Iterator[TextGroup]:
-    """Encode texts in groups of similar length, the longest first (what does not fit memory fails at once)."""
+    """Encode texts in groups of similar length, longest first (so that lack of memory shows immediately)."""
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         tokens = loaded.tokenizer(texts[start : start + _TEXTS_AT_ONCE])
         lengths = tokens.attention_mask.sum(dim=1).numpy()
@@ -116,15 +116,15 @@ def encode_image_tokens(
 ) -> NDArray[np.float16]:
     """image_tokens of every image, float16 [N, 1 + T, C], in a memory-mapped `.npy` file at `out`.
 
-    What the fusion half attends to; kept on disk because 1,093 images of Swin-T are 84 MB.
-    Raises DataError for the first image that cannot be read.
+    The fusion encoder attends to them; they are on disk because 1,093 images of Swin-T take 84 MB.
+    Raises DataError for the first unreadable image.
     """
     tokens: np.memmap[Any, np.dtype[np.float16]] | None = None
     bar = progress.task("encode image tokens", len(images), "img")
     with atomic_path(out) as partial, forward_pass(loaded), bar as advance:
         for batch in decoded_batches(images, decoder(loaded.recipe), loaded.recipe.evaluate.batch_size):
             if batch.broken:
-                raise DataError(batch.broken[0].why, hint=f"mend or remove {batch.broken[0].image.path.name}")
+                raise DataError(batch.broken[0].why, hint=f"repair or remove {batch.broken[0].image.path.name}")
             block = _image_tokens(loaded, batch.pixel_values)
             if tokens is None:
                 tokens = np.lib.format.open_memmap(
@@ -133,7 +133,7 @@ def encode_image_tokens(
             tokens[batch.rows] = block
             advance(len(batch.rows))
         if tokens is None:
-            raise DataError("there is no image to encode", hint="choose a split with images")
+            raise DataError("there are no images to encode", hint="choose a split with images")
         tokens.flush()
     mapped: NDArray[np.float16] = np.load(out, mmap_mode="r")
     return mapped
@@ -141,19 +141,19 @@ def encode_image_tokens(
 
 @contextmanager
 def forward_pass(loaded: LoadedModel) -> Iterator[None]:
-    """No gradients, in the run's precision. Held over many batches, so that autocast rounds the weights once."""
+    """Without gradients, in the run's precision. Kept open over many batches, so that autocast casts weights once."""
     with torch.inference_mode(), autocast(loaded.device, loaded.recipe.train.precision):
         yield
 
 
 def decoder(recipe: Recipe) -> Decode:
-    """From an image to the pixel_values that the recipe's image encoder takes."""
+    """From an image to the pixel_values of the recipe's image encoder."""
     size = recipe.data.image_size_px
     return image_decoder(lambda image: to_pixel_values(image, size), decoded_px(size))
 
 
 def preprocessing(recipe: Recipe) -> str:
-    """What happens to an image before the encoder, in words that artefacts keep."""
+    """The preprocessing of an image, as a text that artefacts store."""
     side_px, tta = recipe.data.image_size_px, recipe.evaluate.tta
     return f"RGB, bicubic to {side_px} x {side_px}, ImageNet mean and std, tta {tta}"
 
@@ -171,7 +171,7 @@ def _image_features(loaded: LoadedModel, pixel_values: Tensor, tta: Tta) -> Tens
 
 
 def unit_rows(features: Tensor) -> Features:
-    """float32 on the CPU, of unit length to fp32 also when the model computed in bf16."""
+    """float32 on the CPU, of unit length in fp32 even if the model ran in bf16."""
     rows: Features = F.normalize(features.float(), dim=-1).cpu().numpy()
     return rows
 

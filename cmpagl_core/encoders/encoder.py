@@ -1,4 +1,4 @@
-"""Encoder: what a model is to everyone who searches. CMPAGL runs and open_clip models are kinds of it."""
+"""Encoder: the interface of a model for search. CMPAGL runs and open_clip models implement it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Features = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What decides whether two features may stand side by side: the weights, and what was done with them."""
+    """What must be equal for features to be comparable: weights, preprocessing and precision."""
 
     model_sha256: str
     preprocessing: str
@@ -30,7 +30,7 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Origin:
-    """How to make an encoder again: from a run's folder, or from open_clip's name and checkpoint."""
+    """How to rebuild an encoder: from a run's folder, or from open_clip's name and checkpoint."""
 
     kind: Literal["run", "open_clip"]
     source: str
@@ -47,11 +47,11 @@ class EncodedBatch:
 
 
 class Encoder(Protocol):
-    """Images and texts to features of unit length in one space; a model that is slow to load is loaded when needed."""
+    """Images and texts to unit-length features in one space; models that load slowly are loaded on first use."""
 
     @property
     def name(self) -> str:
-        """How users know it."""
+        """The name for users."""
 
     @property
     def dim(self) -> int:
@@ -63,10 +63,10 @@ class Encoder(Protocol):
 
     @property
     def origin(self) -> Origin:
-        """How to make it again."""
+        """How to rebuild it."""
 
     def encode_images(self, images: Sequence[ImageRef]) -> Generator[EncodedBatch, None, None]:
-        """Features batch by batch, in any order; rows count in `images`. Broken images are named, not raised."""
+        """Features batch by batch, in any order, with rows of `images`. Broken images are returned, not raised."""
 
     def encode_texts(self, texts: Sequence[str]) -> Features:
         """float32 [M, D], in the order of `texts`; equal texts have equal features."""
@@ -74,10 +74,10 @@ class Encoder(Protocol):
 
 @runtime_checkable
 class HasTextTower(Protocol):
-    """An encoder whose text half can be had in NumPy, so that a query needs no torch."""
+    """An encoder whose text encoder also exists in NumPy, so that a query needs no torch."""
 
     def write_text_tower(self, path: Path) -> None:
-        """Write it to a file. Raises CmpaglError when the disk refuses."""
+        """Write it to a file. Raises CmpaglError if writing fails."""
 
 
 def collect(batches: Iterable[EncodedBatch], count: int, progress: Progress) -> Features:
@@ -86,11 +86,11 @@ def collect(batches: Iterable[EncodedBatch], count: int, progress: Progress) -> 
     with progress.task("encode images", count, "img") as advance:
         for batch in batches:
             if batch.broken:
-                raise DataError(batch.broken[0].why, hint=f"mend or remove {batch.broken[0].image.path.name}")
+                raise DataError(batch.broken[0].why, hint=f"repair or remove {batch.broken[0].image.path.name}")
             if features is None:
                 features = np.empty((count, batch.features.shape[1]), dtype=np.float32)
             features[batch.rows] = batch.features
             advance(len(batch.rows))
     if features is None:
-        raise DataError("there is no image to encode", hint="choose a split with images")
+        raise DataError("there are no images to encode", hint="choose a split with images")
     return features

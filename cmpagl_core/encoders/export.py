@@ -27,8 +27,8 @@ def export_features(
 ) -> FeatureSet:
     """Encode a split with a run's model and write the feature set to `out`. A re-run gives the same bytes.
 
-    manifest_sha256: of the prepared data set that the split is of. overlap: as in FeatureInfo. Raises DataError for
-    an image that cannot be read, MismatchError for weights that are not the run's, CmpaglError when the disk refuses.
+    manifest_sha256: of the split's data set. overlap: as in FeatureInfo. Raises DataError for an unreadable image,
+    MismatchError for weights that are not the run's, CmpaglError if writing fails.
     """
     features = run_features(run.load(device), run.root.name, split, progress, manifest_sha256)
     features = replace(features, info=replace(features.info, overlap=overlap))
@@ -39,7 +39,7 @@ def export_features(
 def run_features(
     loaded: LoadedModel, model: str, split: DataSplit, progress: Progress, manifest_sha256: str = ""
 ) -> FeatureSet:
-    """Encode a split. model: the name that the features are known by."""
+    """Encode a split. model: the model's name in the feature set."""
     return FeatureSet(
         image_features=encode_images(loaded, split.images, progress),
         text_features=encode_captions(loaded, split.captions, progress),
@@ -62,5 +62,5 @@ def run_features(
 
 
 def absolute_paths(paths: tuple[Path, ...]) -> tuple[str, ...]:
-    """Paths that still hold when the features are used from another folder."""
+    """Paths that are still valid when the features are used from another folder."""
     return tuple(os.path.abspath(path) for path in paths)  # noqa: PTH100 - resolve() would follow links

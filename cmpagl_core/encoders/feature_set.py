@@ -1,6 +1,6 @@
-"""FeatureSet: what a model makes of one split's images and captions, and its file.
+"""FeatureSet: a model's features of a split's images and captions, and its file.
 
-Any model's features come in this shape, so evaluation and retrieval never need to know which model it was.
+All models' features have this form, so evaluation and retrieval do not depend on the model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class FeatureInfo:
-    """Where features come from. Hashes are hex digests of SHA-256, empty when there is nothing to hash."""
+    """Origin of features. Hashes are hex digests of SHA-256, empty if there is nothing to hash."""
 
     model: str
     model_sha256: str
@@ -39,7 +39,7 @@ class FeatureInfo:
     preprocessing: str
     precision: str
     templates: str = ""  # wordings of the captions, as `written_templates` has them
-    overlap: str = ""  # JSON of what the images that the model was trained on share with these; see `Overlap`
+    overlap: str = ""  # JSON of the overlap with the model's training images; see `Overlap`
     format_version: int = FEATURES_FORMAT
 
 
@@ -49,7 +49,7 @@ class FeatureSet:
 
     image_features: float32 [N, D]. text_features: float32 [M, D]. text_image: int64 [M], the row of the image that
     a caption belongs to. image_sha256: of the images' files, hex [N].
-    Raises ValueError when the parts do not fit together.
+    Raises ValueError if the parts do not match.
     """
 
     image_features: NDArray[np.float32]
@@ -75,8 +75,8 @@ class FeatureSet:
 def save_feature_set(path: Path, features: FeatureSet) -> None:
     """Write a feature set to one safetensors file; the same features give the same bytes.
 
-    Raises CmpaglError when the disk refuses, BusyError when another process writes it; nothing half written is left,
-    and what a killed one left is removed.
+    Raises CmpaglError if writing fails, BusyError if another process is writing it; no half-written file is left, and
+    what a killed process left is removed.
     """
     arrays: dict[str, Array] = {
         "image_features": features.image_features,
@@ -92,10 +92,10 @@ def save_feature_set(path: Path, features: FeatureSet) -> None:
 
 
 def load_feature_set(path: Path) -> FeatureSet:
-    """Read a feature set and check it whole.
+    """Read a feature set and check it completely.
 
-    Raises DataError when the file is broken, not a feature set, or holds features that are not finite and of unit
-    length; MismatchError when another version of cmpagl wrote it.
+    Raises DataError if the file is broken, not a feature set, or has features that are not finite or not of unit
+    length; MismatchError if another version of cmpagl wrote it.
     """
     file = open_tensor_file(path)
     info = _read_info(file)
@@ -121,25 +121,25 @@ def load_feature_set(path: Path) -> FeatureSet:
 def require_same_model(found: str, expected: str, what: str, expected_of: str) -> None:
     """Refuse to compare features of two models. Raises MismatchError naming both.
 
-    found, expected: SHA-256 of the weights. what, expected_of: how the user knows the two.
+    found, expected: SHA-256 of the weights. what, expected_of: names of the two for the user.
     """
     if found != expected:
         raise MismatchError(
-            f"{what} holds features of another model ({found[:12] or 'unknown'}) than {expected_of} "
+            f"{what} has features of another model ({found[:12] or 'unknown'}) than {expected_of} "
             f"({expected[:12] or 'unknown'})",
-            hint="export or index again with that run, or name the run that made them with --run",
+            hint="export or index again with that run, or pass the run of these features with --run",
         )
 
 
 def unique_texts(texts: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
-    """The different texts in order of first appearance, and for each text [M] which of them it is."""
+    """The distinct texts in order of first appearance, and each text's row among them [M]."""
     place: dict[str, int] = {}
     row_of = np.fromiter((place.setdefault(text, len(place)) for text in texts), dtype=np.int64, count=len(texts))
     return list(place), row_of
 
 
 def is_unit_length(features: NDArray[np.float32]) -> bool:
-    """True when every row is finite and of length 1 (to 0.001), read in blocks."""
+    """True if every row is finite and of length 1 (within 0.001); reads in blocks."""
     for start in range(0, len(features), _ROWS_AT_ONCE):
         block = features[start : start + _ROWS_AT_ONCE]
         lengths = np.sqrt(np.einsum("nd,nd->n", block, block, dtype=np.float64))
@@ -152,7 +152,7 @@ def _read_info(file: TensorFile) -> FeatureInfo:
     if file.about.get("kind") != FEATURES_KIND:
         raise DataError(
             f"{file.path} is not a feature set but {file.about.get('kind') or 'something else'!r}",
-            hint="make one with `cmpagl export`",
+            hint="write one with `cmpagl export`",
         )
     version = file.about.get("format_version")
     if version != FEATURES_FORMAT:
@@ -183,7 +183,7 @@ def _as_bytes(hashes: Sequence[str]) -> NDArray[np.uint8]:
 def _problem(features: FeatureSet) -> str | None:
     images, texts, rows = features.image_features, features.text_features, features.text_image
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1] or images.shape[1] == 0:
-        return f"image_features {images.shape} and text_features {texts.shape} have not one width"
+        return f"image_features {images.shape} and text_features {texts.shape} differ in width"
     if images.dtype != np.float32 or texts.dtype != np.float32 or rows.dtype != np.int64:
         return f"features are {images.dtype} and {texts.dtype}, rows {rows.dtype}, not float32 and int64"
     if not len(images) == len(features.image_ids) == len(features.paths) == len(features.image_sha256):
@@ -192,17 +192,17 @@ def _problem(features: FeatureSet) -> str | None:
             f"{len(features.image_sha256)} hashes"
         )
     if not all(_HASH.fullmatch(sha256) for sha256 in features.image_sha256):
-        return "image_sha256 holds something that is no hash"
+        return "image_sha256 has an entry that is not a hash"
     if rows.shape != (len(texts),) or len(features.captions) != len(texts):
         return f"{len(texts)} text features have {len(features.captions)} captions and {len(rows)} image rows"
     if len(rows) and (rows.min() < 0 or rows.max() >= len(images)):
-        return f"text_image names row {int(rows.max())} or {int(rows.min())} of {len(images)} images"
+        return f"text_image has row {int(rows.max())} or {int(rows.min())} of {len(images)} images"
     for name, said in (("captions", features.captions), ("image_ids", features.image_ids)):
         wrong = next((row for row, text in enumerate(said) if not _is_utf8(text)), None)
         if wrong is not None:
             return f"row {wrong:,} of {name} is not UTF-8 text"
     if len(set(features.image_ids)) != len(features.image_ids):
-        return "two images have one image_id"
+        return "two images have the same image_id"
     for name, block in (("image_features", images), ("text_features", texts)):
         if not is_unit_length(block):
             return f"{name} has rows that are not finite or not of unit length"

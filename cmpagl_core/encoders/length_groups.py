@@ -1,4 +1,4 @@
-"""Texts of like length go through a model together, so that little is spent on padding (ours)."""
+"""Groups texts by length, so that little time is spent on padding (ours)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Fits = Callable[[int, int, int], bool]
-"""Whether so many texts may form a group; their number, the shortest and the longest length."""
+"""Whether texts may form a group, given their number and their shortest and longest length."""
 
 
 def length_groups(lengths: ArrayLike, fits: Fits, longest_first: bool = False) -> list[NDArray[np.int64]]:
-    """Rows of lengths [N] sorted by length, equal ones in their order, cut into groups as large as `fits` allows.
+    """Rows of lengths [N], stably sorted by length and cut into groups as large as `fits` allows.
 
-    A single row is a group whatever `fits` says.
+    A single row is always a group.
     """
     values = np.asarray(lengths, np.int64)
     order = np.argsort(-values if longest_first else values, kind="stable")

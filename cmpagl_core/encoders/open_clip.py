@@ -1,7 +1,7 @@
-"""An open_clip model as an Encoder: a published one by its name, a local checkpoint, or a tag of open_clip's.
+"""An open_clip model as an Encoder: a published one by name, a local checkpoint, or a pretrained tag of open_clip.
 
-RemoteCLIP, GeoRSCLIP and SkyCLIP are checkpoints of open_clip models, so that they can be searched with, and scored
-under our protocol. Nothing is fetched unless asked for. Needs the extra `clip`.
+RemoteCLIP, GeoRSCLIP and SkyCLIP are checkpoints of open_clip models, so they can be used for search and evaluated
+under our protocol. Nothing is downloaded without --download. Needs the extra `clip`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class OpenClipEncoder:
         return Origin("open_clip", self._built.source)
 
     def encode_images(self, images: Sequence[ImageRef]) -> Generator[EncodedBatch, None, None]:
-        """As `Encoder` has it."""
+        """As in `Encoder`."""
 
         def encode(pixel_values: Tensor) -> Tensor:
             with torch.inference_mode():
@@ -95,7 +95,7 @@ class OpenClipEncoder:
 
 @dataclass(frozen=True)
 class _Built:
-    """What open_clip makes of a name and a checkpoint. source: NAME:CHECKPOINT, with files by their whole paths."""
+    """A model built by open_clip. source: NAME:CHECKPOINT, with absolute paths of files."""
 
     name: str
     checkpoint: str
@@ -109,11 +109,11 @@ class _Built:
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """How a model of open_clip is found and built.
+    """How an open_clip model is found and built.
 
-    activation: of the file's weights, where neither its name nor its content says. models: folder in which files of
-    published models lie. download: fetch what is not on this machine. as_indexed: the model of an index, whose
-    activation was settled when the index was made.
+    activation: of the file's weights, if neither its name nor its content determines it. models: folder with files of
+    published models. download: whether missing weights may be downloaded. as_indexed: the model of an index, whose
+    activation was determined when the index was built.
     """
 
     activation: Activation | None = None
@@ -127,10 +127,10 @@ def open_clip_encoder(
 ) -> OpenClipEncoder:
     """Build a published model, `NAME` or `NAME:FILE`, or `open_clip:NAME:CHECKPOINT`.
 
-    NAME: of the table in `published_models.py`, or after `open_clip:` an architecture or a JSON file that describes
-    one. CHECKPOINT: a local file, or a tag of open_clip's. Raises UsageError for a name that is not known, a
-    checkpoint left out, an activation that has to be said, or when open_clip is not installed, DataError for a
-    checkpoint that is not there, MismatchError when it is not of that architecture.
+    NAME: one in `published_models.py`, or after `open_clip:` an architecture or a JSON file that describes one.
+    CHECKPOINT: a local file, or a pretrained tag of open_clip. Raises UsageError for an unknown name, a missing
+    checkpoint or activation, or if open_clip is not installed, DataError for a checkpoint that does not exist,
+    MismatchError for one of another architecture.
     """
     name, checkpoint = _taken_apart(spec, options, progress)
     try:
@@ -141,8 +141,8 @@ def open_clip_encoder(
     if not checkpoint:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(known)[:5])
         raise UsageError(
-            f"{spec} names no checkpoint",
-            hint=f"add a file, as in {_EXAMPLE}" + (f", or a tag that open_clip fetches ({tags})" if tags else ""),
+            f"{spec} has no checkpoint",
+            hint=f"add a file, as in {_EXAMPLE}" + (f", or a pretrained tag of open_clip ({tags})" if tags else ""),
         )
     file = Path(checkpoint)
     if file.is_file():
@@ -208,7 +208,7 @@ def _known_name(open_clip: Any, name: str) -> str:
         return path.stem
     known = open_clip.list_models()
     if name not in known:
-        raise UsageError(f"open_clip has no model {name!r}", hint=f"it has {len(known)}, for instance ViT-B-32")
+        raise UsageError(f"open_clip has no model {name!r}", hint=f"it has {len(known)} others, for instance ViT-B-32")
     return name
 
 
@@ -218,7 +218,7 @@ def _check_config(path: Path) -> None:
             raise ValueError("too large")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not the JSON of an open_clip model") from error
+        raise UsageError(f"{path} is not a JSON description of an open_clip model") from error
     if not isinstance(content, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= content.keys():
         raise UsageError(
             f"{path} does not describe an open_clip model", hint="it needs embed_dim, vision_cfg and text_cfg"
@@ -239,33 +239,35 @@ def _taken_apart(spec: str, options: ClipOptions, progress: Progress) -> tuple[s
     file = Path(rest) if rest else published_file(model, options.models, options.download)
     if not file.is_file():
         raise DataError(
-            f"there are no weights at {file}", hint=f"`cmpagl models show {model.name}` says where they are"
+            f"there are no weights at {file}", hint=f"`cmpagl models show {model.name}` says where to get them"
         )
     if model.sha256 and sha256_file(file) != model.sha256:
-        progress.say(f"{file} has another SHA-256 than the file that is known as {model.name}; it is loaded as that")
+        progress.say(f"{file} has another SHA-256 than the known file of {model.name}; it is loaded anyway")
     return model.spec, str(file)
 
 
 def _with_activation(open_clip: Any, name: str, file: Path, asked: Activation | None, progress: Progress) -> str:
-    """The architecture's name with the activation that the file's weights were trained with.
+    """The architecture's name with the activation of the file's weights.
 
-    Raises UsageError where that has to be said: an OpenAI architecture exists with either.
+    Raises UsageError if the user must choose: OpenAI architectures exist with either.
     """
     other = f"{name}{_QUICK}"
     if name.endswith(_QUICK):
         if asked == "gelu":
-            raise UsageError(f"{name} has QuickGELU, and --activation says gelu", hint="name it without -quickgelu")
+            raise UsageError(f"{name} has QuickGELU, but --activation is gelu", hint="leave out -quickgelu")
         return name
     if other not in open_clip.list_models():
         if asked is not None:
-            raise UsageError(f"--activation is for OpenAI's architectures, and {name} has its own", hint="leave it out")
+            raise UsageError(
+                f"--activation is for OpenAI's architectures, but {name} has a fixed one", hint="leave it out"
+            )
         return name
     if asked is not None:
         return other if asked == "quickgelu" else name
     model = recognised(name, file, sha256_file(file))
     if model is None:
         raise UsageError(
-            f"{file.name} does not say which activation it was trained with, and {name} exists with both",
+            f"the activation of {file.name} is unknown, and {name} exists with both",
             hint="pass --activation quickgelu (trained from OpenAI's weights) or gelu (from LAION's, or from scratch)",
         )
     progress.say(f"{file.name} is {model.name}: built with {model.activation}")
@@ -274,18 +276,18 @@ def _with_activation(open_clip: Any, name: str, file: Path, asked: Activation | 
 
 def _check_tag(open_clip: Any, name: str, tag: str, options: ClipOptions) -> None:
     if tag not in open_clip.list_pretrained_tags_by_model(name):
-        raise DataError(f"checkpoint {tag} is neither a file nor one of open_clip's for {name}")
+        raise DataError(f"checkpoint {tag} is neither a file nor a pretrained tag of open_clip for {name}")
     if options.activation is not None:
-        raise UsageError("--activation is for files: open_clip knows that of its own tags", hint="leave it out")
+        raise UsageError("--activation is for files; open_clip knows that of its tags", hint="leave it out")
     if not options.download and not _is_here(open_clip, name, tag):
         raise DataError(
-            f"open_clip's checkpoint {tag} for {name} is not on this machine, and nothing is fetched unasked",
+            f"open_clip's checkpoint {tag} for {name} is not on this machine and --download was not passed",
             hint="pass --download to `cmpagl index` or `cmpagl export`",
         )
 
 
 def _is_here(open_clip: Any, name: str, tag: str) -> bool:
-    """Whether open_clip has fetched a checkpoint before, from the hub that it prefers."""
+    """Whether open_clip has already downloaded a checkpoint, from its preferred hub."""
     from huggingface_hub import try_to_load_from_cache
 
     repository, _, file = open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "").rpartition("/")
@@ -295,23 +297,23 @@ def _is_here(open_clip: Any, name: str, tag: str) -> bool:
 
 
 def _build(open_clip: Any, name: str, tag: str | None) -> tuple[nn.Module, Callable[[Any], Tensor], Any]:
-    """The model, its preprocessing and its tokenizer. tag: of weights; None: random ones, about to be replaced."""
+    """The model, its preprocessing and its tokenizer. tag: pretrained weights; None: random ones, to be replaced."""
     try:
-        logging.disable(logging.WARNING)  # it warns of random weights, which our checkpoint is about to replace
+        logging.disable(logging.WARNING)  # it warns about random weights, which our checkpoint replaces
         preprocessing = {} if tag else _preprocessing(open_clip, name)
         model, _, transform = open_clip.create_model_and_transforms(name, pretrained=tag, **preprocessing)
         return model, transform, open_clip.get_tokenizer(name)
-    except Exception as error:  # a hub that cannot be reached raises one of many kinds
+    except Exception as error:  # an unreachable hub raises one of many exception types
         reason = " ".join(str(error).split())[:200]
         raise CmpaglError(
-            f"open_clip could not build {name} ({reason})", hint="give a local checkpoint file"
+            f"open_clip could not build {name} ({reason})", hint="pass a local checkpoint file"
         ) from error
     finally:
         logging.disable(logging.NOTSET)
 
 
 def _preprocessing(open_clip: Any, name: str) -> dict[str, Any]:
-    """That of an architecture's published weights where all have the same; open_clip gives a file OpenAI's."""
+    """The preprocessing of an architecture's published weights if all agree; open_clip gives files OpenAI's."""
     tags = open_clip.list_pretrained_tags_by_model(name)
     found = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
     same = {key: {canonical_json(cfg.get(key)) for cfg in found} for key in _PREPROCESSING}
@@ -321,7 +323,7 @@ def _preprocessing(open_clip: Any, name: str) -> dict[str, Any]:
 
 
 def _sha256(state: Mapping[str, Tensor]) -> str:
-    """Hash of names and values, so that a file and a fetched copy of it are one model."""
+    """Hash of names and values, so that a file and a downloaded copy of it are the same model."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode("utf-8"))

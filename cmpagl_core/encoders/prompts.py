@@ -44,7 +44,7 @@ def read_templates(text: str) -> tuple[str, ...]:
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
-    """The templates as they are. Raises UsageError for one without exactly one {}."""
+    """The templates, checked. Raises UsageError for one without exactly one {}."""
     for template in templates:
         if template.count(PLACE) != 1:
             raise UsageError(
@@ -57,7 +57,7 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
 def encode_prompted(
     encode: Callable[[Sequence[str]], Features], texts: Sequence[str], templates: Sequence[str]
 ) -> Features:
-    """Unit features [M, D] of texts, averaged over the templates; the texts as they are where there are none."""
+    """Unit features [M, D] of texts, averaged over the templates; without templates, of the texts themselves."""
     if not templates or not texts:
         return encode(texts)
     total = sum(encode([template.replace(PLACE, text) for text in texts]).astype(np.float64) for template in templates)

@@ -1,7 +1,7 @@
-"""Remote-sensing models of others that cmpagl knows by name: what they are, where they are, how to load them (ours).
+"""Published remote-sensing models that cmpagl knows by name: what they are, where to get them, how to load them (ours).
 
-A file of weights says nothing of the activation it was trained with, and little of its preprocessing, and a wrong one
-gives other features without an error. So both are written down here, each from the source that `note` names.
+A weights file does not record its activation, and hardly its preprocessing, and wrong ones give wrong features without
+an error. So both are listed here, each from the source that `note` names.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ Activation = Literal["quickgelu", "gelu"]
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """One entry. Preprocessing is open_clip's for the architecture; an empty text is not known.
+    """One model. Preprocessing is open_clip's for the architecture; an empty text means unknown.
 
-    verified: whether we have loaded the real file. sha256: of it, hex; those of RemoteCLIP are from copies on the hub.
+    verified: whether we have loaded the real file. sha256: its hex digest; RemoteCLIP's are from copies on the hub.
     """
 
     name: str
@@ -27,7 +27,7 @@ class PublishedModel:
     activation: Activation
     file: str
     licence: str
-    source: str  # where its makers publish it
+    source: str  # where its authors publish it
     hub: str = ""  # REPOSITORY/PATH on the Hugging Face hub, which `--download` fetches
     sha256: str = ""
     template: str = ""  # wording that its makers evaluate with
@@ -120,7 +120,7 @@ PUBLISHED_MODELS: tuple[PublishedModel, ...] = (
 
 
 def published_model(name: str) -> PublishedModel:
-    """The entry of that name. Raises UsageError listing the names."""
+    """The model of that name. Raises UsageError listing the names."""
     for model in PUBLISHED_MODELS:
         if model.name == name:
             return model
@@ -134,7 +134,7 @@ def own_template(spec: str) -> str:
 
 
 def recognised(architecture: str, file: Path, sha256: str) -> PublishedModel | None:
-    """The entry that a file is, by its content or by its name and architecture; None for an unknown one."""
+    """The model of a file, by its content or by its name and architecture; None if unknown."""
     for model in PUBLISHED_MODELS:
         if sha256 and model.sha256 == sha256:
             return model
@@ -145,7 +145,7 @@ def recognised(architecture: str, file: Path, sha256: str) -> PublishedModel | N
 
 
 def local_file(model: PublishedModel, folder: Path | None) -> Path | None:
-    """The file of a published model in `folder` or in the hub's cache; None where it is in neither."""
+    """The file of a published model in `folder` or in the hub's cache; None if it is in neither."""
     if folder is not None and (folder / model.file).is_file():
         return folder / model.file
     repository, path = _hub_parts(model)
@@ -158,14 +158,14 @@ def local_file(model: PublishedModel, folder: Path | None) -> Path | None:
 
 
 def published_file(model: PublishedModel, folder: Path | None, download: bool) -> Path:
-    """The local file of a published model, fetched where that is allowed. Raises DataError with the ways to get it."""
+    """The local file of a published model, downloaded if allowed. Raises DataError, which says how to get it."""
     found = local_file(model, folder)
     if found is not None:
         return found
     repository, path = _hub_parts(model)
     if repository and download:
         return _fetched(repository, path)
-    ways = f"get {model.file} from {model.source}, and put it into {folder} or pass --model {model.name}:FILE"
+    ways = f"download {model.file} from {model.source}, and put it into {folder} or pass --model {model.name}:FILE"
     raise DataError(
         f"the weights of {model.name} are not on this machine",
         hint=f"pass --download, or {ways}" if repository else ways,
@@ -184,6 +184,8 @@ def _fetched(repository: str, path: str) -> Path:
 
     try:
         return Path(hf_hub_download(repository, path))
-    except Exception as error:  # a hub that cannot be reached raises one of many kinds
+    except Exception as error:  # an unreachable hub raises one of many exception types
         reason = " ".join(str(error).split())[:200]
-        raise CmpaglError(f"{repository}/{path} could not be fetched ({reason})", hint="check the network") from error
+        raise CmpaglError(
+            f"{repository}/{path} could not be downloaded ({reason})", hint="check the network"
+        ) from error

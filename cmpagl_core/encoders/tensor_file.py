@@ -1,8 +1,7 @@
-"""Safetensors files read as memory maps and written as streams, and lists of texts kept in them.
+"""Safetensors files read as memory maps and written as streams, and lists of texts stored in them.
 
-The format is that of the safetensors package, which reads what is written here and the other way round. It is spelt
-out because a gallery of a million images is then opened without being read, written without a copy, and byte for
-byte the same each time.
+The format is that of the safetensors package; each reads what the other writes. It is implemented here so that a
+gallery of a million images is opened without being read, written without a copy, and byte-identical each time.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ _ABOUT = "cmpagl"
 
 @dataclass(frozen=True)
 class TensorFile:
-    """The arrays of one file, memory-mapped and read-only, and what is said about them."""
+    """The arrays of one file, memory-mapped and read-only, and its metadata."""
 
     path: Path
     arrays: dict[str, Array]
     about: dict[str, Any]
 
     def array(self, name: str, dtype: str, shape: tuple[int | None, ...]) -> Array:
-        """One array by name. None in `shape` is any length. Raises DataError if it is missing or of another kind."""
+        """One array by name. None in `shape` matches any length. Raises DataError if it is missing or different."""
         if name not in self.arrays:
             raise DataError(f"{self.path} has no tensor {name!r}", hint=_not_ours(self.path))
         array = self.arrays[name]
@@ -130,7 +129,7 @@ def write_tensor_file(path: Path, arrays: Mapping[str, Array], about: Mapping[st
 
 
 def open_tensor_file(path: Path) -> TensorFile:
-    """Map a safetensors file. Raises DataError when it is missing, no safetensors, cut short, or not of ours."""
+    """Map a safetensors file. Raises DataError if it is missing, invalid, truncated, or not written by cmpagl."""
     try:
         size = path.stat().st_size
         raw: Array = np.memmap(path, dtype=np.uint8, mode="r") if size else np.empty(0, dtype=np.uint8)
@@ -144,7 +143,7 @@ def open_tensor_file(path: Path) -> TensorFile:
         arrays = {name: _map_array(raw[start:], name, entry) for name, entry in header.items()}
         _check_no_holes(header, len(raw) - start)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path} is not a whole safetensors file ({_reason(error)})") from error
+        raise DataError(f"{path} is not a valid safetensors file ({_reason(error)})") from error
     if not isinstance(about, dict):
         raise DataError(f"{path} was not written by cmpagl", hint=_not_ours(path))
     return TensorFile(path, arrays, about)
@@ -158,14 +157,14 @@ def _read_header(raw: Array) -> tuple[dict[str, Any], int]:
         raise ValueError("its header is longer than the file or too long")
     header = json.loads(raw[8 : 8 + length].tobytes().decode("utf-8"), object_pairs_hook=_distinct)
     if not isinstance(header, dict):
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is not a JSON object")
     return header, 8 + length
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("its header has a key twice")
+        raise ValueError("its header has a duplicate key")
     return found
 
 
@@ -174,39 +173,39 @@ def _map_array(data: Array, name: str, entry: Any) -> Array:
     if dtype not in _DTYPES:
         raise ValueError(f"tensor {name!r} is of type {dtype!r}")
     if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)) or stop > len(data):
-        raise ValueError(f"tensor {name!r} lies outside the file")
+        raise ValueError(f"tensor {name!r} is outside the file")
     kind = np.dtype(_DTYPES[dtype])
     count = 1
     for length in shape:  # Python's own integers: no overflow
         count *= length
     if start > stop or count * kind.itemsize != stop - start:
-        raise ValueError(f"tensor {name!r} has not as many bytes as its shape says")
+        raise ValueError(f"tensor {name!r} has a number of bytes that does not match its shape")
     return data[start:stop].view(kind).reshape(shape)
 
 
 def _check_no_holes(header: dict[str, Any], size: int) -> None:
-    """Every byte belongs to one tensor: nothing is hidden, nothing shared, nothing cut off."""
+    """Check that every byte belongs to exactly one tensor: nothing hidden, shared or truncated."""
     reached = 0
     for start, stop in sorted(tuple(entry["data_offsets"]) for entry in header.values()):
         if start != reached:
             raise ValueError("its tensors overlap or leave holes")
         reached = stop
     if reached != size:
-        raise ValueError("it has more bytes than its header says")
+        raise ValueError("it has more bytes than its header declares")
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError | json.JSONDecodeError):
-        return "its header is no JSON"
+        return "its header is not JSON"
     return str(error) if type(error) is ValueError else "its header is broken"
 
 
 def _to_bytes(text: str) -> bytes:
     try:
         return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a lone surrogate that stands for no byte
+    except UnicodeEncodeError:  # a lone surrogate that encodes no byte
         return text.encode("utf-8", "replace")
 
 
 def _not_ours(path: Path) -> str:
-    return f"was {path.name} made by another program or another version?"
+    return f"was {path.name} written by another program or version?"

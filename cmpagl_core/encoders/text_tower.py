@@ -1,7 +1,7 @@
-"""The text half of a run in NumPy: what a query needs, in one file, without torch (section 1; the port is ours).
+"""A run's text encoder in NumPy: everything a query needs, in one file, without torch (section 1; the port is ours).
 
 A cold `cmpagl retrieve` would spend most of its time importing torch and transformers to encode one short sentence.
-The tower holds the same weights in float32 and computes the same layers, so its features are those of the model.
+The tower has the same weights in float32 and computes the same layers, so its features are those of the model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TOWER_KIND = "text_tower"
 
 Array = NDArray[np.float32]
 
-_AGAIN = "make the index again with `cmpagl index`"
+_AGAIN = "rebuild the index with `cmpagl index`"
 _ATTENTION = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
 _NORMS = ("attention.output.LayerNorm", "output.LayerNorm")
 _EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings")
@@ -32,7 +32,7 @@ _EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings"
 
 @dataclass(frozen=True)
 class TowerInfo:
-    """The shape of the text half and the model that it is of."""
+    """The shape of the text encoder and its model."""
 
     model_sha256: str
     pooling: str
@@ -40,13 +40,13 @@ class TowerInfo:
     num_heads: int
     layer_norm_eps: float
     max_tokens: int
-    probes: int  # groups of features that are of one length each
+    probes: int  # groups of features with equal length
     format_version: int = TOWER_FORMAT
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How the tokenizer reads a text: how many tokens it knows, and whether it was cut at max_tokens."""
+    """A text as tokenized: the number of known tokens, and whether it was truncated at max_tokens."""
 
     known: int
     cut: bool
@@ -54,22 +54,22 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class TextTower:
-    """Weights by the model's own names, mapped from the file; `encode` turns texts into features."""
+    """Weights by the model's names, memory-mapped; `encode` turns texts into features."""
 
     weights: Mapping[str, Array]
     tokenizer_json: str
     info: TowerInfo
 
     def encode(self, texts: Sequence[str]) -> Array:
-        """text_features, float32 [M, D] of unit length. Any text is accepted; long ones are cut at max_tokens."""
+        """text_features, float32 [M, D] of unit length. Any text is accepted; long ones are truncated at max_tokens."""
         rows = [self._tokens(text).ids for text in texts]
         known = len(self.weights["embeddings.word_embeddings.weight"])
         if not all(ids and max(ids) < known for ids in rows):
-            raise MismatchError("the index holds a tokenizer that is not of its text half", hint=_AGAIN)
+            raise MismatchError("the tokenizer of the index does not belong to its text encoder", hint=_AGAIN)
         return np.stack([self._features(np.array(ids, dtype=np.int64)) for ids in rows])
 
     def read(self, text: str) -> Reading:
-        """How much of a text the model takes in."""
+        """How much of a text the model reads."""
         encoded = self._tokens(text)
         words = [
             token for token, special in zip(encoded.tokens, encoded.special_tokens_mask, strict=True) if not special
@@ -83,14 +83,14 @@ class TextTower:
     def _tokenizer(self) -> Tokenizer:
         try:
             tokenizer = Tokenizer.from_str(self.tokenizer_json)
-        except Exception as error:  # the library raises bare ones
-            raise MismatchError(f"the index holds no tokenizer ({str(error)[:100]})", hint=_AGAIN) from error
+        except Exception as error:  # the library raises bare exceptions
+            raise MismatchError(f"the index has no valid tokenizer ({str(error)[:100]})", hint=_AGAIN) from error
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length=self.info.max_tokens)
         return tokenizer
 
     def _features(self, input_ids: NDArray[np.int64]) -> Array:
-        """input_ids: [L], one text, so that there is no padding and no mask. Returns [D]."""
+        """input_ids: [L], one text, so there is no padding and no mask. Returns [D]."""
         x = self._embed(input_ids)  # [L, H]
         for layer in range(self.info.layers):
             x = self._layer(x, f"layers.{layer}")
@@ -133,10 +133,10 @@ def save_text_tower(path: Path, weights: Mapping[str, Array], tokenizer_json: st
 
 
 def open_text_tower(path: Path) -> TextTower:
-    """Map a tower. Raises DataError when it is missing or broken, MismatchError for another version."""
+    """Map a tower. Raises DataError if it is missing or broken, MismatchError for another version."""
     file = open_tensor_file(path)
     if file.about.get("kind") != TOWER_KIND:
-        raise DataError(f"{path} is not the text half of a model", hint=_AGAIN)
+        raise DataError(f"{path} is not a text tower", hint=_AGAIN)
     if file.about.get("format_version") != TOWER_FORMAT:
         raise MismatchError(
             f"{path}: format_version is {file.about.get('format_version')!r}, this cmpagl reads {TOWER_FORMAT}",
@@ -148,7 +148,7 @@ def open_text_tower(path: Path) -> TextTower:
 
 
 def tower_shapes(layers: int, hidden: int, inner: int, dim: int) -> dict[str, tuple[int | None, ...]]:
-    """Every tensor of a tower by its name in the model, `text_encoder.` left out, with its shape."""
+    """Every tensor of a tower by its name in the model, without `text_encoder.`, with its shape."""
     shapes: dict[str, tuple[int | None, ...]] = {f"embeddings.{name}.weight": (None, hidden) for name in _EMBEDDINGS}
     linear = {"text_projection": (dim, hidden)}
     norms = ["embeddings.LayerNorm"]
@@ -172,7 +172,7 @@ def _read_info(file: TensorFile) -> TowerInfo:
     sound = all(type(value) is kinds.get(name, int) for name, value in values.items())
     most = {"layers": 99, "num_heads": 999, "probes": 99}
     if not sound or any(values[name] not in range(1, limit + 1) for name, limit in most.items()):
-        raise DataError(f"{file.path} does not say what model it is of", hint=_AGAIN)
+        raise DataError(f"{file.path} does not record its model", hint=_AGAIN)
     return TowerInfo(**values)  # type: ignore[arg-type]  # checked just above
 
 
@@ -184,7 +184,7 @@ def _read_weights(file: TensorFile, info: TowerInfo) -> dict[str, Array]:
     weights: dict[str, Array] = {name: file.array(name, "<f4", shape) for name, shape in shapes.items()}
     types, positions = (len(weights[f"embeddings.{name}.weight"]) for name in reversed(_EMBEDDINGS[1:]))
     if dim % info.probes or not types or not 2 <= info.max_tokens <= positions or hidden % info.num_heads:
-        raise DataError(f"{file.path}: its shapes do not fit each other", hint=_AGAIN)
+        raise DataError(f"{file.path}: its shapes do not match", hint=_AGAIN)
     return weights
 
 
@@ -199,7 +199,7 @@ def _attend(query: Array, key: Array, value: Array) -> Array:
 def _gelu(x: Array) -> Array:
     """x times the normal distribution function of x, whose error function NumPy lacks.
 
-    Abramowitz and Stegun, Handbook of Mathematical Functions, formula 7.1.26: off by at most 1.5e-7.
+    Abramowitz and Stegun, Handbook of Mathematical Functions, formula 7.1.26: error at most 1.5e-7.
     """
     scaled = np.abs(x) * np.float32(2**-0.5)
     t = 1 / (1 + np.float32(0.3275911) * scaled)

@@ -1,1 +1,1 @@
-"""Where a model looked: fusion cross-attention for each word, and local against global windows for each stage."""
+"""Explanations: fusion cross-attention per word, and the share of the global window per stage."""

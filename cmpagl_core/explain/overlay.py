@@ -1,4 +1,4 @@
-"""Relevance over an image: colours of one scale, and all words on one sheet."""
+"""Relevance maps over an image, on one colour scale, with all words on one sheet."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from cmpagl_core.files import write_bytes
 
 PANEL_PX = 256
 _GAP_PX, _LABEL_PX, _COLUMNS = 12, 26, 4
-_STRENGTH = 0.75  # how much of the colour covers the image where it is highest
-# From nothing to highest: readable in grey as well, and for most colour-blind people.
+_STRENGTH = 0.75  # opacity of the colour at the peak
+# from zero to the peak: readable in grey and for most colour-blind people
 _STOPS: tuple[tuple[float, tuple[int, int, int]], ...] = (
     (0.0, (20, 11, 52)),
     (0.35, (132, 32, 107)),
@@ -27,7 +27,7 @@ _STOPS: tuple[tuple[float, tuple[int, int, int]], ...] = (
 
 
 def overlay(image: Image.Image, relevance: Relevance, highest: float | None = None) -> Image.Image:
-    """The image under its relevance, smoothly enlarged. highest: what gets the last colour; the peak if None."""
+    """The image overlaid with its relevance, interpolated. highest: value of the last colour; the peak if None."""
     peak = float(relevance.max()) if highest is None else highest
     scaled = np.clip(relevance / peak, 0, 1) if peak > 0 else np.zeros_like(relevance)
     large = Image.fromarray(scaled.astype(np.float32)).resize(image.size, Image.Resampling.BICUBIC)
@@ -39,7 +39,7 @@ def overlay(image: Image.Image, relevance: Relevance, highest: float | None = No
 
 
 def sheet(image: Image.Image, explanation: Explanation) -> Image.Image:
-    """The image, its whole relevance, and each word's, side by side with their names, words on one scale."""
+    """The image, its total relevance, and each word's, side by side with labels, words on one scale."""
     small = image.convert("RGB").resize((PANEL_PX, PANEL_PX), Image.Resampling.LANCZOS)
     highest = max((float(word.relevance.max()) for word in explanation.words), default=0.0)
     panels = [("image", small), ("whole text", overlay(small, explanation.relevance))]
@@ -82,7 +82,7 @@ def _arranged(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:
 
 
 def _fitted(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """The text cut so that it stays over its panel."""
+    """The text, truncated to the width of its panel."""
     while len(text) > 1 and draw.textlength(text, font=font) > PANEL_PX:
         text = text[:-2] + "…"
     return text

@@ -16,7 +16,7 @@ _PAGE_PX = 384
 
 
 def write_page(path: Path, image: Image.Image, name: str, explanation: Explanation) -> None:
-    """Write the page atomically. name: what the image is called in its title."""
+    """Write the page atomically. name: the image's name in the title."""
     write_text(path, page(image, name, explanation))
 
 

@@ -1,8 +1,8 @@
 """Relevance of image regions to words, and the share of the global window, from one forward and backward pass.
 
 Relevance is gradient-weighted attention [after Chefer, Gur and Wolf, ICCV 2021]: in each fusion layer, the
-cross-attention of a word times the gradient of the match logit with respect to it, negative parts cut, averaged over
-heads and summed over layers. What is drawn is evidence for the match, not a proof of why it was found.
+cross-attention of a word times the gradient of the match logit with respect to it, clipped at 0, averaged over heads
+and summed over layers. It shows evidence for the match, and does not prove why the match was found.
 """
 
 from __future__ import annotations
@@ -32,37 +32,37 @@ Relevance = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class WordRelevance:
-    """One word of the text and where the image speaks for it."""
+    """One word of the text and its relevance over the image."""
 
     word: str
     relevance: Relevance  # [h, w], at least 0, on one scale for all words
-    share: float  # of all words' relevance
+    share: float  # share of all words' relevance
 
     @property
     def peak(self) -> tuple[float, float]:
-        """The centre of the cell of highest relevance: across and down, as shares of the image."""
+        """The centre of the cell with the highest relevance: across and down, as shares of the image."""
         row, column = np.unravel_index(int(self.relevance.argmax()), self.relevance.shape)
         return (float(column) + 0.5) / self.relevance.shape[1], (float(row) + 0.5) / self.relevance.shape[0]
 
 
 @dataclass(frozen=True)
 class StageShare:
-    """How much of what attention adds in one stage comes from the global window."""
+    """How much of one stage's attention output comes from the global window."""
 
     stage: int  # 1 to 4
-    local: float  # mean length of what local windows add to a token
-    global_window: float  # mean length of what the global window adds, its gate included
+    local: float  # mean norm of the local windows' output per token
+    global_window: float  # mean norm of the global window's output, including its gate
 
     @property
     def share(self) -> float:
-        """The global window's part of both, 0 to 1."""
+        """The global window's share of both, 0 to 1."""
         both = self.local + self.global_window
         return self.global_window / both if both > 0 else 0.0
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Everything that is shown of one image and one text."""
+    """The explanation of one image and one text."""
 
     text: str
     cosine: float
@@ -73,14 +73,14 @@ class Explanation:
 
 
 def explain(loaded: LoadedModel, image: Path, text: str, reading: Reading = DEFAULT) -> Explanation:
-    """Look once at an image with a text in mind. reading: which bands it is seen in, and how they become 8 bits.
+    """Explain the match of an image and a text. reading: which bands it is seen in, and how they become 8 bits.
 
     Raises UsageError for a run without an ITM head or a text without a word, DataError for a broken image.
     """
     model = loaded.model
     if model.fusion_encoder is None or model.itm_head is None:
         raise UsageError(
-            "this run has no ITM head, and its relevance is what explain shows",
+            "this run has no ITM head, which explain needs",
             hint="train with fusion_encoder.enabled true and losses.itm above 0",
         )
     words = loaded.tokenizer.word_positions(text)
@@ -131,7 +131,7 @@ def token_relevance(
 def fuse_with_weights(
     fusion: FusionEncoder, text_tokens: Tensor, mask: Tensor, image_tokens: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
-    """What the fusion half computes, with the cross-attention weights of each layer: [B, heads, L, T]."""
+    """The fusion encoder's output, with the cross-attention weights of each layer: [B, heads, L, T]."""
     x, bias, found = text_tokens, attention_bias(mask, text_tokens.dtype), []
     cache = fusion.cross_attention_cache(image_tokens)
     layers: list[Any] = list(fusion.layers)
@@ -148,12 +148,12 @@ def fuse_with_weights(
 
 @contextmanager
 def stage_shares(encoder: GswinEncoder) -> Iterator[list[StageShare]]:
-    """Measure what each stage's attentions add while the block runs; the list is filled when it ends."""
+    """Measure the attention outputs of each stage during the block; the list is filled at its end."""
     added: dict[tuple[int, str], list[float]] = {}
     handles = []
 
     def listen(stage: int, block: GswinBranch) -> None:
-        """Note what the block's attentions add, computed once more beside it: the block itself may fuse its steps."""
+        """Record a block's attention outputs, computed separately, since the block itself may fuse its steps."""
 
         def note(name: str, branch: Tensor) -> None:
             added.setdefault((stage, name), []).append(float(branch.float().norm(dim=-1).mean()))

@@ -1,1 +1,1 @@
-"""Results as self-contained HTML pages: runs side by side, and ablation tables."""
+"""Self-contained HTML pages of results: runs side by side, and ablation tables."""

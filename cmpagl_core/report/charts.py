@@ -1,4 +1,4 @@
-"""Where the marks of a chart stand; the page's template draws them as SVG inside the page."""
+"""Layout of charts; the page's template draws them as inline SVG."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ROW, _MARK_GAP = 16, 10
 
 @dataclass(frozen=True)
 class Tick:
-    """A labelled place on an axis, in pixels."""
+    """A labelled position on an axis, in pixels."""
 
     at: float
     label: str
@@ -21,7 +21,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Mark:
-    """A value with its interval, as a dot with whiskers or the end of a bar; `side` picks the colour."""
+    """A value with its interval, as a dot with whiskers or the end of a bar; `side` selects the colour."""
 
     x: float
     y: float
@@ -33,7 +33,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class RowChart:
-    """Named rows, each with one mark per side, over a common scale."""
+    """Named rows, each with one mark per side, on a common scale."""
 
     height: float
     left: float
@@ -63,7 +63,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: its points as SVG takes them, and the mark of one point that matters."""
+    """A curve: its points for SVG, and one highlighted point."""
 
     points: str
     side: int
@@ -87,7 +87,7 @@ class LineChart:
 
 
 def row_chart(values: Sequence[Value], from_zero: bool = False) -> RowChart:
-    """Rows in order of first appearance. from_zero: bars need a scale that begins at 0, dots do not."""
+    """Rows in order of first appearance. from_zero: bars need a scale that starts at 0, dots do not."""
     rows = list(dict.fromkeys(value.row for value in values))
     sides = 1 + max(value.side for value in values)
     ends = [end for value in values for end in (value.low, value.value, value.high) if end is not None]
@@ -117,7 +117,7 @@ def row_chart(values: Sequence[Value], from_zero: bool = False) -> RowChart:
 def line_chart(title: str, curves: Sequence[tuple[str, Sequence[tuple[float, float]]]], best: bool) -> LineChart | None:
     """Curves of (epoch, value); best: mark the highest point of each. A lone point is always marked.
 
-    None when there is nothing to draw.
+    None if there is nothing to draw.
     """
     points = [point for _, curve in curves for point in curve if math.isfinite(point[1])]
     if not points:
@@ -135,7 +135,7 @@ def line_chart(title: str, curves: Sequence[tuple[str, Sequence[tuple[float, flo
     for side, (label, curve) in enumerate(curves):
         finite = [point for point in curve if math.isfinite(point[1])]
         drawn = " ".join(f"{x},{y}" for x, y in map(place, finite))
-        marked = len(finite) == 1 or (best and bool(finite))  # a line through one point is no line
+        marked = len(finite) == 1 or (best and bool(finite))  # a single point makes no line
         top = place(max(finite, key=lambda point: point[1])) if marked else (None, None)
         lines.append(Line(drawn, side, label, *top))
     _, _, epochs = scale(first, last, from_zero=False)
@@ -148,7 +148,7 @@ def line_chart(title: str, curves: Sequence[tuple[str, Sequence[tuple[float, flo
 
 
 def scale(low: float, high: float, from_zero: bool) -> tuple[float, float, float]:
-    """Ends and step of an axis that holds both values: the step is 1, 2 or 5 times a power of ten."""
+    """Ends and step of an axis that covers both values: the step is 1, 2 or 5 times a power of ten."""
     if from_zero:
         low, high = min(low, 0.0), max(high, 0.0)
     if high <= low:

@@ -1,4 +1,4 @@
-"""What a report page shows of one run: its evaluation, scenes, worst queries and learning curves."""
+"""The contents of a report page for one run: evaluation, scenes, worst queries and learning curves."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ Point = tuple[float, float]
 _WORST_TEXTS = 12
 _WORST_IMAGES = 6
 _FOUND = 3
-_DRAWN = 1e9  # no chart shows more
+_DRAWN = 1e9  # larger values are not drawn
 
 
 @dataclass(frozen=True)
 class WorstText:
-    """A caption whose image came late: its rank before any re-ranking, and what cosine put first instead."""
+    """A caption whose image ranks low: its rank before any re-ranking, and the images ranked first instead."""
 
     caption: str
     rank: float
@@ -49,7 +49,7 @@ class WorstText:
 
 @dataclass(frozen=True)
 class WorstImage:
-    """An image whose captions came late, and the captions that cosine put first instead."""
+    """An image whose captions rank low, and the captions ranked first instead."""
 
     own: ImageRef
     rank: float
@@ -68,7 +68,7 @@ class Curves:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """All that the page shows of one run."""
+    """Everything that the page shows of one run."""
 
     name: str
     run: Run
@@ -89,7 +89,7 @@ def collect(
     device: torch.device,
     progress: Progress,
 ) -> Evidence:
-    """Everything for one run: the evaluation that it keeps, or a new one where that is missing, out of date or `again`.
+    """Everything for one run: its saved evaluation, or a new one if that is missing, out of date or if `again`.
 
     data: name or path of a data set; the run's own if None. Raises DataError, MismatchError.
     """
@@ -106,7 +106,7 @@ def collect(
 
 
 def _kept(path: Path, run: Run, tested: EvalSplit, progress: Progress) -> RetrievalReport | None:
-    """The evaluation in a run's folder, if it is of these weights, parameters of re-rankings and data."""
+    """The evaluation in a run's folder, if it matches these weights, re-ranking parameters and data."""
     if not path.is_file():
         return None
     try:
@@ -122,13 +122,13 @@ def _kept(path: Path, run: Run, tested: EvalSplit, progress: Progress) -> Retrie
 
 
 def gather(run: Run, report: RetrievalReport, split: DataSplit, features: FeatureSet | None) -> Evidence:
-    """Everything for one run. features: of the same split, to show what was found instead; None leaves that out.
+    """Everything for one run. features: of the same split, to show what was found instead; optional.
 
-    Raises DataError when the evaluation or the features are not of this split.
+    Raises DataError if the evaluation or the features are not of this split.
     """
     if report.queries.image_ids != split.image_ids:
         raise DataError(
-            f"the evaluation of {run.root.name} is not of {split.dataset}'s {split.name} split as it is now",
+            f"the evaluation of {run.root.name} is not of the present {split.name} split of {split.dataset}",
             hint="evaluate again",
         )
     stage = report.first.stage  # the plain ranking: the best one would be chosen on the split that is shown
@@ -145,7 +145,7 @@ def gather(run: Run, report: RetrievalReport, split: DataSplit, features: Featur
 
 
 def worst_texts(split: DataSplit, rank: NDArray[np.float64], features: FeatureSet | None) -> tuple[WorstText, ...]:
-    """The captions whose own image came latest, each image and each caption text once. rank [M], from 1."""
+    """The captions whose own image ranks lowest, each image and caption text once. rank [M], from 1."""
     chosen: list[int] = []
     seen: set[object] = set()
     for row in _latest_first(rank):
@@ -167,7 +167,7 @@ def worst_texts(split: DataSplit, rank: NDArray[np.float64], features: FeatureSe
 
 
 def worst_images(split: DataSplit, rank: NDArray[np.float64], features: FeatureSet | None) -> tuple[WorstImage, ...]:
-    """The images whose first own caption came latest. rank [N], from 1, not a number without captions."""
+    """The images whose best own caption ranks lowest. rank [N], from 1, NaN without captions."""
     return tuple(
         WorstImage(
             split.images[row],
@@ -180,7 +180,7 @@ def worst_images(split: DataSplit, rank: NDArray[np.float64], features: FeatureS
 
 
 def read_curves(log: Path) -> Curves:
-    """Loss and validation mR by epoch. A missing or broken log gives none: the page does not depend on it."""
+    """Loss and validation mR by epoch; empty for a missing or broken log, which the page does not need."""
     loss: list[Point] = []
     mr: list[Point] = []
     warnings: list[str] = []
@@ -198,7 +198,7 @@ def read_curves(log: Path) -> Curves:
 
 
 def recipe_differences(recipes: Sequence[Recipe]) -> list[tuple[str, list[str]]]:
-    """Fields that are not the same in all recipes: path, and each one's value."""
+    """Fields that differ between recipes: path, and each recipe's value."""
     flat = [dict(_flat(recipe.model_dump(mode="json"))) for recipe in recipes]
     paths = dict.fromkeys(path for fields in flat for path in fields)
     values = {path: [str(fields.get(path, "")) for fields in flat] for path in paths}

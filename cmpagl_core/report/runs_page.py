@@ -46,7 +46,7 @@ class _Image:
 
 @dataclass(frozen=True)
 class _OnPage:
-    """A run as the template shows it."""
+    """A run in the form that the template needs."""
 
     side: int
     name: str
@@ -59,7 +59,7 @@ class _OnPage:
 
 
 def render_runs(evidence: Sequence[Evidence], mix: bool = False) -> str:
-    """The page as text. Runs whose results must not stand in one column are refused unless told to `mix` them.
+    """The page as text. Runs whose results are not comparable are refused unless `mix`.
 
     Raises GuardError, and UsageError without any run.
     """
@@ -69,7 +69,7 @@ def render_runs(evidence: Sequence[Evidence], mix: bool = False) -> str:
     mixed = require_one_column(
         {name: one.report.stamp for name, one in zip(names, evidence, strict=True)}, mix=mix
     )  # fmt: skip
-    notes = [f"set side by side although {what}" for what in mixed]
+    notes = [f"shown side by side although {what}" for what in mixed]
     for name, one in zip(names, evidence, strict=True):
         notes += [f"{name}: {note}" if len(names) > 1 else note for note in one.report.notes]
     thumbnails = _Thumbnails()
@@ -131,7 +131,7 @@ def _stages(names: Sequence[str], evidence: Sequence[Evidence]) -> RowChart:
 
 
 def _scenes(names: Sequence[str], evidence: Sequence[Evidence]) -> RowChart | None:
-    """Scenes from the best to the worst of the first run that knows them."""
+    """Scenes from best to worst for the first run with scene classes."""
     known = [row for one in evidence for row in one.scenes if row.mr is not None]
     order = {row.group: row.mr or 0.0 for row in reversed(known)}
     ranked = sorted(order, key=lambda group: -order[group])[:_SCENES]
@@ -192,5 +192,5 @@ def _candidates(stamp: Stamp) -> str:
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """Names that differ: equal ones are numbered."""
+    """Distinct names: equal ones are numbered."""
     return [name if names.count(name) == 1 else f"{name} ({place + 1})" for place, name in enumerate(names)]

@@ -90,7 +90,7 @@ def test_a_processor_without_bf16_instructions_is_said_and_not_measured(
 ) -> None:
     monkeypatch.setattr(device, "_computes", lambda *_: False)
     monkeypatch.setattr(doctor, "bf16_gain", lambda device: pytest.fail("measured"))
-    expected = "cpu has no bf16 instructions, so recipes are computed in fp32"
+    expected = "cpu has no bf16 instructions, so recipes run in fp32"
     assert named(examine(Workspace(tmp_path), "cpu"), "precision") == Check("precision", expected)
 
 

@@ -59,7 +59,7 @@ def test_an_open_clip_index_is_asked_with_no_other_model(
     assert cmpagl("index", tiny_images, "--name", "archive", "--model", spec).exit_code == 0
     refused = cmpagl("retrieve", "square", "--run", tiny_run)
     assert refused.exit_code == 5
-    assert "holds features of another model" in refused.stderr
+    assert "has features of another model" in refused.stderr
     (mine / "plain.pt").unlink()
     gone = cmpagl("retrieve", "square")
     assert gone.exit_code == 3

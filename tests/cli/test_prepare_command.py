@@ -81,7 +81,7 @@ def test_without_a_source_it_says_what_to_put_where(cmpagl: Cmpagl, name: str) -
         (("prepare", "folder"), "write `cmpagl prepare folder DIR`"),
         (("prepare", "ucm", "--count", "3"), "`prepare ucm` does not take --count"),
         (("prepare", "folder", "x", "--split", "1,2"), "--split '1,2' is not three numbers"),
-        (("prepare", "synthetic", "--name", "../x"), "'../x' cannot be a name"),
+        (("prepare", "synthetic", "--name", "../x"), "'../x' is not a valid name"),
         (("prepare", "synthetic", "--size", "7"), "cannot draw scenes of 7 px"),
     ],
 )

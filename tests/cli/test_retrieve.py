@@ -158,7 +158,7 @@ def test_a_wrong_question_gets_one_sentence_and_its_code(find: Ask, arguments: l
 def test_without_a_run_the_way_out_is_said(cmpagl: Ask) -> None:
     result = cmpagl("retrieve", "airport near sea")
     assert result.exit_code == 3
-    assert "make one with `cmpagl train`" in result.stderr
+    assert "train one with `cmpagl train`" in result.stderr
 
 
 def test_a_image_finds_itself_first_and_captions_of_its_kind(find: Ask, tiny_images: Path) -> None:
@@ -269,7 +269,7 @@ def test_an_index_takes_its_name_from_the_folder(ask: Ask, tiny_images: Path, tm
         (["empty"], 3, "there is no image in"),
         (["broken"], 3, "none of the 1 images"),
         (["empty", "--data", "tiny"], 2, "PATH and --data both name images"),
-        (["--name", "../x"], 2, "cannot be a name"),
+        (["--name", "../x"], 2, "is not a valid name"),
         (["--data", "none"], 3, "no manifest.json under none"),
     ],
 )
@@ -335,7 +335,7 @@ def test_a_gallery_is_never_asked_with_another_model(ask: Ask, workspace: Path, 
     for arguments in (["square"], ["--image", tiny_images / "north" / "scene_05.jpg"]):
         refused = ask("retrieve", *arguments, "--run", "other", "--index", "tiny")
         assert refused.exit_code == 5
-        assert "holds features of another model" in refused.stderr
+        assert "has features of another model" in refused.stderr
     newer = ask("retrieve", "square")
     assert newer.exit_code == 0
     assert "index tiny was made with run tiny; run other is newer" in newer.stderr

@@ -576,7 +576,7 @@ def test_options_without_a_use_are_refused(place: Place, source: str, options: d
 @pytest.mark.parametrize("name", ["../out", "a/b", "", ".", "x" * 200])
 def test_a_name_cannot_leave_the_workspace(place: Place, name: str) -> None:
     if name:
-        with pytest.raises(UsageError, match="cannot be a name"):
+        with pytest.raises(UsageError, match="is not a valid name"):
             place.prepare(name=name)
     else:
         assert place.prepare(name=name).root == place.root / "data/folder"

@@ -120,7 +120,7 @@ def test_new_images_are_added_and_old_ones_stay_as_they_are(tmp_path: Path, back
     told = Told()
     cache = backbone_cache(tmp_path / "c", backbone, SETTINGS, [split], told, CPU)
     assert "of 4 images" in told.messages[0]
-    assert "(2 images are there already)" in told.messages[0]
+    assert "(2 images are already cached)" in told.messages[0]
     assert old.stat().st_mtime_ns == before
     assert len(cache.rows) == 6
 
@@ -205,7 +205,9 @@ def test_a_disk_without_room_is_told_before_anything_is_computed(
     split = images(tmp_path / "p", 2)
     usage = type("Usage", (), {"free": 10})
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(CmpaglError, match=r"needs 0 MB for the backbone's maps, and 0 MB are free; free the disk"):
+    with pytest.raises(
+        CmpaglError, match=r"needs 0 MB for the backbone's maps, but only 0 MB are free; free disk space"
+    ):
         backbone_cache(tmp_path / "c", backbone, SETTINGS, [split], Silent(), CPU)
     assert not (tmp_path / "c").exists()
 

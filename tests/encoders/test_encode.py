@@ -79,7 +79,7 @@ def test_the_recipe_chooses_test_time_augmentation(loaded: LoadedModel, images: 
 def test_a_broken_image_is_named_and_stops_an_export(loaded: LoadedModel, images: list[Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(images[0].read_bytes()[:300])
-    with pytest.raises(DataError, match=r"broken\.jpg.*mend or remove"):
+    with pytest.raises(DataError, match=r"broken\.jpg.*repair or remove"):
         encode_images(loaded, refs([*images[:3], broken]), Silent())
 
 

@@ -87,12 +87,12 @@ def test_a_split_without_captions_is_a_feature_set_too(tmp_path: Path) -> None:
     [
         ({"image_ids": ("a", "b")}, "3 images have 2 ids"),
         ({"image_sha256": ("a" * 64,)}, "3 images have 3 ids, 3 paths and 1 hashes"),
-        ({"image_sha256": ("a" * 64, "b" * 64, "c")}, "image_sha256 holds something that is no hash"),
-        ({"image_ids": ("a", "b", "a")}, "two images have one image_id"),
+        ({"image_sha256": ("a" * 64, "b" * 64, "c")}, "image_sha256 has an entry that is not a hash"),
+        ({"image_ids": ("a", "b", "a")}, "two images have the same image_id"),
         ({"captions": ("one",)}, "4 text features have 1 captions"),
         ({"text_image": np.array([0, 0, 2, 3])}, "row 3 or 0 of 3"),
         ({"text_image": np.array([0, 0, 2, -1])}, "row 2 or -1 of 3"),
-        ({"text_features": unit(4, 7, 0)}, "have not one width"),
+        ({"text_features": unit(4, 7, 0)}, "differ in width"),
         ({"image_features": unit(3, 8, 0) * 2}, "image_features has rows that are not finite or not of unit length"),
         ({"text_features": unit(4, 8, 0) * np.nan}, "text_features has rows"),
         ({"text_image": np.array([0, 0, 2, 1], dtype=np.int32)}, "not float32 and int64"),
@@ -141,7 +141,7 @@ def test_a_runs_weights_are_no_feature_set(tiny_run: Path) -> None:
 def test_features_of_another_model_are_refused_with_both_named() -> None:
     require_same_model("a" * 64, "a" * 64, "this", "that")
     with pytest.raises(
-        MismatchError, match=r"ucm\.safetensors holds features of another model \(aaaaaaaaaaaa\) than run"
+        MismatchError, match=r"ucm\.safetensors has features of another model \(aaaaaaaaaaaa\) than run"
     ):
         require_same_model("a" * 64, "b" * 64, "ucm.safetensors", "run ucm-cpu")
 

@@ -75,7 +75,7 @@ def test_one_model_has_one_hash_however_it_is_stored(published: Any, config: Pat
 
 def test_a_checkpoint_of_another_model_is_refused(published: Any, config: Path, tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
-    with pytest.raises(MismatchError, match=r"other\.pt does not hold the weights of open_clip's tiny-clip"):
+    with pytest.raises(MismatchError, match=r"other\.pt does not contain the weights of open_clip's tiny-clip"):
         open_clip_encoder(f"open_clip:{config}:{tmp_path / 'other.pt'}", Silent(), CPU)
 
 
@@ -104,10 +104,14 @@ def test_a_checkpoint_with_code_in_it_is_never_run(
         (
             "open_clip:ViT-B-32",
             UsageError,
-            "names no checkpoint; add a file, .*, or a tag that open_clip fetches",
+            "has no checkpoint; add a file, .*, or a pretrained tag of open_clip",
         ),
         ("open_clip:ViT-Z-99", UsageError, "open_clip has no model 'ViT-Z-99'"),
-        ("open_clip:ViT-B-32:none.pt", DataError, "checkpoint none.pt is neither a file nor one of open_clip's"),
+        (
+            "open_clip:ViT-B-32:none.pt",
+            DataError,
+            "checkpoint none.pt is neither a file nor a pretrained tag of open_clip",
+        ),
     ],
 )
 def test_a_model_that_is_not_there_is_refused(open_clip: Any, spec: str, kind: type[CmpaglError], said: str) -> None:
@@ -120,7 +124,7 @@ def test_a_description_that_is_none_is_refused(open_clip: Any, tmp_path: Path) -
     with pytest.raises(UsageError, match="does not describe an open_clip model"):
         open_clip_encoder(f"open_clip:{tmp_path / 'a.json'}", Silent(), CPU)
     (tmp_path / "b.json").write_text("[")
-    with pytest.raises(UsageError, match="is not the JSON of an open_clip model"):
+    with pytest.raises(UsageError, match="is not a JSON description of an open_clip model"):
         open_clip_encoder(f"open_clip:{tmp_path / 'b.json'}", Silent(), CPU)
 
 
@@ -134,5 +138,5 @@ def test_without_open_clip_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("options", [ClipOptions(), ClipOptions(as_indexed=True)])
 def test_nothing_is_fetched_unasked(open_clip: Any, options: ClipOptions) -> None:
-    with pytest.raises(DataError, match="openai for ViT-B-32 is not on this machine, and nothing is fetched unasked"):
+    with pytest.raises(DataError, match="openai for ViT-B-32 is not on this machine and --download was not passed"):
         open_clip_encoder("open_clip:ViT-B-32:openai", Silent(), CPU, options)

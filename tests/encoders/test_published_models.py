@@ -89,12 +89,12 @@ def test_an_unknown_file_of_openais_shape_asks_for_its_activation(folder: Path, 
     mine = tmp_path / "mine.pt"
     mine.write_bytes((folder / "ours.pt").read_bytes())
     spec = f"open_clip:tiny-openai:{mine}"
-    with pytest.raises(UsageError, match=r"mine\.pt does not say which activation .*--activation quickgelu .*or gelu"):
+    with pytest.raises(UsageError, match=r"the activation of mine\.pt is unknown.*--activation quickgelu .*or gelu"):
         built(spec)
     quick, plain = (built(spec, activation=choice) for choice in ("quickgelu", "gelu"))
     assert np.abs(texts_of(quick) - texts_of(plain)).max() > 1e-4
     np.testing.assert_array_equal(texts_of(built(f"open_clip:{plain.origin.source}", as_indexed=True)), texts_of(plain))
-    with pytest.raises(UsageError, match="has QuickGELU, and --activation says gelu"):
+    with pytest.raises(UsageError, match="has QuickGELU, but --activation is gelu"):
         built(f"open_clip:tiny-openai-quickgelu:{mine}", activation="gelu")
 
 
@@ -169,7 +169,7 @@ def test_what_a_checkpoint_is_not_is_said_in_a_sentence(folder: Path, tmp_path: 
         {"visual.conv1.weight": torch.zeros(1024, 3, 14, 14), "visual.class_embedding": torch.zeros(1024)},
         tmp_path / "large.pt",
     )
-    with pytest.raises(MismatchError, match=r"it holds a ViT of width 1024, patch 14 and 0 layers\); name its own"):
+    with pytest.raises(MismatchError, match=r"it contains a ViT of width 1024, patch 14 and 0 layers\); name its own"):
         built(f"{spec}{tmp_path / 'large.pt'}")
 
 

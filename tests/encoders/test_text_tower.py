@@ -122,16 +122,16 @@ def test_a_tower_whose_parts_do_not_fit_is_refused(loaded: LoadedModel, tmp_path
     text = np.frombuffer(other_tokenizer.to_str().encode(), dtype=np.uint8)
     wrong = [
         ({"layers.0.output.dense.bias": np.zeros(3, np.float32)}, {}, DataError, "layers.0.output.dense.bias"),
-        ({}, {"num_heads": 3}, DataError, "do not fit each other"),
-        ({}, {"max_tokens": 9999}, DataError, "do not fit each other"),
+        ({}, {"num_heads": 3}, DataError, "do not match"),
+        ({}, {"max_tokens": 9999}, DataError, "do not match"),
         ({}, {"layers": 50}, DataError, "no tensor 'layers"),
-        ({}, {"probes": 0}, DataError, "does not say"),
-        ({}, {"probes": 3}, DataError, "do not fit each other"),
-        ({}, {"layers": -1}, DataError, "does not say"),
-        ({}, {"kind": "feature_set"}, DataError, "not the text half"),
+        ({}, {"probes": 0}, DataError, "does not record its model"),
+        ({}, {"probes": 3}, DataError, "do not match"),
+        ({}, {"layers": -1}, DataError, "does not record its model"),
+        ({}, {"kind": "feature_set"}, DataError, "not a text tower"),
         ({}, {"format_version": 7}, MismatchError, "format_version is 7"),
-        ({"tokenizer": np.zeros(3, np.uint8)}, {}, MismatchError, "no tokenizer"),
-        ({"tokenizer": text}, {}, MismatchError, "not of its text half"),
+        ({"tokenizer": np.zeros(3, np.uint8)}, {}, MismatchError, "no valid tokenizer"),
+        ({"tokenizer": text}, {}, MismatchError, "does not belong to its text encoder"),
     ]
     for arrays, about, kind, said in wrong:
         write_tensor_file(path, whole | arrays, file.about | about)

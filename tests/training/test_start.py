@@ -102,7 +102,7 @@ def test_a_name_that_is_taken_is_refused(workspace: Workspace) -> None:
     (workspace.root / "runs" / "mine" / "run.json").write_text("{}")
     with pytest.raises(UsageError, match=r"mine already exists; choose another --name"):
         claim()
-    with pytest.raises(UsageError, match="cannot be a name"):
+    with pytest.raises(UsageError, match="is not a valid name"):
         claim("../mine")
 
 
