@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -148,11 +149,11 @@ def open_clip_encoder(
     if file.is_file():
         if not options.as_indexed:
             known = _with_activation(open_clip, known, file, options.activation, progress)
-        model, transform, tokenize = _build(open_clip, known, None)
+        model, transform, tokenize = _build(open_clip, known, None, options.download)
         load_checkpoint(model, file, known)
     else:
         _check_tag(open_clip, known, checkpoint, options)
-        model, transform, tokenize = _build(open_clip, known, checkpoint)
+        model, transform, tokenize = _build(open_clip, known, checkpoint, options.download)
     described = Path(name).absolute() if Path(name).is_file() else known
     built = _Built(
         name=known,
@@ -296,20 +297,35 @@ def _is_here(open_clip: Any, name: str, tag: str) -> bool:
     return bool(repository) and any(isinstance(try_to_load_from_cache(repository, one), str) for one in files)
 
 
-def _build(open_clip: Any, name: str, tag: str | None) -> tuple[nn.Module, Callable[[Any], Tensor], Any]:
-    """The model, its preprocessing and its tokenizer. tag: pretrained weights; None: random ones, to be replaced."""
+def _build(
+    open_clip: Any, name: str, tag: str | None, download: bool
+) -> tuple[nn.Module, Callable[[Any], Tensor], Any]:
+    """The model, its preprocessing and its tokenizer. tag: of weights; None: random ones, about to be replaced."""
     try:
-        logging.disable(logging.WARNING)  # it warns about random weights, which our checkpoint replaces
-        preprocessing = {} if tag else _preprocessing(open_clip, name)
-        model, _, transform = open_clip.create_model_and_transforms(name, pretrained=tag, **preprocessing)
-        return model, transform, open_clip.get_tokenizer(name)
-    except Exception as error:  # an unreachable hub raises one of many exception types
+        logging.disable(logging.WARNING)  # it warns of random weights, which our checkpoint is about to replace
+        with nullcontext() if download else _offline():
+            preprocessing = {} if tag else _preprocessing(open_clip, name)
+            model, _, transform = open_clip.create_model_and_transforms(name, pretrained=tag, **preprocessing)
+            return model, transform, open_clip.get_tokenizer(name)
+    except Exception as error:  # a hub that cannot be reached raises one of many kinds
         reason = " ".join(str(error).split())[:200]
-        raise CmpaglError(
-            f"open_clip could not build {name} ({reason})", hint="pass a local checkpoint file"
-        ) from error
+        hint = "check the network" if download else "pass --download to fetch what it needs, such as a tokenizer"
+        raise CmpaglError(f"open_clip could not build {name} ({reason})", hint=hint) from error
     finally:
         logging.disable(logging.NOTSET)
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Whatever asks the hub inside the block finds what was fetched before, and nothing else."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _preprocessing(open_clip: Any, name: str) -> dict[str, Any]:

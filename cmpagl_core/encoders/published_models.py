@@ -24,7 +24,7 @@ class PublishedModel:
 
     name: str
     architecture: str  # open_clip's name
-    activation: Activation
+    activation: Activation | Literal["own"]  # own: the architecture has one alone
     file: str
     licence: str
     source: str  # where its authors publish it
@@ -115,6 +115,16 @@ PUBLISHED_MODELS: tuple[PublishedModel, ...] = (
         source=f"{_SKYSCRIPT}/SkyCLIP_ViT_L14_top50pct.zip",
         template="a satellite image. {}",
         note="trained from OpenAI's weights with QuickGELU forced; unpack the archive and name the .pt inside it",
+    ),
+    PublishedModel(
+        name="git-rsclip-l16",
+        architecture="ViT-L-16-SigLIP-256",
+        activation="own",
+        file="Git-RSCLIP.safetensors",
+        licence="Apache-2.0",
+        source="https://huggingface.co/lcybuaa/Git-RSCLIP",
+        hub="lcybuaa/Git-RSCLIP/model.safetensors",
+        note="a SigLIP in the layout of transformers, brought to open_clip's; its tokenizer comes from the hub, once",
     ),
 )
 

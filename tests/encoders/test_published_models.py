@@ -185,3 +185,22 @@ def test_a_trainers_file_with_numbers_of_numpy_is_read(folder: Path, tmp_path: P
         built(f"open_clip:tiny-openai-quickgelu:{file}") for file in (folder / "ours.pt", tmp_path / "trainer.pt")
     )
     assert plain.fingerprint == trainers.fingerprint
+
+
+def test_nothing_asks_the_hub_unless_download_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import open_clip
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    seen: list[bool] = []
+    make = open_clip.get_tokenizer
+
+    def watched(name: str) -> Any:
+        seen.append(constants.HF_HUB_OFFLINE)
+        return make(name)
+
+    monkeypatch.setattr(open_clip, "get_tokenizer", watched)
+    for download in (False, True):
+        built(f"open_clip:tiny-openai-quickgelu:{folder / 'ours.pt'}", download=download)
+    assert seen == [True, False]
+    assert constants.HF_HUB_OFFLINE is False

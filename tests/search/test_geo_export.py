@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -53,19 +52,23 @@ def test_an_export_opens_elsewhere_with_footprints(index: GalleryIndex, tmp_path
         np.testing.assert_array_equal(np.stack(list(table["feature"])), index.image_features)
 
 
-def test_duckdb_reads_the_parquet(index: GalleryIndex, tmp_path: Path) -> None:
+def test_duckdb_reads_footprints_with_its_spatial_extension(index: GalleryIndex, tmp_path: Path) -> None:
     import duckdb
-    from shapely import from_wkb
+    from duckdb_extensions import import_extension
 
     export_index(index, tmp_path / "a.parquet")
-    found = duckdb.sql(
-        f"select image_id, window_left, geometry from read_parquet('{tmp_path / 'a.parquet'}') "
-        "where window_left = 64 order by image_id"
-    ).fetchall()
-    assert len(found) == 2
-    geometry: Any = found[0][2]
-    shape = from_wkb(bytes(geometry)) if isinstance(geometry, bytes | bytearray) else geometry
-    assert shape is not None
+    with duckdb.connect(config={"extension_directory": str(tmp_path)}) as database:
+        import_extension("spatial", con=database)
+        database.load_extension("spatial")
+        found = database.sql(
+            f"select window_left, ST_XMin(geometry), ST_YMax(geometry) from read_parquet('{tmp_path / 'a.parquet'}') "
+            "where geometry is not null order by ST_XMin(geometry), ST_YMax(geometry)"
+        ).fetchall()
+    with rasterio.open(tmp_path / "scenes" / "a_20200102.tif") as file:  # three GDALs in one process
+        west, _, _, north = transform_bounds(file.crs, "EPSG:4326", *file.bounds, densify_pts=2)
+    assert len(found) == 4
+    assert min(row[1] for row in found) == pytest.approx(west, abs=1e-6)
+    assert max(row[2] for row in found) == pytest.approx(north, abs=1e-6)
 
 
 def test_what_cannot_be_exported_is_refused(
