@@ -30,7 +30,8 @@ from cmpagl_core.imagery.room import DECODING
 from cmpagl_core.imagery.stretch import Planes, Rendering, Valid, choose_rendering, is_mask, render, valid_pixels
 
 _SAMPLED_PIXELS = 1_000_000  # that percentiles are taken of
-_SAMPLE_WINDOWS, _SAMPLE_WINDOW_PX = 8, 128  # a side, where the file cannot be read as a whole
+_DECODED_FOR_A_SAMPLE = 32_000_000  # pixels at most; where it would take more, some blocks are sampled
+_SAMPLED_BLOCKS, _SAMPLE_WINDOW_PX = 12, 128  # across and down; a side of what is read of each
 _STRIP_PIXELS = 1 << 22  # of the file, read at once
 _BYTES_A_VALUE = 12  # a value as it is, as float32, whether it is valid, and as 8 bits
 
@@ -63,12 +64,13 @@ class SceneFile:
                     tuple(page.nodata for page in first) if len(first) > 1 else tuple(first[0].nodatavals)
                 )
                 self.geo: Geo = geo_of(path, first[0])
+                self._block = int(first[0].block_shapes[0][1]), int(first[0].block_shapes[0][0])  # width, height
+                self._has_overviews = bool(first[0].overviews(1))
                 self._has_mask, self._palette = _has_mask(first[0]), _palette(first[0])
         except UNREADABLE as error:
             self.close()
             raise DataError(f"{path} is a broken image ({brief(str(error))})") from error
-        down, across = (int(side) for side in first[0].block_shapes[0])
-        self._chunks = Chunks(self.width, self.height, (across, down), self._decoded_chunk)
+        self._chunks = Chunks(self.width, self.height, self._block, self._decoded_chunk)
         if any("complex" in dtype for dtype in self.layout.dtypes):
             self.close()
             raise DataError(f"{path} has complex values, which are no picture", hint="write their amplitude first")
@@ -125,23 +127,33 @@ class SceneFile:
         return Chunk(self._coloured(planes, ok, rendering), None if valid.all() else valid)
 
     def _sample(self, bands: tuple[int, ...]) -> tuple[Planes, Valid]:
-        """Values [B, H, W] of some bands from all over the file, and which of them are valid."""
+        """Values [B, H, W] of some bands from all over the file, and which of them are valid.
+
+        Raises DataError when nothing can be read.
+        """
         factor = max(1.0, math.sqrt(self.width * self.height / _SAMPLED_PIXELS))
         shape = max(1, round(self.height / factor)), max(1, round(self.width / factor))
-        try:
-            return self._raw(bands, Window(0, 0, self.width, self.height), shape, Resampling.nearest)
-        except DataError:
-            return self._sample_of_windows(bands)
+        if self._decoded_for(shape) <= _DECODED_FOR_A_SAMPLE:
+            with suppress(DataError):  # a block is broken: the others may do
+                return self._raw(bands, Window(0, 0, self.width, self.height), shape, Resampling.nearest)
+        return self._sample_of_blocks(bands)
 
-    def _sample_of_windows(self, bands: tuple[int, ...]) -> tuple[Planes, Valid]:
-        """Of what can be read, in a grid of windows. Raises DataError when nothing can."""
-        across, down = (min(_SAMPLE_WINDOW_PX, side) for side in (self.width, self.height))
+    def _decoded_for(self, shape: tuple[int, int]) -> int:
+        """How many pixels are decoded where every so many are read from all over the file."""
+        if self._has_overviews:
+            return shape[0] * shape[1]
+        across, down = self._block
+        columns, rows = math.ceil(self.width / across), math.ceil(self.height / down)
+        return min(rows, shape[0]) * down * min(columns, shape[1]) * across
+
+    def _sample_of_blocks(self, bands: tuple[int, ...]) -> tuple[Planes, Valid]:
+        """As `_sample`, of a part of some blocks in a grid."""
+        (across, lefts), (down, tops) = map(_spread, (self.width, self.height), self._block)
         found, last = [], None
-        for row, column in itertools.product(range(_SAMPLE_WINDOWS), repeat=2):
-            left = (self.width - across) * column // (_SAMPLE_WINDOWS - 1)
-            top = (self.height - down) * row // (_SAMPLE_WINDOWS - 1)
+        for top, left in itertools.product(tops, lefts):
+            place = Window(min(left, self.width - across), min(top, self.height - down), across, down)
             try:
-                found.append(self._raw(bands, Window(left, top, across, down), (down, across), Resampling.nearest))
+                found.append(self._raw(bands, place, (down, across), Resampling.nearest))
             except DataError as error:
                 last = error
         if not found and last is not None:
@@ -151,7 +163,7 @@ class SceneFile:
 
     def _strips(self, window: Window, factor: int) -> Iterator[tuple[Window, int]]:
         """A window from top to bottom, along the file's blocks, each with the row where it goes."""
-        block = max(1, int(self._handles.first[0].block_shapes[0][0]))
+        block = self._block[1]
         step = max(1, _STRIP_PIXELS // window.width // math.lcm(block, factor)) * math.lcm(block, factor)
         if step > window.height or step * window.width > 4 * _STRIP_PIXELS:
             step = max(1, _STRIP_PIXELS // window.width // factor) * factor
@@ -208,6 +220,15 @@ def shrunk_by(width: int, height: int, at_least_px: int | None) -> int:
     """The whole number by which both sides may be divided: so that they keep enough pixels, and memory has room."""
     wanted = 1 if at_least_px is None else max(1, min(width, height) // at_least_px)
     return max(wanted, math.ceil(math.sqrt(width * height / MAX_PIXELS)))
+
+
+def _spread(side: int, block: int) -> tuple[int, list[int]]:
+    """How long some parts of a side are, and where they begin, from the first to the last."""
+    part = min(_SAMPLE_WINDOW_PX, block, side)
+    unit = block if side >= _SAMPLED_BLOCKS * block else part
+    count = math.ceil(side / unit)
+    some = min(count, _SAMPLED_BLOCKS)
+    return part, [(count - 1) * number // max(1, some - 1) * unit for number in range(some)]
 
 
 def _layout(datasets: list[DatasetReader]) -> Layout:

@@ -260,6 +260,21 @@ def test_every_piece_is_stretched_as_its_scene(tmp_path: Path) -> None:
     assert np.abs(np.asarray(small.pixels) - mean).mean() < 2
 
 
+@pytest.mark.parametrize("layout", [{"tiled": True, "blockxsize": 64, "blockysize": 64}, {"blockysize": 16}])
+def test_a_sample_of_some_blocks_stretches_as_all_of_them(
+    tmp_path: Path, layout: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planes = ground(side=1_000, high=1_200).astype(np.uint16) + np.arange(1_000, dtype=np.uint16)
+    path = write(tmp_path / "a.tif", planes, photometric="RGB", **layout)
+    with SceneFile(path) as file:
+        exact = file.rendering(Reading())
+        monkeypatch.setattr("cmpagl_core.imagery.scene_file._DECODED_FOR_A_SAMPLE", 10_000)
+        sampled = file.rendering(Reading())
+    assert sampled != exact
+    for found, expected in zip((*sampled.lows, *sampled.highs), (*exact.lows, *exact.highs), strict=True):
+        assert abs(found - expected) < 80  # of 2,200
+
+
 MEASURED = """
 import resource, sys
 from pathlib import Path
