@@ -1,1 +1,1 @@
-"""Finding images: the index, queries, hits and the page that shows them."""
+"""Image search: the index, queries, hits and the page that shows them."""

@@ -1,4 +1,4 @@
-"""Which encoder, which images and which name are meant when an index is asked for; `indexing.py` then makes it."""
+"""Resolves encoder, images and name of a requested index, which `indexing.py` then builds."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ class IndexRequest:
 
     def __post_init__(self) -> None:
         if self.paths and self.data is not None:
-            raise UsageError("PATH and --data both name images", hint="give one of them")
+            raise UsageError("PATH and --data both give images", hint="give one of them")
         if self.model is not None and self.run is not None:
             raise UsageError("--model and --run both name a model", hint="give one of them")
         if self.model is not None and self.tta is not None:
             raise UsageError("--tta is for runs: an open_clip model sees each image as it is", hint="leave it out")
         if self.model is None and (self.activation is not None or self.download):
-            raise UsageError("--activation and --download are for --model", hint="leave them out, or name a model")
+            raise UsageError("--activation and --download are for --model", hint="leave them out, or pass --model")
         read_as = (self.bands, self.stretch, self.tile_px, self.tile_m, self.overlap)
         if not self.paths and any(value is not None for value in read_as):
             raise UsageError(
@@ -76,7 +76,7 @@ class IndexRequest:
 
 
 def make_index(session: Session, request: IndexRequest) -> BuiltIndex:
-    """Make the index, or bring it up to date. Raises what `build_index`, `open_run` and `open_clip_encoder` raise."""
+    """Build the index, or update it. Raises what `build_index`, `open_run` and `open_clip_encoder` raise."""
     workspace = session.workspace
     request = _as_it_was_made(workspace, request)
     run = _run(workspace, request) if request.model is None else None
@@ -114,7 +114,7 @@ def _as_it_was_made(workspace: Workspace, request: IndexRequest) -> IndexRequest
 
 
 def _source(workspace: Workspace, request: IndexRequest, run: Run | None) -> tuple[GallerySource, str]:
-    """The images, and the usual name of an index of them. Of data sets: the one named, the run's own, the newest."""
+    """The images, and the default name of their index. Data set: the named one, the run's own, or the newest."""
     if request.paths:
         usual = usual_name(request.paths)
         before = _info_of(workspace.folder("indexes", request.name or usual))
@@ -148,7 +148,7 @@ def _data(workspace: Workspace, request: IndexRequest) -> PreparedDataset:
 
 
 def _encoder(session: Session, request: IndexRequest, run: Run | None, root: Path) -> Encoder:
-    """The encoder, seeing images as asked, else as the index that is there did."""
+    """The encoder, with the requested preprocessing, else that of the existing index."""
     before = _info_of(root)
     if run is None:
         from cmpagl_core.encoders.open_clip import ClipOptions, open_clip_encoder
@@ -163,7 +163,7 @@ def _encoder(session: Session, request: IndexRequest, run: Run | None, root: Pat
 
 
 def _info_of(root: Path) -> IndexInfo | None:
-    """Of the index that is there; None where there is none yet, or none that can be read."""
+    """The info of the existing index; None if there is none or it is unreadable."""
     try:
         return open_index(root).info
     except CmpaglError:
@@ -178,5 +178,5 @@ def usual_name(paths: Sequence[Path]) -> str:
 
 
 def as_name(text: str) -> str:
-    """A folder's name as the name of an index: what the workspace does not allow becomes a hyphen."""
+    """A folder's name as the name of an index, with invalid characters replaced by hyphens."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:100] or "images"

@@ -1,4 +1,4 @@
-"""What an earlier indexing knows of images: from the index that is there, and from parts of a broken-off one."""
+"""Features of images from earlier indexing: from the existing index, and from parts of an interrupted one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Place = tuple[Path, Window | None]
 
 @dataclass(frozen=True)
 class CachedFeature:
-    """An image whose features are known: as it was read, and their row."""
+    """An image with known features: the stamp of its file and their row."""
 
     stamp: FileStamp
     row: int
@@ -37,7 +37,7 @@ class CachedFeature:
 
 @dataclass
 class ImagePart:
-    """Images that were just encoded, on their way to the disk."""
+    """Images that were just encoded and are not yet on disk."""
 
     images: list[ImageRef] = field(default_factory=list)
     stamps: list[FileStamp] = field(default_factory=list)
@@ -56,7 +56,7 @@ class ImagePart:
 
 
 class FeatureCache:
-    """Features by path and by content, of the same model and preprocessing only; and which contents are broken."""
+    """Features by path and by content, for one model and preprocessing, and the contents known to be broken."""
 
     def __init__(self, root: Path, info: IndexInfo) -> None:
         self._root, self._info = root, info
@@ -78,9 +78,9 @@ class FeatureCache:
 
     @classmethod
     def read(cls, root: Path, info: IndexInfo, reader: str) -> FeatureCache:
-        """What is known under `root`; reader: what would decode images now.
+        """The cached features under `root`; reader: the current image decoder.
 
-        Raises UsageError when it holds the index of another source.
+        Raises UsageError if `root` has the index of another source.
         """
         cache = cls(root, info)
         if (root / INFO_FILE).is_file():
@@ -112,9 +112,9 @@ class FeatureCache:
         return row is not None and _seen(self._stamps[row]) == self._state(image)
 
     def lookup(self, image: ImageRef) -> CachedFeature | Broken | None:
-        """What is known of an image as it is now. Its content is read only if that may spare encoding it.
+        """The cached result for an image in its present state. Its content is read only if that may save encoding it.
 
-        Raises OSError or DataError when it cannot be read.
+        Raises OSError or DataError if it cannot be read.
         """
         seen = self._state(image)
         scene = self._scenes.get(image.path)
@@ -141,7 +141,7 @@ class FeatureCache:
         return self._captions.get(text)
 
     def keep(self, part: ImagePart) -> None:
-        """Write a part beside the index, so that it survives an interruption, and know it from now on."""
+        """Write a part beside the index, so that it survives an interruption, and add it to the cache."""
         if not part.images:
             return
         features = np.concatenate(part.features)
@@ -159,7 +159,7 @@ class FeatureCache:
         self.kept_now += len(part.images)
 
     def just_kept(self, image: ImageRef) -> CachedFeature:
-        """Where the features of an image are that was just kept."""
+        """The cached feature of an image that was just written."""
         row = self._row_of_place[image.place]
         return CachedFeature(self._stamps[row], row)
 
@@ -174,7 +174,7 @@ class FeatureCache:
         return features
 
     def forget_parts(self) -> None:
-        """Remove the parts: the index holds them now."""
+        """Remove the parts, which the index now contains."""
         shutil.rmtree(self._root / _PARTS_FOLDER, ignore_errors=True)
 
     def _state(self, image: ImageRef) -> tuple[int, int]:
@@ -212,8 +212,8 @@ class FeatureCache:
         before, now = index.info, self._info
         if (before.kind, before.source) != (now.kind, now.source):
             raise UsageError(
-                f"{self._root} holds the index of {before.source}, not of {now.source}",
-                hint="give another name with --name",
+                f"{self._root} is the index of {before.source}, not of {now.source}",
+                hint="choose another name with --name",
             )
         self.rebuild_reason = _rebuild_reason(before, now)
         if self.rebuild_reason or index.stamps is None:
@@ -256,13 +256,13 @@ def _seen(stamp: FileStamp) -> tuple[int, int]:
 
 
 def _rebuild_reason(before: IndexInfo, now: IndexInfo) -> str:
-    """Why features of an index cannot stand beside new ones; empty when they can."""
+    """Why features of an index are not comparable with new ones; empty if they are."""
     if before.model_sha256 != now.model_sha256:
-        return "it holds features of another model"
+        return "it has features of another model"
     if before.reading != now.reading:
         return f"its images were read with {before.reading.words}, and now it is {now.reading.words}"
     if before.preprocessing != now.preprocessing:
-        return "its images were prepared otherwise"
+        return "its images were preprocessed differently"
     if before.precision != now.precision:
-        return f"it was computed in {before.precision}, and here it is {now.precision}"
+        return f"it was computed in {before.precision}, and this machine uses {now.precision}"
     return ""

@@ -1,4 +1,4 @@
-"""An exported feature set as a gallery, so that its images can be searched as they are."""
+"""An exported feature set as a gallery, so that its images can be searched directly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cmpagl_core.search.index import GalleryIndex, IndexInfo, places
 
 
 def index_of_features(path: Path, features: FeatureSet) -> GalleryIndex:
-    """The gallery of the features that were exported to `path`."""
+    """The gallery of a feature set exported to `path`."""
     by_image = np.argsort(features.text_image, kind="stable")
     captions, caption_text = unique_texts(features.captions)
     _, first = np.unique(caption_text, return_index=True)

@@ -1,4 +1,4 @@
-"""Retrieved images as one self-contained HTML page: thumbnails inside it, no address outside (ours)."""
+"""Retrieved images as one self-contained HTML page with embedded thumbnails (ours)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _QUERY_PX = 240
 
 @dataclass(frozen=True)
 class GalleryQuery:
-    """What was asked: a text, or an image; and of what: the name of the gallery and how many images it holds."""
+    """The query, a text or an image, and the searched gallery: its name and number of images."""
 
     text: str
     image: Path | None
@@ -40,15 +40,15 @@ class _Tile:
 
 
 def write_gallery(out: Path, query: GalleryQuery, hits: Sequence[Hit], progress: Progress) -> None:
-    """Write the page. An image that is gone or broken is shown as missing, with its id, score and captions.
+    """Write the page. A missing or broken image is shown as missing, with its id, score and captions.
 
-    Raises CmpaglError when the disk refuses.
+    Raises CmpaglError if writing fails.
     """
     write_text(out, render_gallery(query, hits, progress))
 
 
 def render_gallery(query: GalleryQuery, hits: Sequence[Hit], progress: Progress) -> str:
-    """The page as text. Everything that comes from outside is escaped."""
+    """The page as text, with all external text escaped."""
     tiles: list[_Tile] = []
     with progress.task("thumbnails", len(hits), "img") as advance:
         for hit in hits:
@@ -61,7 +61,7 @@ def render_gallery(query: GalleryQuery, hits: Sequence[Hit], progress: Progress)
 
 
 def _tile(hit: Hit, hits: Sequence[Hit]) -> _Tile:
-    """The bar runs from a little under the worst score shown to the best, so that differences can be seen."""
+    """The score bar spans slightly below the worst shown score to the best, so that differences are visible."""
     best, worst = hits[0].score, hits[-1].score
     share = 15 + 85 * (hit.score - worst) / (best - worst) if best > worst else 100.0
     return _Tile(hit, tuple(dict.fromkeys(hit.captions)), thumbnail(hit.image, _THUMBNAIL_PX), share)

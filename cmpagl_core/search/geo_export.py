@@ -25,9 +25,9 @@ def export_index(index: GalleryIndex, out: Path, with_features: bool = False) ->
     """
     suffix = out.suffix.lower()
     if suffix not in (".parquet", ".gpkg"):
-        raise UsageError(f"{out} is neither .parquet nor .gpkg", hint="name the file by what it is to be")
+        raise UsageError(f"{out} has neither the suffix .parquet nor .gpkg", hint="choose one of them")
     if with_features and suffix == ".gpkg":
-        raise UsageError("a GeoPackage has no lists, so it cannot hold features", hint="write a .parquet file")
+        raise UsageError("a GeoPackage has no lists, so it cannot store features", hint="write a .parquet file")
     try:
         import geopandas
     except ImportError as error:

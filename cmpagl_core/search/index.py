@@ -1,8 +1,8 @@
-"""GalleryIndex: the images that can be searched, with their features and captions, as a folder.
+"""GalleryIndex: the searchable images with their features and captions, stored in a folder.
 
-A file of features holds everything that a search reads and is mapped, not loaded; a text tower is the text half of
-the model, so that a query needs no torch; `index.json` says where all comes from and which files these are
-(`marker.py`). Opening an index needs NumPy alone; `indexing.py` makes one.
+The features file has everything that a search reads and is memory-mapped; a text tower is the model's text encoder, so
+that a query needs no torch; `index.json` records the origin of everything and lists these files (`marker.py`). Opening
+an index needs only NumPy; `indexing.py` builds one.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ class GalleryIndex:
 def open_index(root: Path) -> GalleryIndex:
     """Open an index without reading its features.
 
-    Raises DataError when a file is missing or broken, MismatchError when another version of cmpagl made it or a file
-    is not the one that index.json names.
+    Raises DataError if a file is missing or broken, MismatchError if another version of cmpagl wrote the index or a
+    file is not the one listed in index.json.
     """
     while True:
         marker = read_marker(root)
@@ -143,11 +143,11 @@ def open_index(root: Path) -> GalleryIndex:
             return _open_named(marker)
         except CmpaglError:
             if read_marker(root) == marker:
-                raise  # else it was rebuilt between our two reads, and its old files are gone
+                raise  # otherwise it was rebuilt between our two reads, and its old files are gone
 
 
 def places(texts: Sequence[str]) -> NDArray[np.int64]:
-    """The place of each text among all of them in sorted order, [N]."""
+    """The position of each text in sorted order, [N]."""
     order = np.argsort(np.array(list(texts), dtype=object), kind="stable")
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
@@ -189,7 +189,7 @@ def _open_named(marker: Marker) -> GalleryIndex:
     path, tower = marker.path_of("features"), marker.path_of("text_tower")
     faiss, faiss_rows = marker.path_of("faiss"), marker.path_of("faiss_rows")
     if path is None or not all(isinstance(value, str) for name, value in values.items() if name != "format_version"):
-        raise DataError(f"{marker.root / INFO_FILE} does not say where it comes from", hint=AGAIN)
+        raise DataError(f"{marker.root / INFO_FILE} does not record its origin", hint=AGAIN)
     file = open_tensor_file(path)
     info = IndexInfo(**values)  # type: ignore[arg-type]  # checked just above
     if file.about != _about(info):
@@ -203,7 +203,7 @@ def _write_features(arrays: Mapping[str, Array], info: IndexInfo, path: Path) ->
 
 
 def _about(info: IndexInfo) -> dict[str, str]:
-    """What features were made by, said in their file too."""
+    """The origin of features, as metadata of their file."""
     return {"kind": INDEX_KIND, **asdict(info.fingerprint)}
 
 
@@ -220,7 +220,7 @@ def _from_file(root: Path, file: TensorFile, info: IndexInfo, tower: Path | None
         and bool((np.diff(caption_image) >= 0).all())
         and 0 <= caption_text.min() <= caption_text.max() < len(text_features)
     ):
-        raise DataError(f"{file.path} ties captions to images that are not there", hint=AGAIN)
+        raise DataError(f"{file.path} links captions to images that do not exist", hint=AGAIN)
     return GalleryIndex(
         root=root,
         image_features=image_features,

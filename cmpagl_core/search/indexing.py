@@ -1,4 +1,4 @@
-"""From images to a GalleryIndex: encoded once, only what is new or changed, and kept when interrupted (ours)."""
+"""From images to a GalleryIndex: encodes only what is new or changed, and keeps it when interrupted (ours)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _SAID_AT_MOST = 20
 
 @dataclass(frozen=True)
 class BuiltIndex:
-    """A new index, how many of its images were encoded now, and those that were left out."""
+    """A new index, the number of images encoded now, and those that were left out."""
 
     index: GalleryIndex
     encoded: int
@@ -69,7 +69,7 @@ def build_index(
 
 
 class _Build:
-    """One making of an index: what is cache, what is new, and the encoder."""
+    """One build of an index: cached images, new images, and the encoder."""
 
     def __init__(
         self, encoder: Encoder, source: GallerySource, root: Path, progress: Progress, store: StoreChoice
@@ -225,8 +225,8 @@ class _Build:
             yield
         except KeyboardInterrupt as error:
             raise InterruptedByUserError(
-                f"interrupted while {count:,} images were being encoded for index {self._root.name}",
-                hint=f"run the same command again: the {cache.kept_now:,} that are done are kept",
+                f"interrupted while encoding {count:,} images for index {self._root.name}",
+                hint=f"run the same command again: the {cache.kept_now:,} finished ones are kept",
             ) from error
 
     def _assemble(
@@ -297,7 +297,7 @@ class _Build:
             if path is not None and open_text_tower(path).info.model_sha256 == self._info.model_sha256:
                 return {"text_tower": marker.files["text_tower"]}
         except CmpaglError:
-            pass  # there is none yet, or none that can be read
+            pass  # there is none yet, or it is unreadable
         return {"text_tower": write_named(self._root, "text_tower", self._encoder.write_text_tower)}
 
     def _say_tiles(self) -> None:

@@ -1,4 +1,4 @@
-"""The images that a gallery is to hold: those of a folder, or of a prepared data set with their captions."""
+"""The images of a gallery: those of a folder, or of a prepared data set with their captions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cmpagl_core.imagery.tiles import WHOLE, Tiling
 
 @dataclass(frozen=True)
 class Entry:
-    """One image that is to be found, and its captions (none for a plain folder)."""
+    """One searchable image, and its captions (none for a plain folder)."""
 
     image: ImageRef
     captions: tuple[str, ...] = ()
@@ -26,7 +26,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class GallerySource:
-    """The images of a gallery, sorted by image id, and where they come from."""
+    """The images of a gallery, sorted by image id, and their origin."""
 
     kind: Literal["folder", "files", "dataset", "merged"]
     source: str
@@ -42,7 +42,7 @@ class GallerySource:
 
 
 class _FolderEntries(Sequence[Entry]):
-    """The images of a folder, each made when it is asked for."""
+    """The images of a folder, each created on access."""
 
     def __init__(self, root: str, names: Sequence[str], reading: Reading) -> None:
         self._root, self._names, self._reading = root, names, reading
@@ -64,7 +64,7 @@ class _FolderEntries(Sequence[Entry]):
 
 
 def folder_source(folder: Path, reading: Reading = DEFAULT, tiling: Tiling = WHOLE) -> GallerySource:
-    """Every image under a folder; its id is its path inside it. Raises DataError when there is none."""
+    """Every image under a folder, with its relative path as its id. Raises DataError if there is none."""
     root = os.path.abspath(folder)  # noqa: PTH100 - resolve() would follow links
     files = list_states(Path(root))
     left_out = tuple(

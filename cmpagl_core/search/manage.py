@@ -1,6 +1,6 @@
-"""Indexes as things: listed, described, verified against their files, pruned and merged (ours).
+"""Managing indexes: list, describe, verify against their files, prune and merge (ours).
 
-What is pruned or merged goes the way of every index, with features that are known already, so no model is loaded.
+Pruning and merging build an index from known features, so no model is loaded.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SAME_COSINE = 1 - 1e-4  # of two encodings of one image on machines that round d
 
 @dataclass(frozen=True)
 class IndexSummary:
-    """An index in short: what `list` shows and `info` begins with."""
+    """A summary of an index, as shown by `list` and `info`."""
 
     info: IndexInfo
     root: Path
@@ -64,9 +64,9 @@ class IndexSummary:
 
 @dataclass(frozen=True)
 class Verified:
-    """What became of an index's images: how many files are gone or changed, and how a sample encodes now.
+    """State of an index's images: the number of missing and changed files, and how a sample encodes now.
 
-    lowest_cosine: of the sample's features with the index's, 1 at best; None where no image was encoded.
+    lowest_cosine: between the sample's features and the index's, 1 at best; None if no image was encoded.
     """
 
     images: int
@@ -77,13 +77,13 @@ class Verified:
 
     @property
     def is_sound(self) -> bool:
-        """Nothing gone, nothing changed, and the sample is encoded alike."""
+        """Nothing missing or changed, and the sample has the same features."""
         alike = self.lowest_cosine is None or self.lowest_cosine >= SAME_COSINE
         return alike and not self.gone and not self.changed
 
 
 def list_indexes(workspace: Workspace, progress: Progress) -> list[IndexSummary]:
-    """The workspace's indexes, the newest first. A broken one is named through `progress` and left out."""
+    """The workspace's indexes, newest first. Broken ones are reported through `progress` and left out."""
     found = []
     for marker in (workspace.root / "indexes").glob(f"*/{MARKERS['indexes']}"):
         try:
@@ -116,9 +116,9 @@ def verify_index(session: Session, index: GalleryIndex, samples: int = 100, seed
 
 
 def prune_index(session: Session, index: GalleryIndex) -> BuiltIndex:
-    """Drop the images whose files are gone or hold something else by now; nothing is encoded.
+    """Drop the images whose files are missing or have changed; nothing is encoded.
 
-    Raises DataError when none would be left.
+    Raises DataError if none would be left.
     """
     assert index.stamps is not None, "an index of files knows its files"
     entries, is_unchanged = [], unchanged_files()
@@ -142,16 +142,16 @@ def merge_indexes(session: Session, indexes: Sequence[GalleryIndex], name: str) 
     name that is taken, MismatchError where features cannot stand side by side.
     """
     if len(indexes) < 2:
-        raise UsageError("there is nothing to merge", hint="name two indexes or more")
+        raise UsageError("there is nothing to merge", hint="pass two indexes or more")
     root = session.workspace.folder("indexes", name)
     if (root / INFO_FILE).is_file():
-        raise UsageError(f"there is an index {name} already", hint="give another --name")
+        raise UsageError(f"there is an index {name} already", hint="choose another --name")
     first = indexes[0]
     for other in indexes[1:]:
         if other.info.fingerprint != first.info.fingerprint:
             raise MismatchError(
-                f"indexes {first.info.name} and {other.info.name} hold features of different models or preprocessing",
-                hint="index both with one model, in one way",
+                f"indexes {first.info.name} and {other.info.name} have features of different models or preprocessing",
+                hint="index both with the same model and options",
             )
     entries = _merged_entries(indexes)
     roots = os.pathsep.join(str(index.root) for index in indexes)

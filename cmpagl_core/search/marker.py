@@ -1,6 +1,6 @@
-"""index.json, the marker of an index: it names the other files by their hashes and is written last (ours).
+"""index.json, the marker of an index: it lists the other files by hash and is written last (ours).
 
-So a reader sees the old index or the new one at any moment of a rebuild, never a mixture.
+A reader therefore always sees the old index or the new one during a rebuild, never a mixture.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from cmpagl_core.imagery.stamps import Broken, stamp_file
 
 INDEX_FORMAT = 5
 INFO_FILE = "index.json"
-AGAIN = "make it again with `cmpagl index`"
+AGAIN = "rebuild it with `cmpagl index`"
 
 
 @dataclass(frozen=True)
 class Marker:
-    """The content of index.json. files: by what they are for."""
+    """The content of index.json. files: by their purpose."""
 
     root: Path
     content: dict[str, Any]
     files: dict[str, IndexFile]
 
     def path_of(self, key: str) -> Path | None:
-        """A file that the marker names, checked. Raises DataError or MismatchError when it is gone or another one."""
+        """A file listed in the marker, checked. Raises DataError or MismatchError if it is missing or different."""
         if key not in self.files:
             return None
         return self.files[key].checked_in(self.root)
 
     def left_out(self, reader: str) -> list[Broken]:
-        """The images that were left out; none if another reader found them broken, which says nothing of this one.
+        """The images that were left out; none if another reader found them broken, since this one may read them.
 
-        Raises DataError when they are not listed.
+        Raises DataError if they are not listed.
         """
         if self.content.get("reader") != reader:
             return []
@@ -50,7 +50,7 @@ class Marker:
 
 @dataclass(frozen=True)
 class IndexFile:
-    """A file as the marker names it, and the stamp that it had."""
+    """A file listed in the marker, with its stamp."""
 
     name: str
     size: int
@@ -58,7 +58,7 @@ class IndexFile:
     sha256: str
 
     def checked_in(self, root: Path) -> Path:
-        """Its path. Size and time are compared first; the content only where these are others, as after a copy."""
+        """Its path. Size and time are compared first; the content only if these differ, as after a copy."""
         path = root / self.name
         try:
             if FileStamp(self.size, self.mtime_ns, self.sha256).fits(path):
@@ -67,11 +67,11 @@ class IndexFile:
             raise DataError(f"{path} does not exist", hint=AGAIN) from error
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror})", hint=AGAIN) from error
-        raise MismatchError(f"{path} is not the file that {INFO_FILE} beside it names", hint=AGAIN)
+        raise MismatchError(f"{path} is not the file that {INFO_FILE} beside it lists", hint=AGAIN)
 
 
 def read_marker(root: Path) -> Marker:
-    """Raises DataError when there is none or it is broken, MismatchError when another version of cmpagl made it."""
+    """Raises DataError if it is missing or broken, MismatchError if another version of cmpagl wrote it."""
     content = read_json(root / INFO_FILE)
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != INDEX_FORMAT:
@@ -84,14 +84,14 @@ def read_marker(root: Path) -> Marker:
     except (KeyError, TypeError, AttributeError):
         sound, files = False, {}
     if not sound:
-        raise DataError(f"{root / INFO_FILE} does not name its files", hint=AGAIN)
+        raise DataError(f"{root / INFO_FILE} does not list its files", hint=AGAIN)
     return Marker(root, content, files)
 
 
 def write_marker(
     root: Path, about: Mapping[str, Any], files: Mapping[str, IndexFile], reader: str, left_out: Sequence[Broken]
 ) -> None:
-    """Write index.json, then remove what it no longer names. Raises CmpaglError when the disk refuses."""
+    """Write index.json, then remove files that it no longer lists. Raises CmpaglError if writing fails."""
     listed = [
         {**_named(one.image), "why": one.why, **(asdict(one.stamp) if one.stamp is not None else {})}
         for one in left_out
@@ -105,12 +105,12 @@ def write_marker(
 
 
 def renew_marker(marker: Marker) -> None:
-    """Say that an index is up to date as of now. Raises CmpaglError when the disk refuses."""
+    """Record that an index is up to date as of now. Raises CmpaglError if writing fails."""
     write_json(marker.root / INFO_FILE, {**marker.content, "made_at": now()})
 
 
 def write_named(root: Path, stem: str, write: Callable[[Path], object], suffix: str = ".safetensors") -> IndexFile:
-    """Write a file and give it a name with its hash in it. Raises CmpaglError when the disk refuses."""
+    """Write a file under a name with its hash in it. Raises CmpaglError if writing fails."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=partial_prefix(root / stem), suffix=PARTIAL_SUFFIX, dir=root) as folder:
@@ -120,7 +120,7 @@ def write_named(root: Path, stem: str, write: Callable[[Path], object], suffix: 
             name = f"{stem}-{stamp.sha256[:16]}{suffix}"
             written.replace(root / name)
     except OSError as error:
-        raise CmpaglError(f"cannot write into {root} ({error.strerror or error})", hint="free the disk") from error
+        raise CmpaglError(f"cannot write into {root} ({error.strerror or error})", hint="free disk space") from error
     return IndexFile(name, stamp.size, stamp.mtime_ns, stamp.sha256)
 
 

@@ -1,6 +1,6 @@
-"""Which gallery is meant, and which model made it: a Searcher over both, refusing any model but the gallery's own.
+"""Opens a gallery and its model as a Searcher, refusing any model other than the gallery's own.
 
-Nothing here imports torch before a model is needed, nor anything else that a text query does without.
+Nothing here imports torch before a model is needed, or anything else that a text query does not need.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _WEIGHTS = "model.safetensors"  # as runs.py has it, which a text query does not
 def open_searcher(
     session: Session, index: str | None = None, features: Path | None = None, run: str | None = None
 ) -> Searcher:
-    """Open a feature set, a named index, or the newest one; where there is none yet, one is made, once.
+    """Open a feature set, a named index, or the newest one; if there is no index yet, build one.
 
-    run: whose model made the gallery, in place of the one that is found. Raises DataError for a gallery that is named
-    and is not there, or is broken, MismatchError for a run of another model.
+    run: the run whose model made the gallery, instead of the one found. Raises DataError for a named gallery that does
+    not exist or is broken, MismatchError for a run of another model.
     """
     gallery = _find_gallery(session.workspace, index, features)
     if gallery is None:
         from cmpagl_core.search.build import IndexRequest, make_index
 
-        session.progress.say("there is no index yet: making one of all images of the run's data set, once")
+        session.progress.say("there is no index yet: building one of all images of the run's data set")
         gallery = make_index(session, IndexRequest(run=run, wait=True)).index
     elif run is not None:
         _check_run(session.workspace.find("runs", run), gallery)
@@ -45,9 +45,9 @@ def open_searcher(
 
 
 def _find_gallery(workspace: Workspace, index: str | None, features: Path | None) -> GalleryIndex | None:
-    """The gallery that is meant; None when there is none yet."""
+    """The requested gallery, or the newest; None if there is none yet."""
     if index is not None and features is not None:
-        raise UsageError("--index and --features both name a gallery", hint="give one of them")
+        raise UsageError("--index and --features both choose a gallery", hint="give one of them")
     if features is not None:
         from cmpagl_core.encoders.feature_set import load_feature_set
         from cmpagl_core.search.feature_gallery import index_of_features
@@ -59,7 +59,7 @@ def _find_gallery(workspace: Workspace, index: str | None, features: Path | None
 
 
 def _say_if_a_run_is_newer(gallery: GalleryIndex, session: Session) -> None:
-    """When the newest run of the workspace is another model than the gallery's and was trained after it."""
+    """Note if the workspace's newest run is another model than the gallery's and was trained later."""
     latest = newest(session.workspace.root / "runs", MARKERS["runs"])
     if latest is None or gallery.info.model_kind != "run" or _model_of(latest) == gallery.info.model_sha256:
         return
@@ -71,9 +71,9 @@ def _say_if_a_run_is_newer(gallery: GalleryIndex, session: Session) -> None:
 
 
 def encoder_of(gallery: GalleryIndex, session: Session, run: str | None = None) -> Encoder:
-    """The encoder that made a gallery, made again.
+    """A gallery's encoder, rebuilt.
 
-    Raises MismatchError when that is another model now, DataError when it is gone.
+    Raises MismatchError if that model has changed, DataError if it is missing.
     """
     if gallery.info.model_kind == "open_clip":
         from cmpagl_core.encoders.feature_set import require_same_model
@@ -91,9 +91,9 @@ def encoder_of(gallery: GalleryIndex, session: Session, run: str | None = None) 
 
 
 def _run_of(gallery: GalleryIndex, workspace: Workspace, run: str | None) -> Run:
-    """The run whose model made the gallery: the one named, else the one it remembers, else any in the workspace.
+    """The run whose model made the gallery: the named one, else the recorded one, else any in the workspace.
 
-    Raises MismatchError when that is another model, DataError when there is no run.
+    Raises MismatchError if it is another model, DataError if there is no run.
     """
     from cmpagl_core.runs import open_run
 
@@ -119,7 +119,7 @@ def _check_run(folder: Path, gallery: GalleryIndex) -> Run:
 
 
 def _model_of(folder: Path) -> str:
-    """The model of a run folder, read without the cost of opening it; "" when it cannot be told."""
+    """The model of a run folder, read without opening the run; "" if unknown."""
     try:
         content = read_json(folder / MARKERS["runs"])
     except CmpaglError:

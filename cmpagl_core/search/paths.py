@@ -65,9 +65,9 @@ def _take(path: Path, found: _Found) -> None:
         matching = (Path(name) for name in sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207 - absolute patterns
         images = [_absolute(one) for one in matching if one.is_file() and one.suffix.lower() in IMAGE_SUFFIXES]
     else:
-        raise DataError(f"{path} does not exist", hint="name folders, image files, patterns or a STAC catalogue")
+        raise DataError(f"{path} does not exist", hint="pass folders, image files, patterns or a STAC catalogue")
     if not images and len(found.left_out) == left_out:
-        raise DataError(f"{path} leads to no image", hint=f"known are {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise DataError(f"{path} matches no image", hint=f"known are {', '.join(sorted(IMAGE_SUFFIXES))}")
     found.images |= dict.fromkeys(images)
 
 
@@ -75,7 +75,7 @@ def _of_catalogue(path: Path, left_out: list[Broken]) -> list[Path]:
     """The local image files of a catalogue; others are added to `left_out`."""
     content = read_json(path)
     if not isinstance(content, dict) or content.get("type") not in _CATALOGUES or "stac_version" not in content:
-        raise DataError(f"{path} is no STAC catalogue", hint="name catalog.json or collection.json of one")
+        raise DataError(f"{path} is not a STAC catalogue", hint="pass its catalog.json or collection.json")
     images = []
     for name, href in _assets(path):
         file = Path(href)
@@ -84,7 +84,7 @@ def _of_catalogue(path: Path, left_out: list[Broken]) -> list[Path]:
         elif file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
             images.append(_absolute(file))
         else:
-            left_out.append(Broken(ImageRef(name, file), f"asset {name} of {path} is no image file: {href}"))
+            left_out.append(Broken(ImageRef(name, file), f"asset {name} of {path} is not an image file: {href}"))
     return images
 
 

@@ -1,4 +1,4 @@
-"""What can be asked, and what comes back."""
+"""Queries and hits."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ _MAX_CHARACTERS = 100_000
 
 @dataclass(frozen=True)
 class TextQuery:
-    """What to look for, in words. Raises UsageError when there is none."""
+    """A text query. Raises UsageError for a blank one."""
 
     text: str
 
     def __post_init__(self) -> None:
         if not self.text.strip():
-            hint = 'say what to look for, as in `cmpagl retrieve "airport near sea"`'
+            hint = 'write a text, as in `cmpagl retrieve "airport near sea"`'
             raise UsageError("the query is blank", hint=hint)
 
     @property
     def words(self) -> str:
-        """The text, without what no model reads to its end."""
+        """The text, truncated to what any model can read."""
         return self.text[:_MAX_CHARACTERS]
 
 
 @dataclass(frozen=True)
 class ImageQuery:
-    """An image whose like is looked for."""
+    """An example image."""
 
     path: Path
 
@@ -40,9 +40,9 @@ Query = TextQuery | ImageQuery
 
 
 def read_queries(path: Path) -> list[TextQuery]:
-    """The queries of a file, one a line; or of JSON lines {"text": ...}, where the first begins with a brace.
+    """The queries of a file, one per line, or JSON lines {"text": ...} if the first line starts with a brace.
 
-    Blank lines are left out. Raises DataError for a file that cannot be read or holds no query, naming the line.
+    Blank lines are skipped. Raises DataError for an unreadable file or one without queries, naming the line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -54,7 +54,7 @@ def read_queries(path: Path) -> list[TextQuery]:
         raise DataError(f"{path} cannot be read ({error.strerror})") from error
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
-        raise DataError(f"{path} holds no query", hint="write one a line")
+        raise DataError(f"{path} has no queries", hint="write one per line")
     if not lines[0][1].startswith("{"):
         return [TextQuery(line) for _, line in lines]
     return [_json_query(f"{path}:{number}", line) for number, line in lines]
@@ -83,7 +83,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class CaptionHit:
-    """One retrieved caption, and the ids of the images that it was written for."""
+    """One retrieved caption, and the ids of its images."""
 
     rank: int
     caption: str

@@ -20,12 +20,12 @@ CANDIDATES = 32
 
 
 def rerank_with_itm(loaded: LoadedModel, text: str, hits: Sequence[Hit], k: int, progress: Progress) -> list[Hit]:
-    """The k best of `hits` by cosine + ITM match probability; an image that is gone keeps its cosine alone.
+    """The k best of `hits` by cosine + ITM match probability; a missing image keeps its cosine.
 
-    Raises UsageError when the run has no ITM head, DataError for an image that is broken by now.
+    Raises UsageError if the run has no ITM head, DataError for an image that is now broken.
     """
     if loaded.model.itm_head is None:
-        raise UsageError("this run has no ITM head", hint="leave --rerank out, or train with losses.itm above 0")
+        raise UsageError("this run has no ITM head", hint="leave out --rerank, or train with losses.itm above 0")
     there = [row for row, hit in enumerate(hits) if hit.image.path.is_file()]
     scores = np.array([hit.score for hit in hits])
     if there:

@@ -1,4 +1,4 @@
-"""What an index remembers of files that have a place or were cut into tiles: one line of JSON a file."""
+"""Records of georeferenced or tiled files in an index: one line of JSON per file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OPENED_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class KnownScene:
-    """A file as it was read, and the tiles of it in which there is nothing to see."""
+    """A file as it was read, and its empty tiles."""
 
     stamp: FileStamp
     scene: Scene
@@ -34,7 +34,7 @@ class KnownScene:
 class SceneTable:
     """The scenes of an index. texts: S lines of JSON; of_row: int64 [N], an image's scene, -1 for none.
 
-    empty: int64 [E, 5], tiles with nothing to see: scene, left, top, width and height.
+    empty: int64 [E, 5], empty tiles: scene, left, top, width and height.
     """
 
     texts: TextTable
@@ -45,7 +45,7 @@ class SceneTable:
     def of(
         cls, images: Sequence[ImageRef], stamps: Sequence[FileStamp], empty: Iterable[tuple[ImageRef, FileStamp]]
     ) -> SceneTable | None:
-        """The table of some images and empty tiles; None where none has a scene."""
+        """The table of some images and empty tiles; None if none has a scene."""
         place: dict[Path, int] = {}
         texts: list[str] = []
 
@@ -74,7 +74,7 @@ class SceneTable:
         texts, of_row = file.texts("scenes"), file.array("scene_of_row", "<i8", (count,))
         empty = file.array("empty_tiles", "<i8", (None, 5))
         if any(len(rows) and not -1 <= rows.min() <= rows.max() < len(texts) for rows in (of_row, empty[:, 0])):
-            raise DataError(f"{file.path} names scenes that are not there", hint="make it again with `cmpagl index`")
+            raise DataError(f"{file.path} refers to scenes that do not exist", hint="make it again with `cmpagl index`")
         return cls(texts, of_row, empty)
 
     def arrays(self) -> Mapping[str, Array]:

@@ -1,7 +1,7 @@
-"""Searcher: a gallery opened once, that answers many queries.
+"""Searcher: a gallery that is opened once and answers many queries.
 
-A text needs the index's text tower alone, and so neither torch nor a model; an image, or a gallery without a tower,
-needs the encoder that made the gallery, which is made again when the first such query comes.
+A text query needs only the index's text tower, so neither torch nor a model; an image query, or a gallery without a
+tower, needs the gallery's encoder, which is rebuilt at the first such query.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ from cmpagl_core.search.store_files import open_store
 from cmpagl_core.search.stores.exact import ExactStore
 from cmpagl_core.search.stores.store import Store, TopK
 
-if TYPE_CHECKING:  # each module counts where a command starts cold
+if TYPE_CHECKING:  # every import counts in a cold start
     from cmpagl_core.encoders.encoder import Encoder, Features
 
 _QUERIES_AT_ONCE = 512
-_SCANNED_ROWS = 131_072  # a smaller gallery is searched in milliseconds anyway
-_PASSES_UNTIL_IT_PAYS = 128  # searches of one query that take as long as making an int8 store, a few seconds a million
-_QUERIES_A_PASS = 8  # that cost as much as one query alone, when they are searched together
+_SCANNED_ROWS = 131_072  # smaller galleries are searched in milliseconds anyway
+_PASSES_UNTIL_IT_PAYS = (
+    128  # single-query searches that take as long as building an int8 store, a few seconds per million
+)
+_QUERIES_A_PASS = 8  # queries that, searched together, cost as much as a single one
 
 
 class Searcher:
-    """Answers queries to one gallery. make_encoder: makes the encoder of the gallery's features again."""
+    """Answers queries on one gallery. make_encoder: rebuilds the gallery's encoder."""
 
     def __init__(self, gallery: GalleryIndex, make_encoder: Callable[[], Encoder], progress: Progress) -> None:
         self.gallery = gallery
@@ -43,9 +45,9 @@ class Searcher:
         self._passes = 0
 
     def search(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
-        """The k images nearest to each query, the best first.
+        """The k nearest images of each query, best first.
 
-        Raises DataError for a query image that cannot be read, and whatever making the encoder raises.
+        Raises DataError for an unreadable query image, and what rebuilding the encoder raises.
         """
         self._say_how_it_reads([query.words for query in queries if isinstance(query, TextQuery)])
         self._take_the_faster_store(len(queries))
@@ -60,7 +62,7 @@ class Searcher:
         return found
 
     def search_captions(self, queries: Sequence[Query], k: int) -> list[list[CaptionHit]]:
-        """The k captions nearest to each query. Raises DataError when the gallery has none, and as `search`."""
+        """The k nearest captions of each query. Raises DataError if the gallery has none, and as `search`."""
         gallery = self.gallery
         if not len(gallery.captions):
             raise DataError(f"gallery {gallery.info.name} has no captions", hint="index a data set with captions")
@@ -74,10 +76,9 @@ class Searcher:
         ]
 
     def search_with_itm(self, query: Query, k: int) -> list[Hit]:
-        """The k best after the ITM head has scored the nearest 32 (or k); scores are cosine + match probability.
+        """The k best after ITM has re-scored the nearest 32 (or k); scores are cosine + match probability.
 
-        Raises UsageError for an image query or a model without an ITM head, DataError for an image that is broken by
-        now.
+        Raises UsageError for an image query or a model without an ITM head, DataError for an image that is now broken.
         """
         if not isinstance(query, TextQuery):
             raise UsageError("--rerank itm compares a text with images", hint="leave out --image")
@@ -86,7 +87,7 @@ class Searcher:
 
         encoder = self.encoder
         if not isinstance(encoder, CmpaglEncoder):
-            raise UsageError(f"{encoder.name} has no ITM head", hint="leave --rerank out")
+            raise UsageError(f"{encoder.name} has no ITM head", hint="leave out --rerank")
         hits = self.search([query], max(k, CANDIDATES))[0]
         return rerank_with_itm(encoder.loaded, query.words, hits, k, self._progress)
 
@@ -106,7 +107,7 @@ class Searcher:
         ]
 
     def _take_the_faster_store(self, queries: int) -> None:
-        """Answers are the same; an int8 store is made when what was asked so far would have paid for it."""
+        """Switch to an int8 store, with identical results, once the queries so far would have paid for it."""
         self._passes += -(-queries // _QUERIES_A_PASS)
         pays = self._passes >= _PASSES_UNTIL_IT_PAYS and len(self._images) >= _SCANNED_ROWS
         if pays and isinstance(self._images, ExactStore):
@@ -149,15 +150,15 @@ class Searcher:
         one = len(texts) == 1
         if cut:
             subject = "the query is" if one else f"{cut:,} of {len(texts):,} queries are"
-            self._progress.say(f"{subject} long: the model reads the first {self._tower.info.max_tokens} tokens")
+            self._progress.say(f"{subject} too long: the model reads the first {self._tower.info.max_tokens} tokens")
         if unknown:
             subject = "the query" if one else f"{unknown:,} of {len(texts):,} queries"
-            self._progress.say(f"no word of {subject} is known to the model, so the order says little")
+            self._progress.say(f"no word of {subject} is known to the model, so the ranking means little")
 
 
 def _image(query: ImageQuery, reading: Reading) -> ImageRef:
     if query.path.is_dir():
-        raise DataError(f"{query.path} is a folder", hint="name one image in it")
+        raise DataError(f"{query.path} is a folder", hint="pass an image file")
     if not query.path.is_file():
         raise DataError(f"image {query.path} does not exist")
     return ImageRef(query.path.name, query.path, reading=reading)

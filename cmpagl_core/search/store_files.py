@@ -1,4 +1,4 @@
-"""Which store an index is searched by, and what it keeps of one: exact, a faiss index beside it, or Milvus (ours)."""
+"""The store of an index and its files: exact, a faiss index beside it, or Milvus (ours)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ROWS_KIND = "rows of a faiss index"
 
 @dataclass(frozen=True)
 class StoreChoice:
-    """What a user asks for. min_recall: of the exact 10 best, 0 to 1, below which an approximate index is refused."""
+    """The user's choice. min_recall: of the exact top 10, 0 to 1; an approximate index below it is refused."""
 
     kind: Literal["exact", "faiss", "milvus"] = "exact"
     uri: str = ""  # of Milvus
@@ -55,7 +55,7 @@ EXACT = StoreChoice()
 
 @dataclass(frozen=True)
 class StoreFiles:
-    """Files of a store to be named by the index's marker, and its recall of the exact 10 best where it has one."""
+    """Files of a store for the index's marker, and its recall of the exact top 10 if approximate."""
 
     files: Mapping[str, IndexFile]
     recall: float | None = None
@@ -105,7 +105,7 @@ def make_store(
 
 
 def open_store(index: GalleryIndex) -> Store:
-    """The store that an index is searched by. Raises DataError, MismatchError or CmpaglError when it is not there."""
+    """The store of an index. Raises DataError, MismatchError or CmpaglError if it is missing."""
     exact = ExactStore(index.image_features, index.tie_order)
     choice = StoreChoice.parse(index.info.store)
     if choice.kind == "faiss" and index.faiss is not None:
@@ -134,15 +134,15 @@ def _write_rows(rows: NDArray[np.int64], path: Path) -> None:
 def _checked(recall: float, choice: StoreChoice) -> float:
     if recall < choice.min_recall:
         raise GuardError(
-            f"the {choice.kind} store finds {100 * recall:.1f} % of the exact 10 best, less than the "
+            f"the {choice.kind} store finds {100 * recall:.1f} % of the exact top 10, less than the "
             f"{100 * choice.min_recall:.1f} % of --min-recall",
-            hint="nothing was changed; lower the bar, or use --store exact",
+            hint="nothing was changed; lower --min-recall, or use --store exact",
         )
     return recall
 
 
 def _keys(index: GalleryIndex) -> NDArray[np.int64]:
-    """A key of each row for Milvus: its place, its content and what made its features."""
+    """A Milvus key per row, from its location, its content and its encoder."""
     from cmpagl_core.search.stores.milvus import row_keys
 
     assert index.stamps is not None

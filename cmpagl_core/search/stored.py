@@ -1,4 +1,4 @@
-"""Stamps and windows of images as arrays, in which indexes and their parts keep them."""
+"""Stamps and windows of images as arrays, as stored in indexes and their parts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cmpagl_core.imagery.image_ref import Window
 
 @dataclass(frozen=True, eq=False)
 class FileStamps:
-    """Stamps of N files as they are stored: size in bytes [N], mtime in ns [N], SHA-256 [N, 32]."""
+    """Stamps of N files as arrays: size in bytes [N], mtime in ns [N], SHA-256 [N, 32]."""
 
     sizes: NDArray[np.int64]
     mtimes_ns: NDArray[np.int64]
@@ -33,7 +33,7 @@ class FileStamps:
 
     @classmethod
     def read(cls, file: TensorFile, count: int) -> FileStamps:
-        """The stamps of `count` files. Raises DataError when the file does not hold them."""
+        """The stamps of `count` files. Raises DataError if the file does not contain them."""
         return cls(
             sizes=file.array("sizes", "<i8", (count,)),
             mtimes_ns=file.array("mtimes_ns", "<i8", (count,)),
@@ -51,14 +51,14 @@ class FileStamps:
 
 
 def stored_windows(windows: Sequence[Window | None]) -> NDArray[np.int64] | None:
-    """Windows as they are stored, [N, 4]; None where all images are whole."""
+    """Windows as an array, [N, 4]; None if no image has one."""
     if all(window is None for window in windows):
         return None
     return np.array([(0, 0, 0, 0) if window is None else astuple(window) for window in windows], dtype=np.int64)
 
 
 def read_windows(file: TensorFile, count: int) -> NDArray[np.int64] | None:
-    """The windows of `count` images. Raises DataError when they are not as `stored_windows` made them."""
+    """The windows of `count` images. Raises DataError if they are not as written by `stored_windows`."""
     return file.array("windows", "<i8", (count, 4)) if "windows" in file.arrays else None
 
 

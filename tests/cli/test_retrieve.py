@@ -137,13 +137,13 @@ def test_a_long_or_unknown_query_is_said(find: Ask) -> None:
         (["square", "--image", "x.jpg"], 2, "a text and --image are two queries"),
         (["square", "--queries", "x.txt"], 2, "a text and --queries are two queries"),
         (["--queries", "x.txt"], 3, "x.txt does not exist"),
-        (["--queries", "/dev/null", "--rerank", "itm"], 3, "holds no query"),
+        (["--queries", "/dev/null", "--rerank", "itm"], 3, "has no queries"),
         (["square", "--to", "captions"], 2, "--to captions needs --image"),
         (["--image", "x.jpg", "--rerank", "itm"], 2, "--rerank itm compares a text with images"),
         (["--image", "none.jpg"], 3, "image none.jpg does not exist"),
         (["square", "--index", "none"], 3, "no index.json under none"),
         (["square", "--features", "none.safetensors"], 3, "none.safetensors does not exist"),
-        (["square", "--index", "tiny", "--features", "x"], 2, "both name a gallery"),
+        (["square", "--index", "tiny", "--features", "x"], 2, "both choose a gallery"),
         (["square", "--run", "none"], 3, "no run.json under none"),
     ],
 )
@@ -208,7 +208,7 @@ def test_many_queries_get_the_answers_of_each(find: Ask, tmp_path: Path) -> None
     assert all(text in table for text in texts)
     (tmp_path / "odd.txt").write_text("square " * 10_000 + "\n\N{AIRPLANE}\n" + "a square\n" * 600, encoding="utf-8")
     odd = find("--queries", "odd.txt").stderr
-    assert "1 of 602 queries are long" in odd
+    assert "1 of 602 queries are too long" in odd
     assert odd.count("no word of 1 of 602 queries is known") == 1
     many = find("--queries", "q.txt", "--quiet")
     assert (many.exit_code, many.stderr) == (0, "")
@@ -265,10 +265,10 @@ def test_an_index_takes_its_name_from_the_folder(ask: Ask, tiny_images: Path, tm
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["none"], 3, "none does not exist; name folders"),
+        (["none"], 3, "none does not exist; pass folders"),
         (["empty"], 3, "there is no image in"),
         (["broken"], 3, "none of the 1 images"),
-        (["empty", "--data", "tiny"], 2, "PATH and --data both name images"),
+        (["empty", "--data", "tiny"], 2, "PATH and --data both give images"),
         (["--name", "../x"], 2, "is not a valid name"),
         (["--data", "none"], 3, "no manifest.json under none"),
     ],

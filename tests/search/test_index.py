@@ -117,7 +117,7 @@ def test_a_folder_without_a_readable_image_makes_no_index(encoder: Any, tmp_path
 
 def test_an_index_name_is_not_taken_over_by_another_folder(encoder: Any, image_folder: Path, tmp_path: Path) -> None:
     make(encoder, image_folder, tmp_path / "index")
-    with pytest.raises(UsageError, match=r"holds the index of .*images, not of .*north; give another name"):
+    with pytest.raises(UsageError, match=r"is the index of .*images, not of .*north; choose another name"):
         make(encoder, image_folder / "north", tmp_path / "index")
 
 
@@ -135,7 +135,9 @@ def test_an_interrupted_indexing_keeps_what_it_has(
     monkeypatch.setattr(feature_cache, "_IMAGES_PER_PART", 4)
     with monkeypatch.context() as patched:
         patched.setattr(encoder, "encode_images", broken_off)
-        with pytest.raises(InterruptedByUserError, match=r"12 images were being .*the 10 that are done are kept"):
+        with pytest.raises(
+            InterruptedByUserError, match=r"interrupted while encoding 12 images .*the 10 finished ones are kept"
+        ):
             make(encoder, image_folder, tmp_path / "index")
     with pytest.raises(DataError):
         open_index(tmp_path / "index")
@@ -168,9 +170,9 @@ def test_index_files_that_do_not_belong_together_are_refused(encoder: Any, image
     stored = json.loads((root / "index.json").read_text())
     for wrong, error, said in (
         ({"model_sha256": "0" * 64}, MismatchError, "do not belong together"),
-        ({"format_version": 1}, MismatchError, "format_version is 1, this cmpagl reads 5; make it again"),
-        ({"model_source": 3}, DataError, "does not say where it comes from"),
-        ({"files": {"features": {"name": "../x"}}}, DataError, "does not name its files"),
+        ({"format_version": 1}, MismatchError, "format_version is 1, this cmpagl reads 5; rebuild it"),
+        ({"model_source": 3}, DataError, "does not record its origin"),
+        ({"files": {"features": {"name": "../x"}}}, DataError, "does not list its files"),
     ):
         (root / "index.json").write_text(json.dumps(stored | wrong))
         with pytest.raises(error, match=said):
@@ -183,7 +185,7 @@ def test_index_files_that_do_not_belong_together_are_refused(encoder: Any, image
 def test_captions_of_images_that_are_not_there_are_refused(encoder: Any, image_folder: Path, tmp_path: Path) -> None:
     built = make(encoder, image_folder, tmp_path / "index").index
     wrong = replace(built, caption_image=np.array([12]), caption_text=np.array([0]), text_features=built.image_features)
-    with pytest.raises(DataError, match="images that are not there"):
+    with pytest.raises(DataError, match="images that do not exist"):
         save_index(replace(wrong, captions=built.paths), "a test", [], {})
 
 

@@ -95,7 +95,7 @@ def test_an_index_of_another_precision_is_made_anew_and_says_why(
     told = Told()
     built = build_index(CmpaglEncoder(half, told), folder_source(image_folder), tmp_path / "index", told)
     assert (built.encoded, built.index.info.precision) == (12, "fp32")
-    assert told.lines == ["index index is rebuilt: it was computed in bf16, and here it is fp32"]
+    assert told.lines == ["index index is rebuilt: it was computed in bf16, and this machine uses fp32"]
 
 
 def test_an_encoder_uses_the_test_time_augmentation_that_an_index_says(

@@ -139,7 +139,7 @@ def test_an_interrupted_scene_goes_on_at_its_tile(encoder: Any, folder: Path, mo
     monkeypatch.setattr(feature_cache, "_IMAGES_PER_PART", 4)
     with monkeypatch.context() as patched:
         patched.setattr(encoder, "encode_images", broken_off)
-        with pytest.raises(InterruptedByUserError, match="the 21 that are done are kept"):
+        with pytest.raises(InterruptedByUserError, match="the 21 finished ones are kept"):
             make(encoder, folder)
     built = make(encoder, folder)
     assert (built.encoded, len(built.index), built.empty) == (8, 29, 4)

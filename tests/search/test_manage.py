@@ -125,11 +125,11 @@ def test_merging_keeps_captions(session: Session, make: Make, tiny_prepared: Pat
 
 def test_what_cannot_be_merged_is_refused(session: Session, make: Make) -> None:
     north = make("north")
-    with pytest.raises(UsageError, match="name two indexes or more"):
+    with pytest.raises(UsageError, match="pass two indexes or more"):
         merge_indexes(session, [north], "both")
     with pytest.raises(UsageError, match="there is an index north already"):
         merge_indexes(session, [north, make("south")], "north")
-    with pytest.raises(MismatchError, match="north and west hold features of different models or preprocessing"):
+    with pytest.raises(MismatchError, match="north and west have features of different models or preprocessing"):
         merge_indexes(session, [north, make("west", FakeEncoder("another"))], "both")
 
 

@@ -58,7 +58,7 @@ def test_a_pattern_takes_what_it_matches(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "said"),
-    [("none", "does not exist"), ("*.gif", "leads to no image"), ("a.json", "is no STAC catalogue")],
+    [("none", "does not exist"), ("*.gif", "matches no image"), ("a.json", "is not a STAC catalogue")],
 )
 def test_a_path_that_leads_nowhere_is_refused(folder: Path, path: str, said: str) -> None:
     (folder / "a.json").write_text("{}")

@@ -97,8 +97,8 @@ def test_queries_are_read_one_a_line(tmp_path: Path, text: str, expected: list[s
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "holds no query; write one a line"),
-        (b"\n \n", "holds no query"),
+        (b"", "has no queries; write one per line"),
+        (b"\n \n", "has no queries"),
         (b"\xff\xfe", "is not UTF-8 text"),
         (b'{"text": "a"}\n\n{"text": 3}', r"q:3: there is no text"),
         (b'{"text": "a"}\nplain', r"q:2: not valid JSON"),

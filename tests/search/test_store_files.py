@@ -86,7 +86,7 @@ def test_a_store_under_the_users_bar_is_refused_and_changes_nothing(
 ) -> None:
     before = make("exact").index
     monkeypatch.setattr("cmpagl_core.search.stores.candidates.measured_recall", lambda *_: 0.5)
-    with pytest.raises(GuardError, match=r"faiss store finds 50\.0 % of the exact 10 best, less than the 90\.0 %"):
+    with pytest.raises(GuardError, match=r"faiss store finds 50\.0 % of the exact top 10, less than the 90\.0 %"):
         make("faiss", 0.9)
     assert open_index(before.root).info.store == "exact"
 

@@ -1,4 +1,4 @@
-"""What every approximate store does alike: candidates of another engine are scored and ordered exactly (ours)."""
+"""Shared by all approximate stores: candidates of another engine are scored and ordered exactly (ours)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from cmpagl_core.search.stores.store import Store, TopK
 
 OVERSAMPLE = 8  # candidates asked for, for each of the k best
 _AT_LEAST = 64
-_FEW = 0.05  # share of the rows that may be found; below it, they alone are read exactly
+_FEW = 0.05  # share of the rows that pass a filter, below which they are searched exactly
 
 
 def wanted_candidates(k: int) -> int:
-    """How many candidates are worth asking for."""
+    """Number of candidates to request."""
     return max(OVERSAMPLE * k, _AT_LEAST)
 
 
@@ -30,9 +30,9 @@ def best_of_candidates(
     k: int,
     where: NDArray[np.bool_] | None,
 ) -> TopK:
-    """The best k of each query among its candidate rows [Q, W] that may be found; -1 is no candidate.
+    """The best k of each query among its candidate rows [Q, W] that pass the filter; -1 means no candidate.
 
-    A query that has too few of them is answered exactly.
+    A query with too few candidates is answered exactly.
     """
     count = min(k, len(exact) if where is None else int(where.sum()))
     merger = Merger(exact.features, queries, count, exact.tie_order)
@@ -50,7 +50,7 @@ def best_of_candidates(
 
 
 def measured_recall(store: Store, exact: ExactStore, samples: int = 200, k: int = 10, seed: int = 0) -> float:
-    """Share of the exact k best that a store finds, 0 to 1, by queries near some of its rows."""
+    """A store's recall of the exact top k, 0 to 1, for queries near some of its rows."""
     rng = np.random.default_rng(seed)
     near = exact.features[np.sort(rng.integers(0, len(exact), samples))]
     queries = near + rng.standard_normal(near.shape).astype(np.float32) * (0.5 / near.shape[1] ** 0.5)

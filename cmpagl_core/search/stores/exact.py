@@ -1,8 +1,8 @@
-"""Exact top-k search: a fast scan finds the candidates, float64 products decide among them (ours).
+"""Exact top-k search: a fast float32 scan finds candidates, float64 products rank them (ours).
 
-The scan's rounding is bounded, so no image that belongs in the top k can be lost by it. The products that decide
-are computed row by row, so equal features score equally wherever they stand, and equal scores are ordered by image
-id: the order of files never changes a result. Needs NumPy alone: a query starts in a fraction of a second.
+The scan's rounding error is bounded, so it cannot lose an image of the top k. The final products are computed row by
+row, so equal features have equal scores wherever they are, and ties are ordered by image id: file order never changes
+a result. Needs only NumPy, so a query starts in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from cmpagl_core.errors import DataError, MismatchError, UsageError
 from cmpagl_core.search.stores.store import TopK
 
-BUDGET_BYTES = 32 << 20  # larger blocks of scores leave the caches, and cost more than they save
+BUDGET_BYTES = 32 << 20  # larger blocks of scores do not fit the caches and are slower
 
 _UNIT_ROUNDING = 2.0**-24  # of float32, relative
 _FIRST_BLOCK = 4096
 
 
 class ExactStore:
-    """Features as they are, float32 [N, D]; a memory map stays one. tie_order: as in `top_k`."""
+    """Unchanged features, float32 [N, D], possibly memory-mapped. tie_order: as in `top_k`."""
 
     def __init__(self, features: NDArray[np.float32], tie_order: NDArray[np.int64] | None = None) -> None:
         self.features, self.tie_order = features, tie_order
@@ -32,7 +32,7 @@ class ExactStore:
         return len(self.features)
 
     def top_k(self, queries: NDArray[np.float32], k: int, where: NDArray[np.bool_] | None = None) -> TopK:
-        """As `Store` has it."""
+        """As in `Store`."""
         return top_k(self.features, queries, k, self.tie_order, where=where)
 
 
@@ -63,7 +63,7 @@ def top_k(
 
 
 class Merger:
-    """Keeps the exact best k of each query while scanned rows come by."""
+    """Keeps the exact best k of each query during a scan."""
 
     def __init__(
         self,
@@ -81,13 +81,13 @@ class Merger:
 
     @property
     def floors(self) -> NDArray[np.float64]:
-        """The exact score [Q] that a row must reach to enter the best k of a query; -inf until k rows are there."""
+        """The exact score [Q] that a row needs to enter a query's best k; -inf until there are k rows."""
         return np.array(self._scores[:, -1])
 
     def add_block(self, rows: NDArray[np.int64], scores: NDArray[np.float32], error: NDArray[np.float64]) -> None:
         """Merge scanned scores [Q, block] of some rows [block], each within `error` [Q] of exact."""
         if not bool(np.isfinite(scores).all()):
-            raise DataError("the gallery or the query holds features that are not finite", hint="make the index again")
+            raise DataError("the gallery or the query has features that are not finite", hint="rebuild the index")
         k = self._scores.shape[1]
         floors = self.floors - error
         if scores.shape[1] > k and not bool(np.isfinite(floors).all()):
@@ -99,12 +99,12 @@ class Merger:
         """Merge rows, each for one query, by their exact scores."""
         for first in range(0, len(rows), self._pairs_at_once):
             part = slice(first, first + self._pairs_at_once)
-            # Row by row, not as a matrix product, whose rounding depends on where a row stands.
+            # row by row, not as a matrix product, whose rounding depends on a row's position
             exact = (self._features[rows[part]].astype(np.float64) * self._queries[query[part]]).sum(axis=1)
             self._keep(query[part], rows[part], exact)
 
     def best(self) -> TopK:
-        """What has been found."""
+        """The result so far."""
         return TopK(self._scores.copy(), self._rows.copy())
 
     def _keep(self, query: NDArray[np.int64], rows: NDArray[np.int64], scores: NDArray[np.float64]) -> None:
@@ -120,7 +120,7 @@ class Merger:
 
 
 def blocks(count: int, k: int, rows: int) -> Iterator[tuple[int, int]]:
-    """Cut `count` rows into blocks: a short one first, so that the others are compared with a floor."""
+    """Cut `count` rows into blocks, a short one first, so that the others can be compared with a floor."""
     start = 0
     stop = min(count, rows, max(4 * k, _FIRST_BLOCK))
     while start < count:
@@ -129,24 +129,24 @@ def blocks(count: int, k: int, rows: int) -> Iterator[tuple[int, int]]:
 
 
 def scan_error(dim: int, queries: NDArray[np.float32]) -> NDArray[np.float64]:
-    """How far a float32 product of a unit row with each query can be from exact, [Q]: D roundings of its length."""
+    """Error bound of a float32 product of a unit row with each query, [Q]: D roundings of its norm."""
     lengths = np.sqrt((queries.astype(np.float64) ** 2).sum(axis=1))
     return np.asarray(2 * dim * _UNIT_ROUNDING * np.maximum(lengths, 1e-30), dtype=np.float64)
 
 
 def check_search(features: NDArray[Any], queries: NDArray[np.float32], k: int) -> None:
-    """Refuse a search that cannot be. Raises UsageError, MismatchError or DataError."""
+    """Refuse an invalid search. Raises UsageError, MismatchError or DataError."""
     if k < 1:
         raise UsageError(f"k is {k}", hint="ask for at least 1 image")
     if len(features) == 0:
-        raise DataError("the gallery holds no image", hint="make one with `cmpagl index DIR`")
+        raise DataError("the gallery has no images", hint="build one with `cmpagl index DIR`")
     if features.shape[1] != queries.shape[1]:
         raise MismatchError(
-            f"the query has {queries.shape[1]} numbers and each image of the gallery {features.shape[1]}",
+            f"the query has {queries.shape[1]} dimensions and the gallery {features.shape[1]}",
             hint="index with the run that encodes the query",
         )
 
 
 def block_rows(queries: int, dim: int, budget_bytes: int) -> int:
-    """How many rows to scan at once, so that their features and scores stay within the budget."""
+    """Number of rows to scan at once, so that their features and scores stay within the budget."""
     return max(1024, budget_bytes // (4 * (dim + 2 * queries)))

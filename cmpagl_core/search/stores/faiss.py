@@ -1,7 +1,7 @@
-"""Approximate search with faiss: its graph or its lists find candidates, exact products order them (ours).
+"""Approximate search with faiss: its graph or inverted lists find candidates, exact products rank them (ours).
 
-Scores and the order of what is found are those of the exact store; only whether a row is found at all is approximate,
-and `measured_recall` says how often it is. Needs the extra `ann`.
+Scores and order of the found rows are those of the exact store; only whether a row is found is approximate, and
+`measured_recall` measures how often it is. Needs the extra `ann`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class FaissStore:
             raise MismatchError(
                 f"the faiss index has {index.ntotal:,} positions of {index.d} numbers, not {len(rows):,} of "
                 f"{exact.features.shape[1]}",
-                hint="make the index again",
+                hint="rebuild the index",
             )
         self._exact, self._index, self.rows = exact, index, rows
 
@@ -64,7 +64,7 @@ class FaissStore:
         try:
             index = _faiss().read_index(str(path))
         except RuntimeError as error:
-            raise DataError(f"{path} is no faiss index", hint="make the index again") from error
+            raise DataError(f"{path} is not a faiss index", hint="rebuild the index") from error
         return cls(exact, index, rows)
 
     def updated(

@@ -1,8 +1,8 @@
-"""Exact search many times over: an int8 copy of the gallery is scanned, the best are decided in float64 (ours).
+"""Exact search for many queries: scans an int8 copy of the gallery and ranks the best in float64 (ours).
 
-The copy is a quarter of the features, so scanning it takes a quarter of the memory traffic. How far a scanned score
-can be from the exact one is known from the rounding of each row and of the query (Cauchy-Schwarz), and every row that
-could still belong to the best k is scored exactly: the result is that of `exact.top_k`, bit for bit.
+The copy has a quarter of the size, so scanning it takes a quarter of the memory traffic. The error of a scanned score
+is bounded by the rounding of each row and of the query (Cauchy-Schwarz), and every row that could still belong to the
+best k is scored exactly: the result is that of `exact.top_k`, bit for bit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _WORTH_A_SCAN = 0.5  # share of the rows that may be found; below it, they alone
 
 
 class Int8Store:
-    """An exact store made ready for many searches. Costs a quarter of its memory, and one slow pass over it."""
+    """An exact store prepared for many searches, at the cost of a quarter of its memory and one slow pass over it."""
 
     def __init__(self, exact: ExactStore, progress: Progress) -> None:
         self._exact, features = exact, exact.features
@@ -39,7 +39,7 @@ class Int8Store:
         self._codes = torch.empty((count, dim), dtype=torch.int8)
         self._scales = torch.empty(count, dtype=torch.bfloat16)
         self._errors = np.zeros(-(-count // _ROWS_FOR_MANY))  # of the rows of a block, the largest
-        with progress.task("make the gallery ready", count, "img") as advance:
+        with progress.task("prepare the gallery", count, "img") as advance:
             for number, start in enumerate(range(0, count, _ROWS_FOR_MANY)):
                 part = slice(start, start + _ROWS_FOR_MANY)
                 self._codes[part], self._scales[part], self._errors[number] = _quantise(features[part])
@@ -50,7 +50,7 @@ class Int8Store:
         return len(self._exact)
 
     def top_k(self, queries: NDArray[np.float32], k: int, where: NDArray[np.bool_] | None = None) -> TopK:
-        """As `Store` has it, and as the exact store does it, to the bit."""
+        """As in `Store`, bit-identical to the exact store."""
         features = self._exact.features
         check_search(features, queries, k)
         few = len(queries) <= _FEW_QUERIES
@@ -79,7 +79,7 @@ class Int8Store:
 
 
 class _FewQueries:
-    """Queries in bfloat16 against int8 rows: memory-bound, so the kernel for quantised weights is used as it is."""
+    """Queries in bfloat16 against int8 rows: memory-bound, so torch's kernel for quantised weights is used."""
 
     def __init__(self, queries: NDArray[np.float32]) -> None:
         exact = _tensor(queries)
@@ -99,7 +99,7 @@ class _FewQueries:
 
 
 class _ManyQueries:
-    """Queries in int8 too: integer products are exact, and a matrix product of them is the fastest there is."""
+    """Queries in int8 too: integer products are exact, and their matrix product is the fastest available."""
 
     def __init__(self, queries: NDArray[np.float32]) -> None:
         codes, scales, _ = _quantise(queries)
@@ -130,7 +130,7 @@ def _merge(merger: Merger, found: list[tuple[NDArray[np.int64], NDArray[np.int64
 
 
 def _quantise(rows: NDArray[np.float32]) -> tuple[Tensor, Tensor, float]:
-    """int8 codes [B, D], bfloat16 scales [B], and how far the worst row is from its codes times its scale."""
+    """int8 codes [B, D], bfloat16 scales [B], and the largest error of a row against its codes times its scale."""
     exact = _tensor(rows)
     scales = (exact.abs().amax(dim=1) / _LEVELS).clamp_min(1e-30).bfloat16()
     codes = (exact / scales.float()[:, None]).round_().clamp_(-_LEVELS, _LEVELS)
@@ -139,15 +139,15 @@ def _quantise(rows: NDArray[np.float32]) -> tuple[Tensor, Tensor, float]:
 
 
 def _tensor(rows: NDArray[np.float32]) -> Tensor:
-    """A copy, since a gallery's features are a map that cannot be written to, which torch does not take."""
+    """A copy, since a gallery's features are a read-only map, which torch does not accept."""
     return torch.from_numpy(np.array(rows, dtype=np.float32))
 
 
 def _faster_than_float32(codes: Tensor, scales: Tensor, features: NDArray[np.float32]) -> dict[bool, bool]:
-    """For few and for many queries: whether this machine has the int8 kernel, right, and faster than float32.
+    """For few and for many queries: whether this machine's int8 kernel exists, is correct, and beats float32.
 
-    The kernels are torch's own but not its public ones, and slow on processors without int8 instructions. Which way
-    is taken changes only the time: the result is exact either way.
+    The kernels are torch's but not public, and slow on processors without int8 instructions. The choice affects only
+    the time: the result is exact either way.
     """
     if len(features) < _TIMED_ROWS:
         return {True: False, False: False}
@@ -162,7 +162,7 @@ def _query(few: bool, queries: NDArray[np.float32]) -> _FewQueries | _ManyQuerie
 
 
 def _is_right(few: bool, codes: Tensor, scales: Tensor, some: NDArray[np.float32]) -> bool:
-    """Every row whose exact score reaches a floor is found, and not simply every row."""
+    """Whether every row whose exact score reaches a floor is found, and not simply every row."""
     queries = some[: _FEW_QUERIES if few else _MANY_QUERIES]
     scores = queries.astype(np.float64) @ some.astype(np.float64).T
     floors = np.sort(scores, axis=1)[:, -len(some) // 100]

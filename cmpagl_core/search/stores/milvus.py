@@ -1,6 +1,6 @@
 """Search in Milvus: a Milvus Lite file or a cluster by the same address; exact products order what it finds (ours).
 
-An image is known there by a key of its own, not by its row, so that an update writes what came and deletes what went.
+Images have their own keys there instead of row numbers, so that an update only writes new and deletes old ones.
 Needs the extra `milvus`.
 """
 
@@ -40,10 +40,10 @@ class MilvusStore:
         return len(self._exact)
 
     def write(self, progress: Progress) -> int:
-        """Delete what went and write what the collection does not hold. Returns how many rows were written.
+        """Delete old rows and write missing ones. Returns the number of rows written.
 
-        Rows are written in batches, and the collection is asked what it holds, so that a killed update is simply run
-        again. Raises CmpaglError when Milvus refuses.
+        Rows are written in batches after asking the collection for its content, so a killed update can simply be
+        repeated. Raises CmpaglError if Milvus refuses.
         """
         try:
             if not self._client.has_collection(self._collection):
@@ -65,7 +65,7 @@ class MilvusStore:
         return len(rows)
 
     def top_k(self, queries: NDArray[np.float32], k: int, where: NDArray[np.bool_] | None = None) -> TopK:
-        """As `Store` has it, but for rows that Milvus does not find."""
+        """As in `Store`, except for rows that Milvus does not find."""
         check_search(self._exact.features, queries, k)
         if leaves_few(where, k):
             return self._exact.top_k(queries, k, where)

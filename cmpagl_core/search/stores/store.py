@@ -1,4 +1,4 @@
-"""Store: what a searchable set of features is."""
+"""Store: the interface of a searchable set of features."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, eq=False)
 class TopK:
-    """The best k rows of each query: scores float64 [Q, k], falling, and rows int64 [Q, k]."""
+    """The best k rows of each query: scores float64 [Q, k], descending, and rows int64 [Q, k]."""
 
     scores: NDArray[np.float64]
     rows: NDArray[np.int64]

@@ -100,9 +100,9 @@ def test_searches_that_cannot_be_are_refused() -> None:
     features = unit(10, 8, 0)
     with pytest.raises(UsageError, match="k is 0"):
         top_k(features, unit(1, 8, 0), 0)
-    with pytest.raises(MismatchError, match="the query has 7 numbers and each image of the gallery 8"):
+    with pytest.raises(MismatchError, match="the query has 7 dimensions and the gallery 8"):
         top_k(features, unit(1, 7, 0), 1)
-    with pytest.raises(DataError, match="holds no image"):
+    with pytest.raises(DataError, match="has no images"):
         top_k(features[:0], unit(1, 8, 0), 1)
     features[3, 3] = np.nan
     with pytest.raises(DataError, match="not finite"):

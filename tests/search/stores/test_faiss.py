@@ -59,7 +59,7 @@ def test_a_saved_index_is_the_same_and_a_broken_or_foreign_one_is_refused(flat: 
     with pytest.raises(MismatchError, match="has 2,000 positions of 32 numbers, not 2,000 of 16"):
         FaissStore.open(ExactStore(unit(2000, 16, 0)), tmp_path / "a.faiss", flat.rows)
     (tmp_path / "b.faiss").write_bytes(b"no index")
-    with pytest.raises(DataError, match=r"b\.faiss is no faiss index"):
+    with pytest.raises(DataError, match=r"b\.faiss is not a faiss index"):
         FaissStore.open(ExactStore(FEATURES), tmp_path / "b.faiss", flat.rows)
 
 

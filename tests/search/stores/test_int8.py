@@ -88,7 +88,7 @@ def test_searches_that_cannot_be_are_refused() -> None:
     scanner = scanned(unit(10, 8, 0))
     with pytest.raises(UsageError, match="k is 0"):
         scanner.top_k(unit(1, 8, 0), 0)
-    with pytest.raises(MismatchError, match="has 7 numbers"):
+    with pytest.raises(MismatchError, match="has 7 dimensions"):
         scanner.top_k(unit(1, 7, 0), 1)
-    with pytest.raises(DataError, match="holds no image"):
+    with pytest.raises(DataError, match="has no images"):
         scanned(unit(1, 8, 0)[:0]).top_k(unit(1, 8, 0), 1)
