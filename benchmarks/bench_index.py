@@ -17,8 +17,8 @@ from cmpagl_core.encoders.encoder import EncodedBatch, Features, Fingerprint, Or
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.stamps import stamp_file
 from cmpagl_core.progress import Silent
+from cmpagl_core.search.gallery_source import folder_source
 from cmpagl_core.search.indexing import build_index
-from cmpagl_core.search.listing import folder_source
 
 IMAGES, DIM, NEW, A_FOLDER = 100_000, 512, 10, 1000
 

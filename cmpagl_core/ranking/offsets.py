@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmpagl_core.errors import UsageError
+from cmpagl_core.ranking.matrix_tiles import over_rows
 from cmpagl_core.ranking.scores import Floats, Rows, ScoreMatrix, ScoreSource
 from cmpagl_core.ranking.sums import grid_sum, grid_unit
-from cmpagl_core.ranking.tiles import over_rows
 
 TEMPERATURES = (10.0, 20.0, 50.0, 100.0)
 CSLS_NEIGHBOURS = 10

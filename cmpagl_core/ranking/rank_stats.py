@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cmpagl_core.ranking.matrix_tiles import over_rows
 from cmpagl_core.ranking.scores import Floats, Rows, ScoreMatrix
-from cmpagl_core.ranking.tiles import over_rows
 
 Ranks = NDArray[Any]  # uint16 or int32
 

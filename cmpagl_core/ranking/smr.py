@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmpagl_core.errors import UsageError
+from cmpagl_core.ranking.matrix_tiles import over_rows
 from cmpagl_core.ranking.rank_stats import Ranks, RankStats
 from cmpagl_core.ranking.scores import Flipped, Floats, Rows, ScoreMatrix, ScoreSource
-from cmpagl_core.ranking.tiles import over_rows
 
 SmrForm = Literal["multiply", "add"]
 

@@ -19,9 +19,9 @@ from cmpagl_core.imagery.reading import DEFAULT, Reading
 from cmpagl_core.imagery.tiles import Tiling
 from cmpagl_core.run_data import own_data
 from cmpagl_core.runs import Run, open_run
+from cmpagl_core.search.gallery_source import GallerySource, dataset_source
 from cmpagl_core.search.index import IndexInfo, open_index
 from cmpagl_core.search.indexing import BuiltIndex, build_index
-from cmpagl_core.search.listing import GallerySource, dataset_source
 from cmpagl_core.search.paths import path_source
 from cmpagl_core.search.store_files import StoreChoice
 from cmpagl_core.session import Session

@@ -24,8 +24,8 @@ from cmpagl_core.imagery.tiles import DEFAULT_TILE_PX, SCENE_PIXELS, WHOLE
 from cmpagl_core.locks import hold
 from cmpagl_core.progress import Progress
 from cmpagl_core.search.feature_cache import CachedFeature, FeatureCache, ImagePart, has_parts
+from cmpagl_core.search.gallery_source import Entry, GallerySource
 from cmpagl_core.search.index import GalleryIndex, IndexInfo, open_index, save_index
-from cmpagl_core.search.listing import Entry, GallerySource
 from cmpagl_core.search.marker import INFO_FILE, IndexFile, read_marker, renew_marker, write_named
 from cmpagl_core.search.scenes import SceneTable
 from cmpagl_core.search.store_files import EXACT, StoreChoice, make_store

@@ -23,9 +23,9 @@ from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.stamps import unchanged_files
 from cmpagl_core.imagery.tiles import Tiling
 from cmpagl_core.progress import Progress
+from cmpagl_core.search.gallery_source import Entry, GallerySource
 from cmpagl_core.search.index import GalleryIndex, IndexInfo, open_index
 from cmpagl_core.search.indexing import BuiltIndex, build_index
-from cmpagl_core.search.listing import Entry, GallerySource
 from cmpagl_core.search.marker import INFO_FILE
 from cmpagl_core.search.opening import encoder_of
 from cmpagl_core.search.store_files import StoreChoice

@@ -17,7 +17,7 @@ from cmpagl_core.imagery.listing import list_images
 from cmpagl_core.imagery.reading import DEFAULT, Reading
 from cmpagl_core.imagery.stamps import Broken
 from cmpagl_core.imagery.tiles import WHOLE, Tiling
-from cmpagl_core.search.listing import Entry, GallerySource, by_id, folder_source
+from cmpagl_core.search.gallery_source import Entry, GallerySource, by_id, folder_source
 
 _CATALOGUES = ("Catalog", "Collection")
 _NOT_IMAGERY = frozenset({"thumbnail", "overview", "metadata"})  # roles of assets

@@ -25,7 +25,7 @@ _LEAST_SIZE_PX, _MOST_SIZE_PX = 64, 1024
 
 
 @dataclass(frozen=True)
-class Scene:
+class DrawnScene:
     """One drawn scene: its image [S, S] in RGB and what it truly shows."""
 
     image: Image.Image
@@ -58,7 +58,7 @@ def generate(folder: Path, count: int, seed: int, image_size_px: int, progress: 
         writer.writerows(rows)
 
 
-def draw_scene(number: int, seed: int, image_size_px: int = DEFAULT_IMAGE_SIZE_PX) -> Scene:
+def draw_scene(number: int, seed: int, image_size_px: int = DEFAULT_IMAGE_SIZE_PX) -> DrawnScene:
     """One scene in memory. Raises UsageError for a size that cannot be drawn."""
     _check_size(image_size_px)
     kind = kind_of(number)
@@ -79,7 +79,7 @@ def draw_scene(number: int, seed: int, image_size_px: int = DEFAULT_IMAGE_SIZE_P
         relations=relations,
         captions=captions,
     )
-    return Scene(photographed(sketch), truth)
+    return DrawnScene(photographed(sketch), truth)
 
 
 def _check_size(image_size_px: int) -> None:

@@ -47,7 +47,7 @@ STATE_EVERY_S = 20.0
 
 
 @dataclass
-class Session:
+class Training:
     """A training in progress."""
 
     root: Path
@@ -90,20 +90,20 @@ def fit(
         try:
             job = distill_job(recipe, prepared, distill_from, device)
             start = None if job is None or resume else distilled_start(job, cache_root or root, progress)
-            session = open_session(
+            training = open_training(
                 recipe, recipe_name, prepared, root, progress, device, resume, interruption, job, start
             )
-            with session.journal:
-                prepare_cache(session, cache_root or root)
-                train(session)
-                return finish(session)
+            with training.journal:
+                prepare_cache(training, cache_root or root)
+                train(training)
+                return finish(training)
         except KeyboardInterrupt:
             if (root / INFO_FILE).is_file():
                 return open_run(root)
             raise _stopped(root) from None
 
 
-def open_session(
+def open_training(
     recipe: Recipe,
     recipe_name: str,
     prepared: PreparedDataset,
@@ -114,7 +114,7 @@ def open_session(
     interruption: Interruption,
     job: DistillJob | None = None,
     start: Start | None = None,
-) -> Session:
+) -> Training:
     """A new training with its first state saved, or one restored from its last state."""
     if resume:
         plan, learner, identity, position = restore_training(recipe, prepared, root, device)
@@ -127,177 +127,177 @@ def open_session(
         progress.say(f"{device} has no {wanted} instructions, so this training runs in {usable}")
     journal = Journal(root / LOG_FILE, position.log_bytes)
     monitor = TrainingMonitor(**position.monitor)
-    session = Session(root, plan, learner, identity, position, journal, monitor, progress, interruption, job)
+    training = Training(root, plan, learner, identity, position, journal, monitor, progress, interruption, job)
     if not resume:
         journal.write("begin", recipe=recipe_name, dataset=prepared.name, epochs=recipe.train.epochs)
         for report in learner.model.import_reports:
             journal.write("weights", **vars(report))
         if start is not None:
             journal.write("start", key=start.key, **start.about)
-        keep_state(session)
-    return session
+        keep_state(training)
+    return training
 
 
-def prepare_cache(session: Session, cache_root: Path) -> None:
+def prepare_cache(training: Training, cache_root: Path) -> None:
     """Fill the cache of a frozen backbone, where the plan has one."""
     started_at = time.monotonic()
-    fill_cache(session.plan, session.learner, cache_root, session.progress)
-    session.position.elapsed_s += time.monotonic() - started_at
+    fill_cache(training.plan, training.learner, cache_root, training.progress)
+    training.position.elapsed_s += time.monotonic() - started_at
 
 
-def train(session: Session) -> None:
+def train(training: Training) -> None:
     """Train and validate the remaining epochs, until the last one or until patience runs out.
 
     An interruption saves the state between two steps, so nothing is lost.
     """
-    recipe, position = session.recipe, session.position
-    images = (recipe.train.epochs - position.epoch) * session.plan.pairs
+    recipe, position = training.recipe, training.position
+    images = (recipe.train.epochs - position.epoch) * training.plan.pairs
     try:
-        with session.progress.task("train", images, "img") as advance:
-            while position.epoch < recipe.train.epochs and not _out_of_patience(session):
-                train_epoch(session, advance)
-                validate_epoch(session)
-                if time.monotonic() - session.state_written_at >= STATE_EVERY_S:
-                    keep_state(session)
+        with training.progress.task("train", images, "img") as advance:
+            while position.epoch < recipe.train.epochs and not _out_of_patience(training):
+                train_epoch(training, advance)
+                validate_epoch(training)
+                if time.monotonic() - training.state_written_at >= STATE_EVERY_S:
+                    keep_state(training)
     except KeyboardInterrupt:
-        keep_state(session)
+        keep_state(training)
         raise
-    keep_state(session)
+    keep_state(training)
 
 
-def train_epoch(session: Session, advance: Advance) -> None:
+def train_epoch(training: Training, advance: Advance) -> None:
     """The rest of the current epoch, one optimiser step after another."""
-    plan, learner, position = session.plan, session.learner, session.position
+    plan, learner, position = training.plan, training.learner, training.position
     learner.freeze_backbone_until_due(position.epoch)
     learner.model.train()
     batches = plan.loader(learner, position.epoch).epoch(position.epoch, first=position.batch)
     while True:
         started_at = time.monotonic()
-        group = list(islice(batches, session.recipe.train.accumulate))
+        group = list(islice(batches, training.recipe.train.accumulate))
         waited_s = time.monotonic() - started_at
         if not group:
             return
         figures = accumulate(learner, group, position.epoch, position.step, with_shares=position.batch == 0)
-        with session.interruption.shielded():
-            share = schedule(position.step, plan.total_steps, session.recipe.optim.warmup_fraction)
+        with training.interruption.shielded():
+            share = schedule(position.step, plan.total_steps, training.recipe.optim.warmup_fraction)
             norm = update(learner, position.step, share)
-            _note_step(session, figures, norm)
+            _note_step(training, figures, norm)
             position.step, position.batch = position.step + 1, position.batch + len(group)
             position.tally.add(figures, waited_s, time.monotonic() - started_at)
         advance(sum(len(batch) for batch in group))
 
 
-def validate_epoch(session: Session) -> None:
+def validate_epoch(training: Training) -> None:
     """Validate if it is due and keep the best weights; log the epoch and advance to the next."""
-    plan, learner, position = session.plan, session.learner, session.position
-    train_part, number = session.recipe.train, position.epoch + 1
+    plan, learner, position = training.plan, training.learner, training.position
+    train_part, number = training.recipe.train, position.epoch + 1
     started_at = time.monotonic()
     due = number % train_part.validate_every_epochs == 0 or number == train_part.epochs
     found = validate(learner, plan, plan.is_cached(position.epoch)) if due else None
-    with session.interruption.shielded():
-        figures = _epoch_figures(session)
+    with training.interruption.shielded():
+        figures = _epoch_figures(training)
         images_per_s = plan.pairs / max(position.tally.elapsed_s, 1e-9)
-        session.journal.write("epoch", images_per_s=images_per_s, **vars(figures))
-        _report(session, session.monitor.epoch(figures))
+        training.journal.write("epoch", images_per_s=images_per_s, **vars(figures))
+        _report(training, training.monitor.epoch(figures))
         position.losses.append(figures.loss)
         if found is not None:
-            _note_validation(session, found)
+            _note_validation(training, found)
         position.elapsed_s += position.tally.elapsed_s + time.monotonic() - started_at
         position.epochs_s += position.tally.elapsed_s + time.monotonic() - started_at
         position.epoch, position.batch, position.tally = number, 0, Tally()
 
 
-def finish(session: Session) -> Run:
+def finish(training: Training) -> Run:
     """Write the run with the best weights and the SMR gammas chosen for them, then delete the resume state."""
-    plan, learner, position, job = session.plan, session.learner, session.position, session.job
+    plan, learner, position, job = training.plan, training.learner, training.position, training.job
     best = position.best
     if best is None or learner.best is None:
         raise RuntimeError("training ended without a validation")
     learner.model.load_state_dict(learner.best)
     params = choose_gammas(learner, plan, plan.is_cached(best.epoch - 1))
-    info = run_info(plan, learner, session.root.name, session.identity, position, best, job.key if job else "")
-    session.journal.write("end", epoch=position.epoch, best_epoch=best.epoch, best_mr=best.mr)
-    draw_curves(session.root, session.progress)
+    info = run_info(plan, learner, training.root.name, training.identity, position, best, job.key if job else "")
+    training.journal.write("end", epoch=position.epoch, best_epoch=best.epoch, best_mr=best.mr)
+    draw_curves(training.root, training.progress)
     seen = seen_of(plan.train, plan.selection)
     if job is not None:
         seen = replace(seen, train_images=seen.train_images | {image.image_id for image in job.images})
-    files = write_files(session.root, session.recipe, learner.best, learner.tokenizer.to_json(), seen)
+    files = write_files(training.root, training.recipe, learner.best, learner.tokenizer.to_json(), seen)
     if params:
         chooser = Chooser.of(files[WEIGHTS_FILE].sha256, info.selection_sha256, seen)
-        write_params(session.root, chooser, params)
-    run = write_info(session.root, info, files)
-    shutil.rmtree(session.root / RESUME_FOLDER)
+        write_params(training.root, chooser, params)
+    run = write_info(training.root, info, files)
+    shutil.rmtree(training.root / RESUME_FOLDER)
     return run
 
 
-def keep_state(session: Session) -> None:
+def keep_state(training: Training) -> None:
     """Save everything that resuming needs, in one file."""
-    with session.interruption.shielded():
-        session.position.log_bytes = session.journal.bytes
-        session.position.monitor = session.monitor.state()
-        session.position.scaler = session.learner.scaler.state_dict()
-        write_state(session.root, session.identity, session.position, session.learner.tensors())
-        session.state_written_at = time.monotonic()
+    with training.interruption.shielded():
+        training.position.log_bytes = training.journal.bytes
+        training.position.monitor = training.monitor.state()
+        training.position.scaler = training.learner.scaler.state_dict()
+        write_state(training.root, training.identity, training.position, training.learner.tensors())
+        training.state_written_at = time.monotonic()
 
 
-def _note_step(session: Session, figures: StepFigures, gradient_norm: float) -> None:
-    step = session.position.step + 1
-    session.journal.write(
+def _note_step(training: Training, figures: StepFigures, gradient_norm: float) -> None:
+    step = training.position.step + 1
+    training.journal.write(
         "step",
-        epoch=session.position.epoch + 1,
+        epoch=training.position.epoch + 1,
         step=step,
         loss=figures.loss,
         terms=figures.terms,
-        lr=max(group["lr"] for group in session.learner.optimizer.param_groups),
-        logit_scale=session.learner.model.logit_scale.exp().item(),
+        lr=max(group["lr"] for group in training.learner.optimizer.param_groups),
+        logit_scale=training.learner.model.logit_scale.exp().item(),
         gradient_norm=gradient_norm,
         unmatched_cosine=figures.unmatched_cosine,
     )
-    _report(session, session.monitor.step(step, gradient_norm))
+    _report(training, training.monitor.step(step, gradient_norm))
 
 
-def _note_validation(session: Session, found: Validation) -> None:
-    position = session.position
+def _note_validation(training: Training, found: Validation) -> None:
+    position = training.position
     number, loss = position.epoch + 1, sum(position.losses) / len(position.losses)
     position.losses = []
     if position.best is None or found.mr > position.best.mr:
         position.best, position.validations_since_best = BestEpoch(number, found.mr), 0
-        session.learner.keep_best()
+        training.learner.keep_best()
     else:
         position.validations_since_best += 1
-    session.journal.write("validation", epoch=number, mr=found.mr, i2t=vars(found.i2t), t2i=vars(found.t2i))
-    _report(session, session.monitor.validation(found.mr, loss))
-    session.progress.say(
+    training.journal.write("validation", epoch=number, mr=found.mr, i2t=vars(found.i2t), t2i=vars(found.t2i))
+    _report(training, training.monitor.validation(found.mr, loss))
+    training.progress.say(
         f"epoch {number}: loss {loss:.3f}, validation mR {found.mr:.2f} "
         f"(best {position.best.mr:.2f} in epoch {position.best.epoch})"
     )
 
 
-def _epoch_figures(session: Session) -> EpochFigures:
-    plan, model, tally = session.plan, session.learner.model, session.position.tally
+def _epoch_figures(training: Training) -> EpochFigures:
+    plan, model, tally = training.plan, training.learner.model, training.position.tally
     return EpochFigures(
-        epoch=session.position.epoch + 1,
-        warmed_up=session.position.step >= session.recipe.optim.warmup_fraction * plan.total_steps,
+        epoch=training.position.epoch + 1,
+        warmed_up=training.position.step >= training.recipe.optim.warmup_fraction * plan.total_steps,
         loss=tally.loss / tally.steps,
         terms={name: value / tally.steps for name, value in tally.terms.items()},
         unmatched_cosine=tally.unmatched_cosine / tally.steps,
         logit_scale=model.logit_scale.exp().item(),
-        logit_scale_max=session.recipe.losses.logit_scale_max,
+        logit_scale_max=training.recipe.losses.logit_scale_max,
         gradient_shares=tally.gradient_shares,
         gates=gates_by_stage(model),
         waiting_share=tally.waiting_s / max(tally.elapsed_s, 1e-9),
     )
 
 
-def _report(session: Session, warnings: list[TrainingWarning]) -> None:
+def _report(training: Training, warnings: list[TrainingWarning]) -> None:
     for warning in warnings:
-        session.journal.write("warning", name=warning.name, sentence=warning.sentence)
-        session.progress.say(f"warning: {warning.sentence}")
+        training.journal.write("warning", name=warning.name, sentence=warning.sentence)
+        training.progress.say(f"warning: {warning.sentence}")
 
 
-def _out_of_patience(session: Session) -> bool:
-    patience = session.recipe.train.patience_epochs
-    return 0 < patience <= session.position.validations_since_best
+def _out_of_patience(training: Training) -> bool:
+    patience = training.recipe.train.patience_epochs
+    return 0 < patience <= training.position.validations_since_best
 
 
 def _stopped(root: Path) -> InterruptedByUserError:

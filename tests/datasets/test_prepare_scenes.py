@@ -19,8 +19,8 @@ from cmpagl_core.imagery.images import decoded_px, open_image, read_pixel_values
 from cmpagl_core.imagery.reader import open_ref
 from cmpagl_core.imagery.reading import Reading
 from cmpagl_core.progress import Silent
+from cmpagl_core.search.gallery_source import dataset_source
 from cmpagl_core.search.indexing import build_index
-from cmpagl_core.search.listing import dataset_source
 from tests.conftest import Cmpagl
 from tests.imagery.making import UTM, ground, write
 

@@ -30,8 +30,8 @@ from cmpagl_core.processes import Process, own_process
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.runs import open_run
+from cmpagl_core.search.gallery_source import dataset_source
 from cmpagl_core.search.indexing import build_index
-from cmpagl_core.search.listing import dataset_source
 
 INFO = FeatureInfo("run", "a" * 64, "ucm", "b" * 64, "test", "c" * 64, "as usual", "bf16")
 

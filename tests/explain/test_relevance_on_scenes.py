@@ -13,7 +13,7 @@ from typer.testing import Result
 
 from cmpagl_core.explain.relevance import explain
 from cmpagl_core.runs import open_run
-from cmpagl_core.synthetic.generate import Scene, draw_scene
+from cmpagl_core.synthetic.generate import DrawnScene, draw_scene
 from cmpagl_core.synthetic.kinds import kind_of
 
 # The quickstart with a small text encoder, windows of 2 x 2 tokens, so that a token stays near its place, and no
@@ -40,13 +40,13 @@ UNSEEN_SEED = 1000
 SIZE_PX = 224
 
 
-def tank_scenes() -> Iterator[Scene]:
+def tank_scenes() -> Iterator[DrawnScene]:
     """The first scenes with storage tanks, of a seed that no training uses."""
     numbers = (number for number in range(100 * SCENES) if kind_of(number).scene == "storagetanks")
     return (draw_scene(number, UNSEEN_SEED, SIZE_PX) for number, _ in zip(numbers, range(SCENES), strict=False))
 
 
-def inside(scene: Scene) -> NDArray[np.bool_]:
+def inside(scene: DrawnScene) -> NDArray[np.bool_]:
     """Which pixels lie in the box of a tank: [S, S]."""
     mask = np.zeros((SIZE_PX, SIZE_PX), dtype=np.bool_)
     for left, top, right, bottom in scene.truth.boxes_of("storage tank"):

@@ -15,10 +15,10 @@ from rasterio.warp import transform_bounds
 from cmpagl_core.errors import UsageError
 from cmpagl_core.imagery.tiles import Tiling
 from cmpagl_core.progress import Silent
+from cmpagl_core.search.gallery_source import folder_source
 from cmpagl_core.search.geo_export import export_index
 from cmpagl_core.search.index import GalleryIndex
 from cmpagl_core.search.indexing import build_index
-from cmpagl_core.search.listing import folder_source
 from tests.conftest import Cmpagl, FakeEncoder
 from tests.imagery.making import UTM, ground, write
 

@@ -20,9 +20,9 @@ from cmpagl_core.imagery.image_ref import ImageRef, Window
 from cmpagl_core.imagery.stamps import stamp_file
 from cmpagl_core.progress import Silent
 from cmpagl_core.search import feature_cache, index, indexing, marker
+from cmpagl_core.search.gallery_source import Entry, GallerySource, folder_source
 from cmpagl_core.search.index import open_index, save_index
 from cmpagl_core.search.indexing import BuiltIndex, build_index
-from cmpagl_core.search.listing import Entry, GallerySource, folder_source
 
 
 class Told(Silent):

@@ -24,9 +24,9 @@ from cmpagl_core.progress import Silent
 from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.runs import Run, open_run, save_run
 from cmpagl_core.search.feature_gallery import index_of_features
+from cmpagl_core.search.gallery_source import dataset_source, folder_source
 from cmpagl_core.search.index import open_index
 from cmpagl_core.search.indexing import BuiltIndex, build_index
-from cmpagl_core.search.listing import dataset_source, folder_source
 from cmpagl_core.search.query import TextQuery
 from cmpagl_core.search.searcher import Searcher
 

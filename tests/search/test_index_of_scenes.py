@@ -21,9 +21,9 @@ from cmpagl_core.imagery.tiles import Tiling
 from cmpagl_core.progress import Silent
 from cmpagl_core.search import feature_cache
 from cmpagl_core.search.build import IndexRequest
+from cmpagl_core.search.gallery_source import folder_source
 from cmpagl_core.search.index import open_index
 from cmpagl_core.search.indexing import BuiltIndex, build_index
-from cmpagl_core.search.listing import folder_source
 from tests.imagery.making import UTM, ground, write
 
 TILES = Tiling(64)

@@ -15,9 +15,9 @@ import pytest
 from cmpagl_core.errors import DataError, MismatchError, UsageError
 from cmpagl_core.progress import Silent
 from cmpagl_core.search import manage
+from cmpagl_core.search.gallery_source import dataset_source, folder_source
 from cmpagl_core.search.index import GalleryIndex, open_index
 from cmpagl_core.search.indexing import build_index
-from cmpagl_core.search.listing import dataset_source, folder_source
 from cmpagl_core.search.manage import list_indexes, merge_indexes, prune_index, verify_index
 from cmpagl_core.search.query import TextQuery
 from cmpagl_core.search.searcher import Searcher

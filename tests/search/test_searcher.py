@@ -12,8 +12,8 @@ from cmpagl_core.datasets.prepared import open_prepared
 from cmpagl_core.errors import DataError, UsageError
 from cmpagl_core.progress import Silent
 from cmpagl_core.search import searcher as module
+from cmpagl_core.search.gallery_source import dataset_source, folder_source
 from cmpagl_core.search.indexing import build_index
-from cmpagl_core.search.listing import dataset_source, folder_source
 from cmpagl_core.search.query import ImageQuery, TextQuery, read_queries
 from cmpagl_core.search.searcher import Searcher
 from cmpagl_core.search.stores.exact import ExactStore

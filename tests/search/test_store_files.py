@@ -10,9 +10,9 @@ import pytest
 
 from cmpagl_core.errors import DataError, GuardError, UsageError
 from cmpagl_core.progress import Silent
+from cmpagl_core.search.gallery_source import folder_source
 from cmpagl_core.search.index import GalleryIndex, open_index
 from cmpagl_core.search.indexing import BuiltIndex, build_index
-from cmpagl_core.search.listing import folder_source
 from cmpagl_core.search.query import TextQuery
 from cmpagl_core.search.searcher import Searcher
 from cmpagl_core.search.store_files import StoreChoice, open_store

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cmpagl_core.errors import UsageError
-from cmpagl_core.synthetic.generate import Scene, draw_scene
+from cmpagl_core.synthetic.generate import DrawnScene, draw_scene
 from cmpagl_core.synthetic.kinds import CYCLE, kind_of, split_of
 from cmpagl_core.synthetic.truth import Box, shows
 
@@ -20,7 +20,7 @@ def numbers_of(kind: str, count: int) -> list[int]:
     return [number for number in range(40 * len(CYCLE)) if kind_of(number).name == kind][:count]
 
 
-def pixels(scene: Scene) -> NDArray[np.float32]:
+def pixels(scene: DrawnScene) -> NDArray[np.float32]:
     return np.asarray(scene.image, dtype=np.float32)
 
 
@@ -51,7 +51,7 @@ def colourfulness(image: NDArray[np.float32], colour: str) -> NDArray[np.float32
 
 @settings(max_examples=25, deadline=None)
 @given(scene=scenes)
-def test_every_box_is_whole_and_inside_the_image(scene: Scene) -> None:
+def test_every_box_is_whole_and_inside_the_image(scene: DrawnScene) -> None:
     size = scene.truth.image_size_px
     assert scene.image.size == (size, size)
     assert scene.truth.objects
@@ -64,7 +64,7 @@ def test_every_box_is_whole_and_inside_the_image(scene: Scene) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(scene=scenes)
-def test_what_a_relation_names_is_in_the_image_and_near_things_are_near(scene: Scene) -> None:
+def test_what_a_relation_names_is_in_the_image_and_near_things_are_near(scene: DrawnScene) -> None:
     truth = scene.truth
     for subject, word, target in truth.relations:
         assert shows(truth, subject)

@@ -17,9 +17,9 @@ from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.runs import Run
+from cmpagl_core.search.gallery_source import dataset_source, folder_source
 from cmpagl_core.search.index import GalleryIndex
 from cmpagl_core.search.indexing import build_index
-from cmpagl_core.search.listing import dataset_source, folder_source
 from cmpagl_core.training import loop
 from tests.conftest import Told
 

@@ -275,7 +275,7 @@ def test_a_full_disk_stops_the_training_which_goes_on_when_there_is_room(
     validate_epoch = loop.validate_epoch
     root = tmp_path / "run"
 
-    def until_full(session: loop.Session) -> None:
+    def until_full(session: loop.Training) -> None:
         validate_epoch(session)
         if session.position.epoch == 2:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
@@ -295,7 +295,7 @@ def test_a_full_disk_stops_the_training_which_goes_on_when_there_is_room(
 def test_a_changed_recipe_or_data_set_is_not_gone_on_with(
     squares: PreparedDataset, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(session: loop.Session, advance: object) -> None:
+    def stop(session: loop.Training, advance: object) -> None:
         raise KeyboardInterrupt
 
     root = tmp_path / "run"
@@ -312,7 +312,7 @@ def test_a_changed_recipe_or_data_set_is_not_gone_on_with(
 def test_another_tokenizer_is_not_gone_on_with(
     squares: PreparedDataset, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(session: loop.Session) -> None:
+    def stopped(session: loop.Training) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -59,7 +59,7 @@ def stopped(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, name: str, ep
     """Begin a training that is interrupted after some epochs."""
     validate_epoch = loop.validate_epoch
 
-    def interrupted(session: loop.Session) -> None:
+    def interrupted(session: loop.Training) -> None:
         validate_epoch(session)
         if session.position.epoch == epochs:
             raise KeyboardInterrupt

@@ -127,7 +127,7 @@ class Bench:
     def broken_off(self, name: str) -> str:
         """A training that is killed after its first epoch."""
 
-        def killed(session: loop.Session) -> None:
+        def killed(session: loop.Training) -> None:
             loop.keep_state(session)
             os._exit(9)
 
