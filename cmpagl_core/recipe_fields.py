@@ -1,4 +1,4 @@
-"""What the parts of a recipe are made of: strict parts, words, and numbers with bounds."""
+"""The building blocks of recipe parts: strict models, words, and bounded numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cmpagl image`: what a model sees of a file, before anything is encoded."""
+"""`cmpagl image`: show what a model will see of a file, before anything is encoded."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ def image(
     ctx: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Image or scene.")],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write a PNG of what is seen, with the tile grid.")
+        Path | None, typer.Option("--out", metavar="FILE", help="Write a PNG preview with the tile grid.")
     ] = None,
-    size: Annotated[int, typer.Option("--size", min=64, max=8192, metavar="PX", help="Longer side of the PNG.")] = 1024,
+    size: Annotated[
+        int, typer.Option("--size", min=64, max=8192, metavar="PX", help="Longer side of the PNG in pixels.")
+    ] = 1024,
     bands: BandsOption = None,
     stretch: StretchOption = None,
     tile: TileOption = None,
@@ -62,8 +64,8 @@ def image(
 
 
 _NAMES = {
-    "bounds_from": "bounds are about, from",
-    "gsd_m": "metres a pixel",
+    "bounds_from": "approximate bounds from",
+    "gsd_m": "metres per pixel",
     "date_from": "date from",
     "rendered": "seen as",
     "tile_px": "tile",
@@ -71,7 +73,7 @@ _NAMES = {
 
 
 def _as_text(value: Any) -> str:
-    """Coordinates keep what a pixel is of them."""
+    """Format a value; coordinates keep the digits that matter for a pixel."""
     if isinstance(value, list | tuple):
         return ", ".join(map(_as_text, value))
     return f"{value:.9g}" if isinstance(value, float) else str(value)

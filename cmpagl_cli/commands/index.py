@@ -66,21 +66,21 @@ def index(
         typer.Option(
             "--store",
             metavar="exact|faiss|milvus:URI",
-            help="How it is searched. faiss and Milvus are approximate: how many of the exact 10 best they find is "
-            "measured. As the index was made, else exact, if left out.",
+            help="Search engine. faiss and Milvus are approximate: their recall of the exact top 10 is "
+            "measured. Default: as before for an existing index, else exact.",
         ),
     ] = None,
     min_recall: Annotated[
-        float, typer.Option("--min-recall", min=0.0, max=1.0, help="Refuse an approximate store that finds less.")
+        float, typer.Option("--min-recall", min=0.0, max=1.0, help="Refuse an approximate store with a lower recall.")
     ] = 0.0,
     format: FormatOption = "table",
 ) -> None:
     """Encode a folder of images for `cmpagl retrieve` to search; no captions are needed.
 
-    Without DIR, indexes all images of the run's data set, with their captions. Later calls encode only new and
+    Without a path, indexes all images of the run's data set, with their captions. Later calls encode only new and
     changed images; broken ones are listed and left out. With --model, a published remote-sensing model or any
     open_clip model replaces the run, so nothing has to be trained. Scenes (GeoTIFF, JPEG 2000 and others) are cut into
-    tiles; look at one with `cmpagl image` first.
+    tiles; check one with `cmpagl image` first.
 
     Examples:
       cmpagl index ~/aerial-archive
@@ -125,7 +125,7 @@ def _show(built: BuiltIndex, elapsed_s: float, format: str) -> None:
     if built.recall is None:
         del row["recall_percent"]
     heads = {
-        "recall_percent": "% of the exact 10 best",
+        "recall_percent": "recall of exact top 10, %",
         "encoded": "encoded now",
         "left_out": "left out",
         "empty_tiles": "empty tiles",

@@ -1,4 +1,4 @@
-"""`cmpagl indexes`: what can be searched, and how sound it is."""
+"""`cmpagl indexes`: list, check, prune, merge and export indexes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import typer
 from cmpagl_cli.commands.options import FormatOption, settings
 from cmpagl_cli.views import Column, emit
 
-NameArgument = Annotated[
-    str | None, typer.Argument(metavar="[NAME|DIR]", help="Gallery index; the newest if left out.")
-]
+NameArgument = Annotated[str | None, typer.Argument(metavar="[NAME|DIR]", help="Index. Default: the newest.")]
 
 
 def indexes_list(ctx: typer.Context, format: FormatOption = "table") -> None:
-    """List the workspace's indexes, the newest first.
+    """List the workspace's indexes, newest first.
 
     Examples:
       cmpagl indexes list
@@ -38,11 +36,11 @@ def indexes_list(ctx: typer.Context, format: FormatOption = "table") -> None:
     ]
     emit(rows, columns, format, document=rows if format == "json" else None)
     if not rows:
-        given.progress.say(f"no index in {given.workspace.root / 'indexes'}; make one with `cmpagl index DIR`")
+        given.progress.say(f"no index in {given.workspace.root / 'indexes'}; build one with `cmpagl index DIR`")
 
 
 def indexes_info(ctx: typer.Context, name: NameArgument = None, format: FormatOption = "table") -> None:
-    """Show all that an index knows of itself: where its images are, what made its features, how it is searched.
+    """Show everything recorded in an index: its images, its model and its store.
 
     Examples:
       cmpagl indexes info
@@ -60,12 +58,12 @@ def indexes_info(ctx: typer.Context, name: NameArgument = None, format: FormatOp
 def indexes_verify(
     ctx: typer.Context,
     name: NameArgument = None,
-    samples: Annotated[int, typer.Option(min=0, help="Images that are encoded again and compared.")] = 100,
+    samples: Annotated[int, typer.Option(min=0, help="Number of images to encode again and compare.")] = 100,
     format: FormatOption = "table",
 ) -> None:
-    """Compare an index with its files, and a sample of its features with a new encoding.
+    """Compare an index with its files, and a sample of its features with newly computed ones.
 
-    Exits with 5 when files are gone or changed, or features differ; `cmpagl index` brings such an index up to date.
+    Exits with 5 if files are missing or changed, or features differ; `cmpagl index` updates such an index.
 
     Examples:
       cmpagl indexes verify archive
@@ -97,7 +95,7 @@ def indexes_verify(
 
 
 def indexes_prune(ctx: typer.Context, name: NameArgument = None, format: FormatOption = "table") -> None:
-    """Drop the images of an index whose files are gone or were changed. Nothing is encoded, new images are not added.
+    """Drop images whose files are missing or have changed. Nothing is encoded, and new images are not added.
 
     Examples:
       cmpagl indexes prune archive
@@ -118,11 +116,11 @@ def indexes_prune(ctx: typer.Context, name: NameArgument = None, format: FormatO
 
 def indexes_merge(
     ctx: typer.Context,
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Indexes that one model made.")],
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Of the new index.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Indexes of the same model.")],
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the new index.")],
     format: FormatOption = "table",
 ) -> None:
-    """Join indexes whose features were made by one model in one way. Nothing is encoded, the old ones stay.
+    """Merge indexes of the same model and preprocessing. Nothing is encoded, and the old ones are kept.
 
     Examples:
       cmpagl indexes merge north south --name both
@@ -142,16 +140,18 @@ def indexes_merge(
 
 def indexes_export(
     ctx: typer.Context,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="A .parquet (GeoParquet) or .gpkg (GeoPackage).")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="Output file: .parquet (GeoParquet) or .gpkg (GeoPackage).")
+    ],
     name: NameArgument = None,
     features: Annotated[
-        bool, typer.Option("--features", help="With each image's feature, in a .parquet file.")
+        bool, typer.Option("--features", help="Include each image's features (.parquet only).")
     ] = False,
     format: FormatOption = "table",
 ) -> None:
-    """Write an index as a table for GIS: image, path, window, date and footprint in longitude and latitude.
+    """Export an index as a table for GIS: image, path, window, date and footprint in longitude and latitude.
 
-    Needs the extra geo. Images without coordinates have no footprint.
+    Needs the extra `geo`. Images without coordinates have no footprint.
 
     Examples:
       cmpagl indexes export archive --out archive.gpkg

@@ -1,4 +1,4 @@
-"""`cmpagl zeroshot`: classify a folder of images by the names of classes alone."""
+"""`cmpagl zeroshot`: classify a folder of images by class names alone."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from cmpagl_cli.views import Column, emit
 
 def zeroshot(
     ctx: typer.Context,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of images, searched in all its folders.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of images, including its subfolders.")],
     classes: Annotated[
         Path,
         typer.Option(
-            "--classes", metavar="FILE", help="Class names, one a line; or a CSV with the columns image and class."
+            "--classes", metavar="FILE", help="Class names, one per line, or a CSV with the columns image and class."
         ),
     ],
     template: TemplateOption = None,
@@ -34,17 +34,17 @@ def zeroshot(
     activation: ActivationOption = None,
     download: DownloadOption = False,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="CSV", help="Write each image's five best classes.")
+        Path | None, typer.Option("--out", metavar="CSV", help="Write each image's top five classes to a file.")
     ] = None,
     figure: Annotated[
-        Path | None, typer.Option("--figure", metavar="PNG", help="Draw the confusion matrix (extra plots).")
+        Path | None, typer.Option("--figure", metavar="PNG", help="Plot the confusion matrix (extra `plots`).")
     ] = None,
     format: FormatOption = "table",
 ) -> None:
-    """Classify images by class names alone, and score it where their classes are known.
+    """Classify images by class names alone, and measure accuracy if their classes are known.
 
-    An image's class is looked up by its file name in the CSV, else by the folder it lies in. Names are split into
-    words: denseResidential is asked for as "dense residential". Intervals are over images.
+    An image's class is looked up by its file name in the CSV, else by its folder. Names are split into words:
+    denseResidential becomes "dense residential". Intervals are over images.
 
     Examples:
       cmpagl zeroshot UCM/images --classes classes.csv
@@ -86,4 +86,4 @@ def zeroshot(
     if interval is not None:
         given.progress.say(f"top-1 {found.accuracy(1):.1f} %, 95 % over images {interval[0]:.1f} to {interval[1]:.1f}")
     else:
-        given.progress.say("no image has a known class, so nothing is scored")
+        given.progress.say("no image has a known class, so there is no accuracy")

@@ -1,6 +1,6 @@
-"""Zero-shot classification: each image gets the class whose name is nearest to it, and truth says how often rightly.
+"""Zero-shot classification: each image gets the class whose name has the most similar features.
 
-The field's usual check of image-text features on scene classes (as in CLIP, section 3.1); templates as in `prompts`.
+The usual test of image-text features on scene classes (as in CLIP, section 3.1); templates as in `prompts`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _Z = 1.959963984540054  # of 95 %
 
 @dataclass(frozen=True)
 class Classes:
-    """Class names, and the class of each image by its file name where that is known."""
+    """Class names, and the class of each image by its file name if known."""
 
     names: tuple[str, ...]
     of_file: dict[str, int]
 
     def truth(self, image: ImageRef) -> int:
-        """The class of an image: by its file name, else by the folder that it lies in; -1 where neither says."""
+        """The class of an image: by its file name, else by its folder; -1 if unknown."""
         found = self.of_file.get(image.path.name)
         if found is not None:
             return found
@@ -47,7 +47,7 @@ class Classes:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class: how many images are of it, and how many of them are told rightly, in percent (None without any)."""
+    """One class: its number of images, and their accuracy in percent (None without any)."""
 
     name: str
     images: int
@@ -60,7 +60,7 @@ class ClassRow:
 class ZeroShot:
     """Predictions of N images over C classes. ranked: int64 [N, min(5, C)], best first. scores: of the first, [N].
 
-    truth: int64 [N], -1 where it is not known.
+    truth: int64 [N], -1 if unknown.
     """
 
     model: str
@@ -82,7 +82,7 @@ class ZeroShot:
         return np.asarray((self.ranked[self.known, :k] == self.truth[self.known, None]).any(axis=1))
 
     def accuracy(self, k: int) -> float | None:
-        """Top-k accuracy in percent; None where no class is known."""
+        """Top-k accuracy in percent; None if no class is known."""
         return 100 * float(self.hits(k).mean()) if self.known.any() else None
 
     def interval(self, k: int) -> tuple[float, float] | None:
@@ -96,7 +96,7 @@ class ZeroShot:
         return scale * (middle - half), scale * (middle + half)
 
     def confusion(self) -> NDArray[np.int64]:
-        """Images [C, C] by their class and by the one that they were given."""
+        """Number of images [C, C] by true and predicted class."""
         counts = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
         np.add.at(counts, (self.truth[self.known], self.ranked[self.known, 0]), 1)
         return counts
@@ -133,7 +133,7 @@ class ZeroShot:
 
 
 def read_classes(path: Path) -> Classes:
-    """Class names, one a line, or a table with the columns `image` (or file, filename, path) and `class`.
+    """Class names, one per line, or a table with the columns `image` (or file, filename, path) and `class`.
 
     Raises DataError for anything else.
     """
@@ -149,7 +149,9 @@ def read_classes(path: Path) -> Classes:
     columns = set(rows[0]) if rows else set()
     named = next((column for column in _NAME_COLUMNS if column in columns), None)
     if named is None or _CLASS_COLUMN not in columns:
-        raise DataError(f"{path} has no columns image and class", hint="or write one class name a line into a .txt")
+        raise DataError(
+            f"{path} has no columns image and class", hint="or write one class name per line to a .txt file"
+        )
     names = _at_least_two(tuple(sorted({row[_CLASS_COLUMN] for row in rows if row[_CLASS_COLUMN]})), path)
     place = {name: number for number, name in enumerate(names)}
     return Classes(names, {Path(row[named]).name: place[row[_CLASS_COLUMN]] for row in rows if row[_CLASS_COLUMN]})
@@ -158,7 +160,7 @@ def read_classes(path: Path) -> Classes:
 def classify(
     encoder: Encoder, folder: Path, classes: Classes, templates: Sequence[str], progress: Progress
 ) -> ZeroShot:
-    """Give every image under a folder the class whose words are nearest. Raises DataError when none can be read."""
+    """Classify every image under a folder. Raises DataError if none can be read."""
     root = folder.absolute()
     listing = list_images(root)
     images = [ImageRef(path.relative_to(root).as_posix(), path) for path in listing.images]
@@ -190,7 +192,7 @@ def classify(
 
 
 def write_predictions(found: ZeroShot, path: Path) -> None:
-    """One line for each image: its class where known, and the first five. Raises CmpaglError when the disk refuses."""
+    """One line per image: its class if known, and the top five. Raises CmpaglError if writing fails."""
     with atomic_file(path) as stream:
         writer = csv.writer(stream)
         places = range(1, found.ranked.shape[1] + 1)
@@ -239,5 +241,5 @@ def _lines(found: ZeroShot) -> Iterator[list[Any]]:
 
 def _at_least_two(names: tuple[str, ...], path: Path) -> tuple[str, ...]:
     if len(names) < 2:
-        raise DataError(f"{path} names {len(names)} classes", hint="name at least two")
+        raise DataError(f"{path} has {len(names)} classes", hint="list at least two")
     return names

@@ -1,9 +1,9 @@
-"""A start for Gswin where no weights can be had: distilled from frozen extractors, without captions (ours).
+"""Pretrains Gswin by distillation from frozen extractors, without captions, if no Swin weights exist (ours).
 
-Before the losses of CMPAGL, Gswin learns to give an extractor's last map through a linear head, averaged and place by
-place, and to find images alike that the extractor finds alike. It sees train images alone: whatever stands in a val or
-test split of any data set that is named, or is chosen on, is left out by the hash of its file. The result is kept in
-the workspace's cache under all that decides it, so that trainings of any seed share one start.
+Before CMPAGL's losses, Gswin learns to predict an extractor's last map through a linear head, pooled and position by
+position, and to match its similarities between images. It sees train images only: images in a val or test split of any
+named data set, or in the selection split, are left out by file hash. The result is cached in the workspace under
+everything that affects it, so that trainings of all seeds share it.
 """
 
 from __future__ import annotations
@@ -151,11 +151,12 @@ def distilled_start(job: DistillJob, cache_root: Path, progress: Progress) -> St
                     _distill(job, path, cache_root, progress)
                 except KeyboardInterrupt:
                     raise InterruptedByUserError(
-                        "distillation stopped, its last state is kept", hint="call the same command again to go on"
+                        "distillation was stopped; its state is saved", hint="run the same command again to continue"
                     ) from None
     about, tensors = _read(path)
     progress.say(
-        f"Gswin starts from {path.name[:8]}, distilled in {about['elapsed_s'] / 60:.0f} min over {about['images']:,} "
+        f"Gswin starts from distilled weights {path.name[:8]}, computed in {about['elapsed_s'] / 60:.0f} min "
+        f"on {about['images']:,} "
         f"images (cosine to the teachers {about['cosine']:.3f})"
     )
     return Start(job.key, tensors, about)
@@ -200,7 +201,7 @@ def _distill(job: DistillJob, path: Path, cache_root: Path, progress: Progress) 
     if not KeptImages.fit(len(job.images), size_px):
         raise DataError(
             f"{len(job.images):,} images of {size_px} px take more than a gigabyte of memory",
-            hint="name fewer data sets in distill.datasets, or lower data.image_size_px",
+            hint="list fewer data sets in distill.datasets, or lower data.image_size_px",
         )
     encoder = _new_encoder(job)
     targets = _targets(job, encoder.last_map_size, cache_root, progress)

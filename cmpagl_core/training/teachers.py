@@ -1,4 +1,4 @@
-"""What frozen extractors say of images: computed once, and kept under the hash of each image's file (ours)."""
+"""Features of frozen extractors as distillation targets, computed once and cached by image hash (ours)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TEACHER_FORMAT = 1
 
 _AT_ONCE = 32
 _LARGEST_HALF = 65504.0
-_IN_A_FILE = 1024  # images between two writes: what a kill loses
+_IN_A_FILE = 1024  # images between two writes, which a kill may lose
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _compute(
             found: list[Tensor] = []
             for batch in decoded_batches(part, decode, _AT_ONCE):
                 if batch.broken:
-                    raise DataError(batch.broken[0].why, hint=f"mend or remove {batch.broken[0].image.path.name}")
+                    raise DataError(batch.broken[0].why, hint=f"repair or remove {batch.broken[0].image.path.name}")
                 for row, stamp in zip(batch.rows, batch.stamps, strict=True):
                     if stamp.sha256 != part[row].image_id:
                         raise MismatchError(f"{part[row].path} was changed after the data set was prepared")
@@ -149,7 +149,7 @@ def _write(home: Path, images: Sequence[str], features: NDArray[np.float16]) -> 
 
 
 def _read(home: Path) -> dict[str, NDArray[np.float16]]:
-    """Every kept image's features by the hash of its file."""
+    """Every cached image's features by the hash of its file."""
     known: dict[str, NDArray[np.float16]] = {}
     for path in sorted(home.glob("*.safetensors")):
         file = open_tensor_file(path)

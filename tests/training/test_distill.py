@@ -155,7 +155,7 @@ def test_an_interrupted_distillation_goes_on_to_the_same_weights(
 ) -> None:
     job = job_of(distilled(), squares)
     whole = distilled_start(job, tmp_path / "whole", Silent())
-    with pytest.raises(InterruptedByUserError, match="distillation stopped"):
+    with pytest.raises(InterruptedByUserError, match="distillation was stopped"):
         distilled_start(job, tmp_path / "stopped", Stopping(after=3))
     assert not list((tmp_path / "stopped" / "starts").glob("*.safetensors"))
     goes_on = distilled_start(job, tmp_path / "stopped", Silent())
