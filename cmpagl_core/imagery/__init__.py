@@ -1,1 +1,1 @@
-"""What an image is, and how it is found, checked and decoded."""
+"""Images: finding, checking and decoding them."""

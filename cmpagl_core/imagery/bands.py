@@ -1,4 +1,4 @@
-"""Which bands of a file are red, green and blue: by colour interpretation, by names, or as the user says (ours)."""
+"""Chooses a file's red, green and blue bands: by colour interpretation, by names, or by the user (ours)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SHOWN = 16
 
 @dataclass(frozen=True)
 class Layout:
-    """What a file says of its bands. colours: GDAL's names (red, gray, undefined, alpha). names: "" for none.
+    """A file's description of its bands. colours: GDAL's names (red, gray, undefined, alpha). names: "" for none.
 
     pages: how many pages of one band the file has, in place of bands; 1 for all other files.
     """
@@ -44,7 +44,7 @@ class Layout:
         return len(self.dtypes)
 
     def words(self) -> str:
-        """What is in the file, as a sentence can say it."""
+        """The file's bands, in words."""
         kinds = " and ".join(Counter(self.dtypes))
         what = "pages of one band" if self.pages > 1 else f"band{'s' if self.count != 1 else ''}"
         named = [name for name in self.names if name]
@@ -62,7 +62,7 @@ class BandPlan:
 
 
 def choose_bands(path: Path, layout: Layout, reading: Reading) -> BandPlan:
-    """The bands that are read of a file. Raises DataError, naming what is there and which option answers."""
+    """The bands to read of a file. Raises DataError, which says what the file has and which option decides."""
     alpha = layout.colours.index("alpha") + 1 if "alpha" in layout.colours else 0
     if reading.numbers:
         return BandPlan(_checked(path, layout, reading.numbers), "as asked", 0 if alpha in reading.numbers else alpha)
@@ -128,7 +128,7 @@ def _preset(path: Path, layout: Layout, preset: str) -> tuple[int, ...]:
         usual = ", ".join(map(str, places))
         raise DataError(
             f"{path} has {layout.words()}, and images of {preset} have {usual}",
-            hint="name three bands, as in --bands 4,3,2",
+            hint="choose three bands, as in --bands 4,3,2",
         )
     return places[count]
 
@@ -136,7 +136,8 @@ def _preset(path: Path, layout: Layout, preset: str) -> tuple[int, ...]:
 def _checked(path: Path, layout: Layout, numbers: tuple[int, ...]) -> tuple[int, ...]:
     if max(numbers) > layout.count:
         raise DataError(
-            f"{path} has {layout.words()}, so there is no band {max(numbers)}", hint="give --bands numbers that it has"
+            f"{path} has {layout.words()}, so there is no band {max(numbers)}",
+            hint="choose existing numbers with --bands",
         )
     return numbers
 
@@ -145,7 +146,7 @@ def _unclear(path: Path, layout: Layout, what: str) -> DataError:
     three = "3,2,1" if layout.count < 4 else "4,3,2"
     few = f"--bands {three}" if layout.count >= 3 else "--bands 1"
     return DataError(
-        f"{path} has {layout.words()}, and nothing says {what}", hint=f"give {few} or a preset ({', '.join(PRESETS)})"
+        f"{path} has {layout.words()}, and it is unknown {what}", hint=f"pass {few} or a preset ({', '.join(PRESETS)})"
     )
 
 

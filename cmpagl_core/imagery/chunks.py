@@ -1,6 +1,6 @@
-"""Parts of a scene along its blocks, decoded once for all tiles that share them and kept while they are needed (ours).
+"""Block-aligned parts of a scene, decoded once for all tiles that share them and kept while needed (ours).
 
-A tile is often smaller than the block that it lies in: a JPEG 2000 code block, or a strip as wide as the scene.
+A tile is often smaller than its block: a JPEG 2000 code block, or a strip as wide as the scene.
 """
 
 from __future__ import annotations

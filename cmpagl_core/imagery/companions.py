@@ -1,4 +1,4 @@
-"""The files that an image file is read with: a VRT's sources, ENVI's header, overviews, masks, side notes of GDAL."""
+"""The files that belong to an image file: a VRT's sources, ENVI headers, overviews, masks, GDAL's sidecar files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_DEPTH = 3
 
 
 def companions(path: Path) -> tuple[Path, ...]:
-    """What is read beside a file, sorted; nothing for most images. A VRT that cannot be read has none."""
+    """The files read together with a file, sorted; none for most images and for unreadable VRTs."""
     suffix = path.suffix.lower()
     if suffix not in _WITH_NOTES:
         return ()

@@ -1,6 +1,6 @@
-"""GDAL behind one door: a closed list of formats, no network and no virtual files, bounded cache and threads.
+"""Safe access to GDAL: a fixed list of formats, no network, no virtual files, bounded cache and threads.
 
-Everything that a file's header says is a claim: sizes are checked here, before anything is made of them.
+A file's header is untrusted: sizes are checked here before they are used.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def open_page(path: Path, number: int) -> DatasetReader:
 
 def _open(path: Path, depth: int) -> DatasetReader:
     if str(path).startswith("/vsi"):
-        raise DataError(f"{path} has a name that GDAL takes for a virtual file", hint="move it elsewhere")
+        raise DataError(f"{path} has a name that GDAL would treat as a virtual file", hint="rename it or move it")
     if path.suffix.lower() == ".vrt":
         _check_sources(path, depth)
     return _opened(path, str(path))
@@ -116,31 +116,33 @@ def _opened(path: Path, name: str) -> DatasetReader:
 
 
 def brief(text: str) -> str:
-    """What a decoder says, on one line."""
+    """A decoder's message on one line."""
     return " ".join(text.split())[:200]
 
 
 def _check(path: Path, dataset: DatasetReader) -> None:
-    """Refuse what a header should not say. Raises DataError."""
+    """Check a header. Raises DataError for unsafe values."""
     width, height, count = dataset.width, dataset.height, dataset.count
     if dataset.driver not in DRIVERS:
-        raise DataError(f"{path} is of the format {dataset.driver}", hint=f"known are {', '.join(FORMATS)}")
+        raise DataError(
+            f"{path} has the format {dataset.driver}, which is not supported", hint=f"known are {', '.join(FORMATS)}"
+        )
     if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):
         raise DataError(
-            f"{path} names another file for its overviews, which is not followed",
+            f"{path} refers to another file for its overviews, which is not allowed",
             hint="remove OVERVIEW_FILE from its metadata",
         )
     if max(width, height) > _MAX_SIDE or width * height > _MAX_PIXELS or count > _MAX_BANDS:
         raise DataError(
-            f"{path} claims {width:,} x {height:,} pixels in {count:,} bands, more than is read safely",
-            hint="cut it first",
+            f"{path} claims {width:,} x {height:,} pixels in {count:,} bands, more than can be read safely",
+            hint="crop it first",
         )
     for (rows, columns), dtype in zip(dataset.block_shapes, dataset.dtypes, strict=True):
         interleaved = count if dataset.interleaving is not None and dataset.interleaving.value == "PIXEL" else 1
         if rows * columns * _item_bytes(dtype) * interleaved > _MAX_BLOCK_BYTES and dataset.driver != "VRT":
             raise DataError(
-                f"{path} is stored in blocks of {columns:,} x {rows:,} pixels, too large to be read in pieces",
-                hint="write it with tiles first (gdal_translate -of COG)",
+                f"{path} is stored in blocks of {columns:,} x {rows:,} pixels, too large to read in parts",
+                hint="convert it to a tiled file first (gdal_translate -of COG)",
             )
 
 
@@ -151,9 +153,11 @@ def _item_bytes(dtype: str) -> int:
 
 def _check_sources(path: Path, depth: int) -> None:
     if depth >= _MAX_VRT_DEPTH:
-        raise DataError(f"{path}: VRTs name each other more than {_MAX_VRT_DEPTH} deep", hint="write it as one GeoTIFF")
+        raise DataError(f"{path}: VRTs are nested more than {_MAX_VRT_DEPTH} deep", hint="write it as one GeoTIFF")
     found = sources_of(path)
     if len(found) > _MAX_VRT_SOURCES:
-        raise DataError(f"{path} names {len(found):,} files, more than are read safely", hint="write it as one GeoTIFF")
+        raise DataError(
+            f"{path} refers to {len(found):,} files, more than can be read safely", hint="write it as one GeoTIFF"
+        )
     for source in found:
         _open(source, depth + 1).close()

@@ -1,4 +1,4 @@
-"""Where on the Earth an image lies and when it was taken: CRS, transform, bounds, ground sampling distance, date."""
+"""Location and date of an image: CRS, transform, bounds, ground sampling distance, acquisition date."""
 
 from __future__ import annotations
 

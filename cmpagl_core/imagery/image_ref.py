@@ -1,4 +1,4 @@
-"""What an image is to everyone above: an identity, where its pixels are, how they are read, and where it lies."""
+"""ImageRef: an image's identity, the location of its pixels, how they are read, and its place on Earth."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ class ImageRef:
     scene: Scene | None = field(default=None, compare=False)
 
     def renamed(self, image_id: str) -> ImageRef:
-        """The same image under another name."""
+        """The same image with another id."""
         return replace(self, image_id=image_id)
 
     @property
     def place(self) -> tuple[Path, Window | None]:
-        """Where its pixels are, whatever it is called."""
+        """The location of its pixels, independent of its id."""
         return self.path, self.window
 
     @property

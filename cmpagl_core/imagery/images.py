@@ -1,4 +1,4 @@
-"""Images in any known format, decoded whole to RGB, and turned into `pixel_values`."""
+"""Decodes images of any supported format to RGB and converts them to `pixel_values`."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ silence_decoders()
 
 
 def reader_version() -> str:
-    """What decodes images, in words: what one version cannot read, another may."""
+    """The versions of the decoders; another version may read other files."""
     return f"cmpagl {__version__}, Pillow {PIL.__version__}, rasterio {version('rasterio')}"
 
 
 def open_image(
     path: Path, max_pixels: int = MAX_PIXELS, at_least_px: int | None = None, reading: Reading = DEFAULT
 ) -> Image.Image:
-    """Decode an image whole: RGB, 8 bits, upright by its EXIF orientation.
+    """Decode a complete image to 8-bit RGB, rotated by its EXIF orientation.
 
-    at_least_px: a large image may be decoded at a half, a third and so on (a JPEG at an eighth at least) of its size,
-    as long as both sides keep so many pixels; much faster where it is about to be shrunk. None: at its own size, or as
-    large as `max_pixels` allow. reading: which bands, and how they become 8 bits, where it is no plain picture.
+    at_least_px: a large image may be decoded at 1/2, 1/3 and so on of its size (a JPEG at 1/8 at least), as long as
+    both sides keep this many pixels, which is much faster before shrinking it. None: at full size, or as large as
+    `max_pixels` allows. reading: bands and stretch, for other than plain 8-bit images.
 
     Transparent pixels and those without data become black. Raises DataError for a missing, broken or truncated file.
     """
@@ -74,7 +74,7 @@ def decode_image(
     at_least_px: int | None = None,
     reading: Reading = DEFAULT,
 ) -> Image.Image:
-    """As `open_image`, of a file that is open already; `path` is where it is, and what is said."""
+    """As `open_image`, for a file that is already open; `path` is for messages."""
     picture = _decode_plain(stream, path, max_pixels, at_least_px, reading)
     if picture is not None:
         return picture
@@ -150,14 +150,14 @@ def _decode_plain(
             if image.format not in PILLOW_ONLY:
                 return None
     except MemoryError as error:
-        raise DataError(f"there is not enough memory to decode {path}", hint="cut or shrink it first") from error
+        raise DataError(f"there is not enough memory to decode {path}", hint="crop or shrink it first") from error
     except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None  # GDAL looks at it by parts, if it is an image
     except (*_UNDECODABLE, *_UNDECODABLE_TOO) as error:
         raise DataError(f"{path} is a broken image ({_reason(error)})") from error
     raise DataError(
-        f"{path} has {width:,} x {height:,} pixels, more than the {max_pixels:,} that are decoded safely",
-        hint="save it as a TIFF, or cut or shrink it first",
+        f"{path} has {width:,} x {height:,} pixels, more than the {max_pixels:,} that can be decoded safely",
+        hint="save it as a TIFF, or crop or shrink it first",
     )
 
 
@@ -171,27 +171,27 @@ def _is_turned(path: Path) -> bool:
 
 
 def read_pixel_values(path: Path, image_size_px: int, reading: Reading = DEFAULT) -> Tensor:
-    """A whole image file as normalised float32 [3, S, S]. Raises DataError as `open_image` does."""
+    """A complete image file as normalised float32 [3, S, S]. Raises DataError as `open_image` does."""
     with DECODING.held():
         opened = open_image(path, at_least_px=decoded_px(image_size_px), reading=reading)
         return to_pixel_values(opened, image_size_px)
 
 
 def decoded_px(image_size_px: int, share: float = 1.0) -> int:
-    """How many pixels a side must keep where a share of it is resized to so many: twice as many (ours).
+    """Pixels per side to decode if a share of it is resized to `image_size_px`: twice as many (ours).
 
-    Whoever decodes an image for a model asks for this, so that one file gives one input everywhere.
+    All decoding for models uses this, so that a file gives the same input everywhere.
     """
     return math.ceil(2 * image_size_px / share)
 
 
 def to_pixel_values(image: Image.Image, image_size_px: int) -> Tensor:
-    """One RGB image as normalised float32 [3, S, S]: bicubic, squashed to a square as the field does."""
+    """One RGB image as normalised float32 [3, S, S]: resized bicubically to a square, as is usual in the field."""
     return normalised(to_square(image, image_size_px))
 
 
 def to_square(image: Image.Image, image_size_px: int) -> NDArray[np.uint8]:
-    """One RGB image squashed to a square, uint8 [S, S, 3]: what `normalised` makes pixel_values of."""
+    """One RGB image resized to a square, uint8 [S, S, 3], the input of `normalised`."""
     return np.asarray(image.resize((image_size_px, image_size_px), Image.Resampling.BICUBIC))
 
 
@@ -213,7 +213,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Converted in strips from top to bottom, since that takes more memory than its result."""
+    """Convert in strips from top to bottom, since converting takes more memory than its result."""
     result = Image.new("RGB", image.size)
     height = max(1, _BAND_PIXELS // image.width)
     for top in range(0, image.height, height):

@@ -1,4 +1,4 @@
-"""The image files under a folder, and what of it cannot be taken."""
+"""Lists the image files under a folder, and what had to be left out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cmpagl_core.imagery.images import IMAGE_SUFFIXES
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file or folder that cannot be taken: its path, spelled so that any file can hold it, and a sentence."""
+    """A file or folder that is left out: its path, escaped so that any file can store it, and the reason."""
 
     path: str
     why: str
@@ -30,9 +30,9 @@ class Listing:
     left_out: tuple[LeftOut, ...] = ()
 
     def whole(self) -> tuple[Path, ...]:
-        """The images, where none may be missed. Raises DataError when anything was left out."""
+        """All images. Raises DataError if anything was left out."""
         if self.left_out:
-            raise DataError(self.left_out[0].why, hint="mend that first, so that no image is missed")
+            raise DataError(self.left_out[0].why, hint="fix that first, so that no image is missed")
         return self.images
 
 
@@ -47,10 +47,10 @@ class FileStates:
 
 
 def list_images(folder: Path) -> Listing:
-    """Every image file under `folder`; hidden files and folders are not looked at.
+    """Every image file under `folder`, without hidden files and folders.
 
-    A folder that may not be listed and a name that is not UTF-8 are left out. Raises DataError when the folder is
-    missing or holds no image that can be taken.
+    Folders without permission and names that are not UTF-8 are left out. Raises DataError if the folder is missing or
+    has no usable image.
     """
     found = list_states(folder)
     names = sorted(found.names, key=lambda name: name.split("/"))
@@ -60,7 +60,7 @@ def list_images(folder: Path) -> Listing:
 def list_states(folder: Path) -> FileStates:
     """As `list_images`, with what tells a changed file, and no object for each: a large archive is seen in a second."""
     if not folder.is_dir():
-        raise DataError(f"{_plain(folder)} is not a folder", hint="give a folder with images in it")
+        raise DataError(f"{_plain(folder)} is not a folder", hint="pass a folder of images")
     found: list[tuple[str, int, int]] = []
     left_out: list[LeftOut] = []
     waiting = [""]

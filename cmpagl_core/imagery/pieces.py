@@ -1,4 +1,4 @@
-"""From a file to the images that are taken of it: itself, or its tiles, with what is known of its place and day."""
+"""From a file to its images: itself or its tiles, with location and date."""
 
 from __future__ import annotations
 

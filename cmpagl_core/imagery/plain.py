@@ -1,4 +1,4 @@
-"""Which files Pillow reads as they are: 8 bits, grey or colours, one page. All others are GDAL's."""
+"""Decides which files Pillow reads: 8 bits, grey or colour, one page. GDAL reads all others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model will see of an image, before hours of encoding: its facts, bands, stretch, and where it is cut."""
+"""Preview of what a model will see of an image: metadata, bands, stretch and tiles."""
 
 from __future__ import annotations
 

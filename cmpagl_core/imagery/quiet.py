@@ -1,4 +1,4 @@
-"""Keeps what Pillow, rasterio and the decoders below them would print beside our own sentences off the terminal."""
+"""Silences the output of Pillow, rasterio and their decoders, which would appear beside our own messages."""
 
 from __future__ import annotations
 

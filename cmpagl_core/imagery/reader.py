@@ -1,4 +1,4 @@
-"""From an ImageRef to its pixels, with the stamp of the file that they were read from."""
+"""From an ImageRef to its pixels, with the stamp of their file."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _read_piece(scene: OpenScene, ref: ImageRef, window: Window, at_least_px: in
         return _broken(ref, error, stamp)
     scene.check_unchanged()
     if piece.valid < _LEAST_VALID or piece.is_flat:
-        return Broken(ref, f"{ref.image_id} has nothing to see", stamp, empty=True)
+        return Broken(ref, f"{ref.image_id} is empty", stamp, empty=True)
     return ReadImage(piece.pixels, stamp)
 
 

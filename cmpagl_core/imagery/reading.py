@@ -1,4 +1,4 @@
-"""Reading: what a user asks of bands and stretch; equal for all images of an index or a data set."""
+"""Reading: the bands and stretch that a user chooses, the same for all images of an index or data set."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Reading:
     def __post_init__(self) -> None:
         if self.bands not in (AUTO, *PRESETS) and not _BANDS.fullmatch(self.bands):
             raise UsageError(
-                f"--bands {self.bands!r} names no bands",
+                f"--bands {self.bands!r} is not a choice of bands",
                 hint=f"write three numbers (4,3,2), one for grey, or one of {', '.join(PRESETS)}",
             )
         if self.stretch not in (AUTO, "none", "percentile", "db"):
@@ -40,11 +40,12 @@ class Reading:
         found = _STRETCH.fullmatch(self.stretch)
         if found is None:
             hint = "write auto, none, percentile:2,98, range:0,3000, db or db:-25,0"
-            raise UsageError(f"--stretch {self.stretch!r} is not known", hint=hint)
+            raise UsageError(f"--stretch {self.stretch!r} is unknown", hint=hint)
         low, high = float(found[2]), float(found[3])
         if not low < high or (found[1] == "percentile" and not 0 <= low < high <= 100):
             raise UsageError(
-                f"--stretch {self.stretch!r} has limits that do not rise", hint="write the lower one first"
+                f"--stretch {self.stretch!r} has invalid limits",
+                hint="write the lower one first; percentiles end at 100",
             )
 
     @property

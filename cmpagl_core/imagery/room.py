@@ -1,4 +1,4 @@
-"""How much memory the images that are being decoded take together, whatever the number of threads."""
+"""Bounds the memory of all images being decoded, whatever the number of threads."""
 
 from __future__ import annotations
 

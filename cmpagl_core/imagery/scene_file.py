@@ -1,4 +1,4 @@
-"""SceneFile: one open file of GDAL's, read piece by piece or as a whole, as small as it is wanted."""
+"""SceneFile: an open GDAL file, read in pieces or completely, at reduced size if wanted."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ class SceneFile:
         self._chunks = Chunks(self.width, self.height, self._block, self._decoded_chunk)
         if any("complex" in dtype for dtype in self.layout.dtypes):
             self.close()
-            raise DataError(f"{path} has complex values, which are no picture", hint="write their amplitude first")
+            raise DataError(
+                f"{path} has complex values, which cannot be shown as an image", hint="convert them to amplitude first"
+            )
 
     def close(self) -> None:
         """Let go of the file."""

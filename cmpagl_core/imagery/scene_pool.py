@@ -1,4 +1,4 @@
-"""Scenes that stay open from piece to piece, so that each is opened, hashed and looked at once."""
+"""Keeps scenes open between pieces, so that each is opened, hashed and sampled once."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class OpenScene:
         with self._lock:
             stamp = self._stamp
         if (stamp.size, stamp.mtime_ns) != self.state:
-            raise DataError(f"{self.path} was changed while it was read", hint="run the command again")
+            raise DataError(f"{self.path} changed while it was being read", hint="run the command again")
         return stamp
 
     def check_unchanged(self) -> None:

@@ -1,4 +1,4 @@
-"""What tells that an image file has not changed: its size and time, and the hash of what was read of it."""
+"""Detects changes of image files: by size and time, and by the hash of their content."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def check_unchanged(path: Path, before: tuple[int, int], beside: Sequence[Path])
     except OSError as error:
         raise cannot_read(path, error) from error
     if after != before:
-        raise DataError(f"{path} was changed while it was read", hint="run the command again")
+        raise DataError(f"{path} changed while it was being read", hint="run the command again")
 
 
 def open_file(path: Path) -> BufferedReader:

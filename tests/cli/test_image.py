@@ -67,7 +67,7 @@ def test_what_is_unclear_is_said_and_refused_as_a_picture(cmpagl: Cmpagl, tmp_pa
     result = cmpagl("image", path)
     assert result.exit_code == 0
     assert "13 bands of uint16" in result.stdout
-    assert "give --bands 4,3,2 or a preset" in result.stderr
+    assert "pass --bands 4,3,2 or a preset" in result.stderr
     result = cmpagl("image", path, "--out", tmp_path / "p.png")
     assert result.exit_code == 3
     assert not (tmp_path / "p.png").exists()
@@ -98,7 +98,7 @@ def test_a_large_scene_is_shown_small(cmpagl: Cmpagl, tmp_path: Path) -> None:
     [
         (("--tile", "3"), 2, "--tile 3 is no size of a tile"),
         (("--tile", "64", "--tile-m", "9"), 2, "both say how large a tile is"),
-        (("--bands", "x"), 2, "--bands 'x' names no bands"),
+        (("--bands", "x"), 2, "--bands 'x' is not a choice of bands"),
         (("--tile-m", "50"), 3, "50 m are 5 pixels"),
     ],
 )

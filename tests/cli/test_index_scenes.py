@@ -44,4 +44,4 @@ def test_a_folder_whose_bands_are_unclear_says_which_option_answers(
     write(tmp_path / "scenes" / "a.tif", ground(bands=5, side=64).astype(np.uint16))
     result = cmpagl("index", "scenes", "--run", "tiny")
     assert result.exit_code == 3
-    assert "give --bands 4,3,2 or a preset" in result.stderr
+    assert "pass --bands 4,3,2 or a preset" in result.stderr

@@ -41,7 +41,7 @@ def chips(tmp_path: Path) -> Path:
 def test_pieces_are_read_as_the_manifest_says(cmpagl: Cmpagl, chips: Path, tmp_path: Path) -> None:
     result = cmpagl("prepare", "folder", chips, "--name", "x")
     assert result.exit_code == 3
-    assert "give --bands 4,3,2 or a preset" in (tmp_path / "data" / "x" / "problems.csv").read_text() + result.stderr
+    assert "pass --bands 4,3,2 or a preset" in (tmp_path / "data" / "x" / "problems.csv").read_text() + result.stderr
     result = cmpagl("prepare", "folder", chips, "--name", "x", "--bands", AS_ASKED.bands, "--stretch", AS_ASKED.stretch)
     assert result.exit_code == 0, result.output
     manifest = json.loads((tmp_path / "data" / "x" / "manifest.json").read_text())
@@ -112,7 +112,7 @@ def test_bands_are_for_folders(cmpagl: Cmpagl) -> None:
     result = cmpagl("prepare", "ucm", "--bands", "3,2,1")
     assert (result.exit_code, "does not take --bands" in result.stderr) == (2, True)
     result = cmpagl("prepare", "folder", ".", "--bands", "x")
-    assert (result.exit_code, "names no bands" in result.stderr) == (2, True)
+    assert (result.exit_code, "is not a choice of bands" in result.stderr) == (2, True)
 
 
 def test_a_large_image_of_a_data_set_has_its_true_size(

@@ -107,7 +107,7 @@ def test_a_header_with_a_key_twice_is_refused(tmp_path: Path) -> None:
     write_tensor_file(path, {"a": np.zeros(4, dtype=np.float32)}, {"kind": "x"})
     entry = '"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}'
     with_header(path, lambda header: header.replace(entry, f"{entry},{entry}"))
-    with pytest.raises(DataError, match="its header has a key twice"):
+    with pytest.raises(DataError, match="its header has a duplicate key"):
         open_tensor_file(path)
 
 

@@ -128,7 +128,7 @@ def test_a_scene_that_changes_while_its_pieces_are_read_is_refused(tmp_path: Pat
     with SCENES.opened(path, DEFAULT) as scene:
         assert scene.stamp()
         write(path, ground(side=256, seed=1).astype(np.uint16), compress="lzw", photometric="RGB")
-        with pytest.raises(DataError, match=r"a\.tif was changed while it was read"):
+        with pytest.raises(DataError, match=r"a\.tif changed while it was being read"):
             scene.check_unchanged()
     assert isinstance(read_image(tiles(path)[0]), ReadImage)  # opened anew
 

@@ -114,7 +114,7 @@ def test_a_broken_vrt_is_one_sentence(tmp_path: Path, content: str) -> None:
 def test_vrts_in_a_circle_end(tmp_path: Path) -> None:
     vrt(tmp_path / "a.vrt", "b.vrt")
     vrt(tmp_path / "b.vrt", "a.vrt")
-    with pytest.raises(DataError, match=r"name each other more than 3 deep"):
+    with pytest.raises(DataError, match=r"nested more than 3 deep"):
         open_image(tmp_path / "a.vrt")
 
 
@@ -122,14 +122,14 @@ def test_a_header_that_names_overviews_elsewhere_is_refused(tmp_path: Path, addr
     path = tif(tmp_path / "a.tif")
     with rasterio.open(path, "r+") as file:
         file.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=f"/vsicurl/{address}")
-    with pytest.raises(DataError, match=r"names another file for its overviews, which is not followed"):
+    with pytest.raises(DataError, match=r"refers to another file for its overviews, which is not allowed"):
         open_image(path, at_least_px=8)
     beside = tif(tmp_path / "b.tif")
     note = f'<Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">/vsicurl/{address}</MDI></Metadata>'
     beside.with_name("b.tif.aux.xml").write_text(f"<PAMDataset>{note}</PAMDataset>")
-    with pytest.raises(DataError, match=r"names another file for its overviews"):
+    with pytest.raises(DataError, match=r"refers to another file for its overviews"):
         open_image(beside, at_least_px=8)
-    with pytest.raises(DataError, match=r"names another file for its overviews"):
+    with pytest.raises(DataError, match=r"refers to another file for its overviews"):
         open_image(vrt(tmp_path / "c.vrt", "b.tif"))
 
 

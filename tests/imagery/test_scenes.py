@@ -98,7 +98,9 @@ def test_every_type_of_number_is_stretched(tmp_path: Path, dtype: type) -> None:
 def test_thirteen_bands_ask_which_and_take_an_answer(tmp_path: Path) -> None:
     planes = ground(bands=13).astype(np.uint16)
     path = write(tmp_path / "s2.tif", planes)
-    with pytest.raises(DataError, match=r"has 13 bands of uint16 .*nothing says which are red.*--bands 4,3,2 or a pre"):
+    with pytest.raises(
+        DataError, match=r"has 13 bands of uint16 .*it is unknown which are red.*--bands 4,3,2 or a pre"
+    ):
         seen(path)
     expected = seen(write(tmp_path / "rgb.tif", planes[[3, 2, 1]], photometric="RGB"))
     assert np.array_equal(seen(path, "4,3,2"), expected)
@@ -131,7 +133,7 @@ def test_bands_are_found_by_their_names(tmp_path: Path, names: tuple[str, ...]) 
 def test_names_that_only_count_say_nothing(tmp_path: Path) -> None:
     names = [f"Band {number}" for number in range(1, 13)]
     path = write(tmp_path / "a.tif", ground(bands=12).astype(np.uint16), names=names)
-    with pytest.raises(DataError, match=r"nothing says which are red"):
+    with pytest.raises(DataError, match=r"it is unknown which are red"):
         seen(path)
 
 
@@ -146,7 +148,7 @@ def test_pages_of_one_band_ask_which_is_which(tmp_path: Path) -> None:
     planes = ground().astype(np.uint16)
     pages = [Image.fromarray(plane) for plane in planes]
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
-    with pytest.raises(DataError, match=r"has 3 pages of one band of uint16 .* give --bands 3,2,1 or a preset"):
+    with pytest.raises(DataError, match=r"has 3 pages of one band of uint16 .* pass --bands 3,2,1 or a preset"):
         seen(tmp_path / "pages.tif")  # took page 1 silently
     expected = seen(write(tmp_path / "rgb.tif", planes[[2, 1, 0]], photometric="RGB"))
     assert np.array_equal(seen(tmp_path / "pages.tif", "3,2,1"), expected)
@@ -223,19 +225,21 @@ def test_each_format_gives_the_same_pixels(tmp_path: Path, driver: str) -> None:
 
 def test_complex_values_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "slc.tif", ground(bands=1).astype(np.complex64))
-    with pytest.raises(DataError, match=r"has complex values, which are no picture; write their amplitude"):
+    with pytest.raises(
+        DataError, match=r"has complex values, which cannot be shown as an image; convert them to amplitude"
+    ):
         seen(path)
 
 
 @pytest.mark.parametrize(
     ("bands", "stretch", "said"),
     [
-        ("4,3", "auto", "--bands '4,3' names no bands"),
-        ("0,1,2", "auto", "names no bands"),
+        ("4,3", "auto", "--bands '4,3' is not a choice of bands"),
+        ("0,1,2", "auto", "is not a choice of bands"),
         ("spot-7", "auto", "or one of sentinel-2, landsat-8"),
-        ("auto", "2-98", "--stretch '2-98' is not known"),
-        ("auto", "percentile:98,2", "limits that do not rise"),
-        ("auto", "percentile:2,101", "limits that do not rise"),
+        ("auto", "2-98", "--stretch '2-98' is unknown"),
+        ("auto", "percentile:98,2", "invalid limits"),
+        ("auto", "percentile:2,101", "invalid limits"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(bands: str, stretch: str, said: str) -> None:

@@ -169,7 +169,7 @@ def test_a_scene_that_is_unclear_is_left_out_until_it_is_told(encoder: Any, fold
     write(folder / "d.tif", ground(bands=13, side=256).astype(np.uint16))
     built = make(encoder, folder)
     assert [one.image.image_id for one in built.left_out] == ["d.tif"]
-    assert "give --bands 4,3,2 or a preset" in built.left_out[0].why
+    assert "pass --bands 4,3,2 or a preset" in built.left_out[0].why
     (folder / "a_20200102.tif").unlink()
     (folder / "b.tif").unlink()
     told = make(encoder, folder, reading=Reading("sentinel-2"))
