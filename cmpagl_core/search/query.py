@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cmpagl_core.errors import DataError, UsageError
 from cmpagl_core.imagery.image_ref import ImageRef
 
 _MAX_CHARACTERS = 100_000
+_MAX_WEIGHT = 100.0
+_CANCELLED = 1e-4  # length of a sum that says nothing
+_WEIGHT = re.compile(r"(\d+(?:\.\d+)?):(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,66 @@ class ImageQuery:
     path: Path
 
 
-Query = TextQuery | ImageQuery
+@dataclass(frozen=True)
+class ItemQuery:
+    """More like an image of the index: its id, or its row as a number."""
+
+    item: str
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """One part of a combined query. weight: above 0 towards it, below 0 away from it."""
+
+    query: TextQuery | ImageQuery | ItemQuery
+    weight: float
+
+
+@dataclass(frozen=True)
+class CombinedQuery:
+    """Several parts at once: their features are added by weight, and brought to unit length."""
+
+    parts: tuple[Weighted, ...]
+
+
+Leaf = TextQuery | ImageQuery | ItemQuery
+Query = Leaf | CombinedQuery
+
+
+def leaves(queries: Sequence[Query]) -> list[Leaf]:
+    """The queries, and the parts of combined ones in their place."""
+    found: list[Leaf] = []
+    for query in queries:
+        found += [part.query for part in query.parts] if isinstance(query, CombinedQuery) else [query]
+    return found
+
+
+def combined(query: CombinedQuery, features: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The sum of the parts' features [D] by weight, of unit length. Raises UsageError when they cancel out."""
+    total = np.zeros(len(features[0]))
+    for part, feature in zip(query.parts, features, strict=True):
+        total += part.weight * feature.astype(np.float64)
+    length = float(np.linalg.norm(total))
+    if length < _CANCELLED:
+        raise UsageError("the parts of the query cancel each other out", hint="change a weight")
+    return np.asarray(total / length, dtype=np.float32)
+
+
+def parse_part(text: str, sign: float = 1.0) -> Weighted:
+    """What --plus and --minus take: words or an image file, with a weight before a colon if it is not 1.
+
+    A file is one that exists and has the suffix of an image; all else is words. Raises UsageError for none, or for a
+    weight of 0.
+    """
+    found = _WEIGHT.match(text)
+    weight, rest = (float(found[1]), found[2]) if found is not None else (1.0, text)
+    if not 0 < weight <= _MAX_WEIGHT:
+        raise UsageError(f"the weight in {text!r} is not between 0 and {_MAX_WEIGHT:g}", hint="write 2:storage tanks")
+    from cmpagl_core.imagery.images import IMAGE_SUFFIXES  # Pillow, which a text alone does without
+
+    path = Path(rest)
+    query = ImageQuery(path) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() else TextQuery(rest)
+    return Weighted(query, sign * weight)
 
 
 def read_queries(path: Path) -> list[TextQuery]:

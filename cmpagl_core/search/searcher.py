@@ -6,6 +6,7 @@ tower, needs the gallery's encoder, which is rebuilt at the first such query.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -19,7 +20,19 @@ from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.reading import Reading
 from cmpagl_core.progress import Progress
 from cmpagl_core.search.index import GalleryIndex, places
-from cmpagl_core.search.query import CaptionHit, Hit, ImageQuery, Query, TextQuery
+from cmpagl_core.search.narrowing import ALL, Narrowed, distinct_top_k
+from cmpagl_core.search.query import (
+    CaptionHit,
+    CombinedQuery,
+    Hit,
+    ImageQuery,
+    ItemQuery,
+    Leaf,
+    Query,
+    TextQuery,
+    combined,
+    leaves,
+)
 from cmpagl_core.search.store_files import open_store
 from cmpagl_core.search.stores.exact import ExactStore
 from cmpagl_core.search.stores.store import Store, TopK
@@ -44,20 +57,21 @@ class Searcher:
         self._images: Store = open_store(gallery)
         self._passes = 0
 
-    def search(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
+    def search(self, queries: Sequence[Query], k: int, narrowed: Narrowed = ALL) -> list[list[Hit]]:
         """The k nearest images of each query, best first.
 
-        Raises DataError for an unreadable query image, and what rebuilding the encoder raises.
+        Raises DataError for an unreadable query image or an item that is not there, and what rebuilding the encoder
+        raises.
         """
-        self._say_how_it_reads([query.words for query in queries if isinstance(query, TextQuery)])
+        self._say_how_it_reads([query.words for query in leaves(queries) if isinstance(query, TextQuery)])
         self._take_the_faster_store(len(queries))
         if len(queries) <= _QUERIES_AT_ONCE:
-            return self._search(queries, k)
+            return self._search(queries, k, narrowed)
         found: list[list[Hit]] = []
         with self._progress.task("search", len(queries), "queries") as advance:
             for start in range(0, len(queries), _QUERIES_AT_ONCE):
                 part = queries[start : start + _QUERIES_AT_ONCE]
-                found += self._search(part, k)
+                found += self._search(part, k, narrowed)
                 advance(len(part))
         return found
 
@@ -75,7 +89,7 @@ class Searcher:
             for found in _pairs(best)
         ]
 
-    def search_with_itm(self, query: Query, k: int) -> list[Hit]:
+    def search_with_itm(self, query: Query, k: int, narrowed: Narrowed = ALL) -> list[Hit]:
         """The k best after ITM has re-scored the nearest 32 (or k); scores are cosine + match probability.
 
         Raises UsageError for an image query or a model without an ITM head, DataError for an image that is now broken.
@@ -88,7 +102,7 @@ class Searcher:
         encoder = self.encoder
         if not isinstance(encoder, CmpaglEncoder):
             raise UsageError(f"{encoder.name} has no ITM head", hint="leave out --rerank")
-        hits = self.search([query], max(k, CANDIDATES))[0]
+        hits = self.search([query], max(k, CANDIDATES), narrowed)[0]
         return rerank_with_itm(encoder.loaded, query.words, hits, k, self._progress)
 
     @cached_property
@@ -96,14 +110,21 @@ class Searcher:
         """The gallery's encoder."""
         return self._make_encoder()
 
-    def _search(self, queries: Sequence[Query], k: int) -> list[list[Hit]]:
-        gallery = self.gallery
+    def _search(self, queries: Sequence[Query], k: int, narrowed: Narrowed) -> list[list[Hit]]:
+        gallery, features = self.gallery, self._encode(queries)
+        if narrowed.distinct:
+            found, hidden = distinct_top_k(self._images, gallery, features, k, narrowed.where)
+            if hidden:
+                self._progress.say(f"{hidden:,} near-duplicates and overlapping tiles are hidden")
+        else:
+            found = _pairs(self._images.top_k(features, k, narrowed.where))
         return [
             [
                 Hit(rank, gallery.image(row), score, tuple(gallery.captions_of(row)))
-                for rank, (score, row) in enumerate(found, start=1)
+                for rank, (score, row) in enumerate(pairs, start=1)
+                if narrowed.min_score is None or score >= narrowed.min_score
             ]
-            for found in _pairs(self._images.top_k(self._encode(queries), k))
+            for pairs in found
         ]
 
     def _take_the_faster_store(self, queries: int) -> None:
@@ -116,7 +137,19 @@ class Searcher:
             self._images = Int8Store(self._images, self._progress)
 
     def _encode(self, queries: Sequence[Query]) -> Features:
-        """Features of queries [Q, D]."""
+        """Features of queries [Q, D], each part of a combined one encoded once."""
+        parts = list(dict.fromkeys(leaves(queries)))
+        place, encoded = {part: row for row, part in enumerate(parts)}, self._encode_parts(parts)
+        features = np.empty((len(queries), encoded.shape[1]), dtype=np.float32)
+        for row, query in enumerate(queries):
+            if isinstance(query, CombinedQuery):
+                features[row] = combined(query, [encoded[place[part.query]] for part in query.parts])
+            else:
+                features[row] = encoded[place[query]]
+        return features
+
+    def _encode_parts(self, queries: Sequence[Leaf]) -> Features:
+        """Features of texts, images and items [Q, D]."""
         texts = {row: query.words for row, query in enumerate(queries) if isinstance(query, TextQuery)}
         reading = self.gallery.info.reading
         images = {row: _image(query, reading) for row, query in enumerate(queries) if isinstance(query, ImageQuery)}
@@ -128,8 +161,26 @@ class Searcher:
 
             encoded = self.encoder.encode_images(list(images.values()))
             parts.append(collect(encoded, len(images), self._progress))
-        order = np.argsort([*texts, *images], kind="stable")
+        items = {row: self._row_of(query.item) for row, query in enumerate(queries) if isinstance(query, ItemQuery)}
+        if items:
+            parts.append(np.asarray(self.gallery.image_features[list(items.values())]))
+        order = np.argsort([*texts, *images, *items], kind="stable")
         return np.concatenate(parts if parts[0].shape[1] == parts[-1].shape[1] else parts[1:])[order]
+
+    def _row_of(self, item: str) -> int:
+        """The row of an image by its id, else by its number. Raises DataError when there is none."""
+        ids = self.gallery.image_ids
+        if self.gallery.tie_order is None:  # sorted by id
+            row = bisect_left(ids, item)
+            if row < len(ids) and ids[row] == item:
+                return row
+        elif item in ids:
+            return list(ids).index(item)
+        if item.isdecimal() and int(item) < len(self.gallery):
+            return int(item)
+        raise DataError(
+            f"index {self.gallery.info.name} has no image {item!r}", hint="give an image id, or a row from 0 on"
+        )
 
     def _encode_texts(self, texts: list[str]) -> Features:
         encode = self.encoder.encode_texts if self._tower is None else self._tower.encode

@@ -46,8 +46,8 @@ def test_a_data_set_is_indexed_with_an_open_clip_model(cmpagl: Ask, spec: str, t
     assert (made["name"], made["images"], made["captions"]) == ("tiny-clip-tiny", 12, 24)
     more = ("--data", tiny_prepared, "--name", "tiny-clip-tiny", "--format", "json")
     assert answer(cmpagl("index", *more))[0]["encoded"] == 0  # with the model that made it
-    captions = answer(cmpagl("retrieve", "--image", next(tiny_prepared.parent.parent.parent.rglob("scene_05.jpg")),
-                             "--to", "captions", "--format", "json"))  # fmt: skip
+    captions = answer(cmpagl("caption", next(tiny_prepared.parent.parent.parent.rglob("scene_05.jpg")),
+                             "--format", "json"))  # fmt: skip
     assert len(captions) == 10
 
 

@@ -138,7 +138,18 @@ def test_a_long_or_unknown_query_is_said(find: Ask) -> None:
         (["square", "--queries", "x.txt"], 2, "a text and --queries are two queries"),
         (["--queries", "x.txt"], 3, "x.txt does not exist"),
         (["--queries", "/dev/null", "--rerank", "itm"], 3, "has no queries"),
-        (["square", "--to", "captions"], 2, "--to captions needs --image"),
+        (["square", "--to", "captions"], 2, "--to is a date now; for captions call `cmpagl caption IMAGE`"),
+        (["square", "--to", "31.5.2024"], 2, "'31.5.2024' is no date"),
+        (["square", "--near", "1,2"], 2, "--near and --within belong together"),
+        (["square", "--bbox", "1,2,3"], 2, "--bbox '1,2,3' is not 4 numbers"),
+        (["square", "--bbox", "0,0,1,1"], 3, "has no image with coordinates"),
+        (["square", "--from", "2024"], 3, "has no image with a date"),
+        (["square", "--like", "scene_05"], 2, "a text and --like are two queries"),
+        (["--like", "nothing"], 3, "has no image 'nothing'"),
+        (["--minus", "square"], 2, "no query is given"),
+        (["square", "--plus", "0:blue"], 2, "the weight in '0:blue'"),
+        (["square", "--minus", "square"], 2, "the parts of the query cancel each other out"),
+        (["--queries", "x.txt", "--plus", "a"], 2, "--plus and --minus are for one query"),
         (["--image", "x.jpg", "--rerank", "itm"], 2, "--rerank itm compares a text with images"),
         (["--image", "none.jpg"], 3, "image none.jpg does not exist"),
         (["square", "--index", "none"], 3, "no index.json under none"),
@@ -161,17 +172,19 @@ def test_without_a_run_the_way_out_is_said(cmpagl: Ask) -> None:
     assert "train one with `cmpagl train`" in result.stderr
 
 
-def test_a_image_finds_itself_first_and_captions_of_its_kind(find: Ask, tiny_images: Path) -> None:
+def test_an_image_finds_itself_first_and_captions_of_its_kind(
+    cmpagl: Ask, find: Ask, tiny_images: Path, indexed_workspace: Path
+) -> None:
     image = tiny_images / "north" / "scene_05.jpg"
     hits = answer(find("--image", image, "--format", "json"))
     assert hits[0]["image_id"] == "scene_05"
     assert hits[0]["score"] == pytest.approx(1.0, abs=1e-4)
-    captions = answer(find("--image", image, "--to", "captions", "-k", "4", "--format", "json"))
+    captions = answer(cmpagl("--workspace", indexed_workspace, "caption", image, "-k", "4", "--format", "json"))
     assert list(captions[0]) == ["rank", "score", "caption", "image_ids"]
     assert len({caption["caption"] for caption in captions}) == 4
     scores = [caption["score"] for caption in captions]
     assert scores == sorted(scores, reverse=True)
-    table = find("--image", image, "--to", "captions").stdout
+    table = cmpagl("--workspace", indexed_workspace, "caption", image).stdout
     assert captions[0]["caption"] in table
 
 
@@ -389,3 +402,41 @@ except SystemExit as end:
 print([name for name in {loaded_of!r} if name in sys.modules], file=sys.stderr)
 """
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
+def test_parts_are_added_by_weight_and_taken_away(find: Ask, tiny_images: Path) -> None:
+    plain = answer(find("a bright square", "-k", "12", "--format", "json"))
+    same = answer(find("a bright square", "--plus", "3:a bright square", "-k", "12", "--format", "json"))
+    assert [hit["image_id"] for hit in same] == [hit["image_id"] for hit in plain]
+    image = tiny_images / "north" / "scene_05.jpg"
+    towards = answer(find("a bright square", "--plus", f"50:{image}", "--format", "json"))
+    assert towards[0]["image_id"] == "scene_05"
+    away = answer(find("a bright square", "--minus", f"50:{image}", "-k", "12", "--format", "json"))
+    assert away[-1]["image_id"] == "scene_05"
+    alone = answer(find("--plus", str(image), "--format", "json"))
+    assert alone == answer(find("--image", image, "--format", "json"))
+
+
+def test_more_like_an_image_of_the_index_needs_no_model(find: Ask) -> None:
+    by_id = answer(find("--like", "scene_05", "--format", "json"))
+    assert by_id[0]["image_id"] == "scene_05"
+    assert by_id[0]["score"] == pytest.approx(1.0, abs=1e-6)
+    assert answer(find("--like", "5", "--format", "json")) == by_id
+
+
+def test_filters_and_scores_narrow_what_is_found(find: Ask, tmp_path: Path) -> None:
+    every = answer(find("square", "-k", "12", "--format", "json"))
+    some = answer(find("square", "--scene", "scene_0[0-3]*", "-k", "12", "--format", "json"))
+    assert [hit["image_id"] for hit in some] == [
+        hit["image_id"] for hit in every if hit["image_id"] in ("scene_00", "scene_01", "scene_02", "scene_03")
+    ]
+    said = find("square", "--path", "*/none/*")
+    assert said.exit_code == 0
+    assert "0 images are left by the filters" in said.stderr
+    floor = every[4]["score"]
+    assert len(answer(find("square", "--min-score", str(floor), "-k", "12", "--format", "json"))) == 5
+    paths = find("square", "-k", "3", "--format", "paths", "--copy-to", "copies", "--crops", "crops").stdout.split()
+    assert paths == [hit["path"] for hit in every[:3]]
+    assert len(list((tmp_path / "copies").iterdir())) == len(list((tmp_path / "crops").glob("*.png"))) == 3
+    geo = json.loads(find("square", "-k", "2", "--format", "geojson").stdout)
+    assert [feature["geometry"] for feature in geo["features"]] == [None, None]

@@ -200,12 +200,12 @@ def test_tiles_and_bands_are_for_folders() -> None:
 
 
 def test_the_json_of_a_hit_says_where_it_is(encoder: Any, folder: Path) -> None:
-    from cmpagl_cli.commands.retrieve import _whole
+    from cmpagl_core.search.answers import document
     from cmpagl_core.search.query import Hit
 
     index = make(encoder, folder).index
     row = list(index.image_ids).index("a_20200102.tif#192,0")
-    found = json.loads(json.dumps(_whole(Hit(1, index.image(row), 0.5, ()))))
+    found = json.loads(json.dumps(document(Hit(1, index.image(row), 0.5, ()))))
     assert found == {
         "rank": 1,
         "image_id": "a_20200102.tif#192,0",
