@@ -41,7 +41,7 @@ def random_features() -> tuple[Matrix, Matrix, NDArray[np.int64]]:
 
 def ours(images: Matrix, texts: Matrix, matches: Matches) -> list[float]:
     """mR of the plain scores, of SMR and of GaLR, all from features."""
-    plain = Directions(ScoreMatrix.from_features(images, texts).held())
+    plain = Directions(ScoreMatrix.from_features(images, texts).in_memory())
     stages = [plain, rerank(plain, "smr", TUNED), rerank(plain, "galr", TUNED)]
     return [recall(stage.i2t, matches, stage.t2i).mr for stage in stages]
 
@@ -114,7 +114,7 @@ def loop_s(scores: Matrix, owner: NDArray[np.int64], to_texts: bool) -> float:
 
 def same_scores(images: Matrix, texts: Matrix) -> bool:
     """Whether the loops' rows are ours (backward ties aside, which the loops break by file order)."""
-    plain = Directions(ScoreMatrix.from_features(images, texts).held())
+    plain = Directions(ScoreMatrix.from_features(images, texts).in_memory())
     smr, galr = rerank(plain, "smr", TUNED), rerank(plain, "galr", TUNED)
     for side in ("i2t", "t2i"):
         scores = getattr(plain, side).block(slice(None), slice(None)).astype(np.float64)

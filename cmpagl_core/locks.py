@@ -58,16 +58,16 @@ def hold(target: Path, wait: Callable[[str], None] | None = None, instead: str =
     told: Owner | None = None
     while (owner := lock.take()) is not None:
         if wait is None:
-            raise BusyError(lock.says(owner), hint=lock.way_out(owner, instead))
+            raise BusyError(lock.describe(owner), hint=lock.remedy(owner, instead))
         if owner != told:
-            wait(f"waiting: {lock.says(owner)}; {lock.way_out(owner, 'stop this one with Ctrl-C')}")
+            wait(f"waiting: {lock.describe(owner)}; {lock.remedy(owner, 'stop this one with Ctrl-C')}")
             told = owner
         time.sleep(_POLL_S)
     try:
         sweep_partials(target.resolve())
         yield
     finally:
-        lock.let_go()
+        lock.release()
 
 
 class _Lock:
@@ -99,7 +99,7 @@ class _Lock:
                 f"cannot lock {self._target} ({error.strerror or error})", hint="choose a writable place"
             ) from error
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Release the lock; a forked child leaves that to its parent."""
         if os.getpid() != self._own.pid:
             return
@@ -111,14 +111,14 @@ class _Lock:
             for folder in self._made:
                 folder.rmdir()
 
-    def says(self, owner: Owner) -> str:
+    def describe(self, owner: Owner) -> str:
         """A sentence that names the owner."""
         if not owner.process.host:
             return f"{self._target} is being written by another process"
         who = f"process {owner.process.pid} on {owner.process.host}"
         return f"{self._target} is being written by {who} ({owner.command}, since {owner.since})"
 
-    def way_out(self, owner: Owner, instead: str) -> str:
+    def remedy(self, owner: Owner, instead: str) -> str:
         """What the user can do about it."""
         other = f", or {instead}" if instead else ""
         if owner.process.host in ("", self._own.host):

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel
 
 from cmpagl_core.ablation.keys import Computation, training_key, trial_key
-from cmpagl_core.ablation.trials import TrialFacts, kept_result
+from cmpagl_core.ablation.trials import TrialFacts, saved_result
 from cmpagl_core.encoders.backbone_cache import NOT_IN_BACKBONE, backbone_settings
 from cmpagl_core.files import read_json
 from cmpagl_core.progress import Silent
@@ -142,7 +142,7 @@ def test_the_studys_kept_trials_are_found_by_what_they_say_of_themselves() -> No
     assert len(paths) == 39
     for path in paths:
         facts = TrialFacts(**read_json(path))
-        found = kept_result(STUDY, facts.key, facts.stages_asked, Silent())
+        found = saved_result(STUDY, facts.key, facts.stages_asked, Silent())
         assert found is not None, path
         stamp = found.report.stamp
         computed = Computation(stamp.manifest_sha256, facts.device, facts.precision, facts.training_version)

@@ -12,7 +12,7 @@ from cmpagl_core.ablation.trials import (
     StudySetting,
     Trial,
     TrialResult,
-    known_result,
+    finished_result,
     run_trial,
     scored,
     trained_runs,
@@ -69,7 +69,7 @@ def forecast(
         if name in planned:
             steps.append(Step(variant, trial, "nothing"))
             continue
-        result = known_result(trial, setting)
+        result = finished_result(trial, setting)
         if result is not None:
             todo: Todo = "nothing"
             known_s.append(result.facts.elapsed_s)
@@ -106,7 +106,7 @@ def run_study(
     for place, (trial, variant) in enumerate(trials, start=1):
         name = trial.recipe.sha256()
         if name not in done:
-            known = known_result(trial, setting)
+            known = finished_result(trial, setting)
             if known is None:
                 setting.progress.say(f"{place} of {len(trials)}: {trial.name}, seed {trial.seed}")
             done[name] = known or run_trial(trial, setting, trained)

@@ -118,12 +118,12 @@ def scored(recipe: Recipe) -> Recipe:
     return override_recipe(recipe, ["evaluate.smr=true"])
 
 
-def known_result(trial: Trial, setting: StudySetting) -> TrialResult | None:
+def finished_result(trial: Trial, setting: StudySetting) -> TrialResult | None:
     """The saved result of a trial, if there is a readable one."""
-    return kept_result(setting.results, trial.key(setting), trial.stages, setting.progress)
+    return saved_result(setting.results, trial.key(setting), trial.stages, setting.progress)
 
 
-def kept_result(results: Path, key: str, stages: Iterable[str], progress: Progress) -> TrialResult | None:
+def saved_result(results: Path, key: str, stages: Iterable[str], progress: Progress) -> TrialResult | None:
     """The valid result under that key with these stages, if any; broken ones are reported."""
     for facts_path in sorted(results.glob(f"*-{key[:8]}{_TRIAL_SUFFIX}")):
         try:
@@ -159,7 +159,7 @@ def run_trial(trial: Trial, setting: StudySetting, trained: dict[str, Run]) -> T
     key, wait = trial.training_key(setting), setting.progress.say
     # two locks, since two workspaces may share results, and two results folders a workspace
     with hold(setting.results / f"training-{key[:8]}", wait), hold(run_folder(trial, setting), wait):
-        known = known_result(trial, setting)
+        known = finished_result(trial, setting)
         if known is not None:
             return known
         if key not in trained:

@@ -57,7 +57,7 @@ class RunScorer:
         The split is encoded immediately. itm_k: as in `offers`. Raises DataError for an unreadable image.
         """
         features = run_features(self.loaded, self.run.root.name, split, self.progress)
-        cosines = ScoreMatrix.from_features(features.image_features, features.text_features).held()
+        cosines = ScoreMatrix.from_features(features.image_features, features.text_features).in_memory()
 
         def scores(base: Base) -> ScoreMatrix:
             if base == "cosine":

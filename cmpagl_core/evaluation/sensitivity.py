@@ -119,7 +119,7 @@ def smr_sensitivity(
         raise UsageError(f"samples = {samples} must be at least 1")
     owners = np.asarray(caption_image, np.int64)
     matches = Matches.own(owners, scores.shape[0])
-    both = Directions(scores.held())
+    both = Directions(scores.in_memory())
     planned = list(_planned(sorted(set(gammas))))
     plain = _per_image(both, matches, image_ids, owners)
     found = []

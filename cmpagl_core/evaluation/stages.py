@@ -108,7 +108,7 @@ def score_stages(
     rows, hits = [], {}
     for stage in stages:
         if stage.base not in bases:
-            bases[stage.base] = Directions(scores(stage.base).held())
+            bases[stage.base] = Directions(scores(stage.base).in_memory())
         both = bases[stage.base]
         for step in available.steps(stage) or ():
             both = rerank(both, step.reranking, step.params)

@@ -138,7 +138,7 @@ def choose_params(
         source = available.scores_of(stage.base)
         if not params.lacks(source, stage.rerankings):
             continue
-        both, inputs = Directions(scores(stage.base).held()), reranking_inputs(source, stage.rerankings)
+        both, inputs = Directions(scores(stage.base).in_memory()), reranking_inputs(source, stage.rerankings)
         for place, (scored, name) in enumerate(zip(inputs, stage.rerankings, strict=True)):
             if place:
                 both = rerank(both, stage.rerankings[place - 1], params.of(inputs[place - 1]))
@@ -174,4 +174,4 @@ def place_of_best(mr: Sequence[float], pairs: Sequence[tuple[float, float]]) -> 
 
 
 def _both(scores: ScoreMatrix | Directions) -> Directions:
-    return scores if isinstance(scores, Directions) else Directions(scores.held())
+    return scores if isinstance(scores, Directions) else Directions(scores.in_memory())

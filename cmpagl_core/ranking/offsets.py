@@ -29,7 +29,7 @@ def csls(scores: ScoreMatrix, neighbours: int = CSLS_NEIGHBOURS) -> ScoreMatrix:
     """
     if neighbours < 1:
         raise UsageError(f"neighbours = {neighbours} must be at least 1")
-    held = scores.held()
+    held = scores.in_memory()
     rows, cols = _mean_of_greatest(held, neighbours), _mean_of_greatest(held.transposed(), neighbours)
     return ScoreMatrix(_OffsetSource(held.source, 2.0, rows, cols), scores.budget_bytes)
 
@@ -150,7 +150,7 @@ def _mean_of_greatest(scores: ScoreMatrix, count: int) -> Offsets:
 def _held_for(scores: ScoreMatrix, temperature: float) -> ScoreMatrix:
     if not (np.isfinite(temperature) and temperature > 0):
         raise UsageError(f"temperature = {temperature} must be a finite number above 0")
-    return scores.held()
+    return scores.in_memory()
 
 
 def _log_sum_exp(scores: ScoreMatrix, temperature: float, offsets: Offsets | None = None) -> Offsets:

@@ -33,7 +33,7 @@ class RankStats:
 
     @classmethod
     def of(cls, scores: ScoreMatrix) -> RankStats:
-        held = scores.held()
+        held = scores.in_memory()
         return cls(held, ColumnRanks(held), ColumnRanks(held.transposed()), _ranges(held))
 
     def backward(self, rows: slice, cols: slice) -> Ranks:

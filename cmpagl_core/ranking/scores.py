@@ -122,7 +122,7 @@ class ScoreMatrix:
         )
         return ScoreMatrix(source, self.budget_bytes)
 
-    def held(self) -> ScoreMatrix:
+    def in_memory(self) -> ScoreMatrix:
         """The same scores, computed and held in memory if they take at most a quarter of the budget."""
         queries, gallery = self.shape
         if isinstance(self.source, _ArraySource) or queries * gallery * 8 > self.budget_bytes // 4:

@@ -51,9 +51,9 @@ def test_tiles_threads_order_and_direction_leave_every_bit_of_a_score() -> None:
 
 def test_a_held_matrix_is_the_same_and_a_large_one_is_not_held() -> None:
     scores = ScoreMatrix.from_features(features(9, 5), features(12, 6))
-    assert (whole(scores.held()) == whole(scores)).all()
+    assert (whole(scores.in_memory()) == whole(scores)).all()
     small = ScoreMatrix.from_features(features(9, 5), features(12, 6), budget_bytes=9 * 12 * 8 * 4 - 1)
-    assert small.held() is small
+    assert small.in_memory() is small
 
 
 @pytest.mark.parametrize("budget", [ONE_ROW, 10**9])
