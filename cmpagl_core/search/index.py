@@ -46,7 +46,7 @@ class IndexInfo:
 
     source: the folder of a "folder" gallery, what was named of a "files" one, the root of a "dataset" one, the file of
     a "features" one, the indexes of a "merged" one.
-    model: the encoder's name; model_kind, model_source: how to make it again, empty where that is not known.
+    model: the encoder's name; model_kind, model_source: how to rebuild it, empty if unknown.
     """
 
     name: str

@@ -74,7 +74,7 @@ class SceneTable:
         texts, of_row = file.texts("scenes"), file.array("scene_of_row", "<i8", (count,))
         empty = file.array("empty_tiles", "<i8", (None, 5))
         if any(len(rows) and not -1 <= rows.min() <= rows.max() < len(texts) for rows in (of_row, empty[:, 0])):
-            raise DataError(f"{file.path} refers to scenes that do not exist", hint="make it again with `cmpagl index`")
+            raise DataError(f"{file.path} refers to scenes that do not exist", hint="rebuild it with `cmpagl index`")
         return cls(texts, of_row, empty)
 
     def arrays(self) -> Mapping[str, Array]:
@@ -119,4 +119,4 @@ def _from_text(text: str) -> tuple[Path, FileStamp, Scene]:
         )
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         sentence = "an index says of a scene what makes no sense"
-        raise DataError(sentence, hint="make it again with `cmpagl index`") from error
+        raise DataError(sentence, hint="rebuild it with `cmpagl index`") from error

@@ -141,7 +141,7 @@ def distill_job(
 def distilled_start(job: DistillJob, cache_root: Path, progress: Progress) -> Start:
     """The start under its key: distilled now, unless it was before; another process that does it is waited for.
 
-    Raises InterruptedByUserError when stopped: it goes on from its last state when it is asked for again.
+    Raises InterruptedByUserError when stopped; running it again continues from its last state.
     """
     path = cache_root / "starts" / f"{job.key}.safetensors"
     if not path.is_file():

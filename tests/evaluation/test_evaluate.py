@@ -344,7 +344,7 @@ def test_the_data_set_must_be_the_one_of_the_run(run: Run, tmp_path: Path) -> No
             open_tested(workspace, changed, None, "test")
         named = open_tested(workspace, changed, run.info.dataset_root, "test")
         assert named.other_dataset == "tiny"
-        with pytest.raises(DataError, match="tiny chose nothing on tiny"):
+        with pytest.raises(DataError, match="tiny has no selection split in tiny"):
             open_tested(workspace, changed, run.info.dataset_root, "selection")
         rewrite_info(run.root, **{key: getattr(run.info, key)})
     gone = replace(run, info=replace(run.info, dataset_root=str(tmp_path / "nowhere")))

@@ -108,7 +108,7 @@ def test_a_deleted_current_folder_is_named(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}, timeout=120,
     )  # fmt: skip
     check_output(done.stderr)
-    assert "the current folder is not there any more" in done.stderr
+    assert "the current folder no longer exists" in done.stderr
     assert done.returncode == ExitCode.USAGE
 
 
@@ -151,4 +151,4 @@ def test_folders_that_may_not_be_read_are_named(words: tuple[str, ...], tmp_path
     check_output(done.stdout + done.stderr)
     assert done.returncode in (ExitCode.DONE, ExitCode.FAILURE, ExitCode.DATA), done.stderr
     if words[0] == "retrieve":
-        assert "may not be read" in done.stderr
+        assert "cannot be read" in done.stderr

@@ -78,7 +78,7 @@ def test_a_image_that_was_changed_is_encoded_again(
         encoder = CmpaglEncoder(run, Told(), CPU, tmp_path / "cache")
         build_index(encoder, source, tmp_path / "index", Told())
         assert path in decoded
-        with pytest.raises(MismatchError, match="is not the image that squares was prepared with"):
+        with pytest.raises(MismatchError, match="has changed since squares was prepared"):
             dataset_source(squares)
     finally:
         path.write_bytes(before)
