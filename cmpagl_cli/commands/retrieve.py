@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from cmpagl_cli.commands.options import IndexOption, OutputFormat, Settings, settings
+from cmpagl_cli.commands.options import BandsOption, IndexOption, OutputFormat, Settings, StretchOption, settings
 from cmpagl_cli.views import Column, echo, emit
 
 if TYPE_CHECKING:
+    from cmpagl_core.imagery.reading import Reading
     from cmpagl_core.search.index import GalleryIndex
     from cmpagl_core.search.query import Hit, Query
 
@@ -45,6 +46,8 @@ def retrieve(
             "--queries", metavar="FILE", help='File of many text queries: one per line, or JSON lines {"text": ...}.'
         ),
     ] = None,
+    bands: BandsOption = None,
+    stretch: StretchOption = None,
     k: Annotated[int, typer.Option("-k", "--top", min=1, metavar="K", help="Number of hits.")] = 10,
     bbox: Annotated[
         str | None, typer.Option("--bbox", metavar="W,S,E,N", help="Only images that touch this box, in degrees.")
@@ -117,7 +120,7 @@ def retrieve(
 
     if until in ("images", "captions"):
         raise UsageError("--to is a date now", hint="for captions call `cmpagl caption IMAGE`")
-    asked = _queries(text, image, like, plus or [], minus or [], queries)
+    asked = _queries(text, image, like, plus or [], minus or [], queries, _reading(image, bands, stretch))
     one_alone = rerank != "none" or gallery is not None or open_page or regions or crops or copy_to
     if queries is not None and (one_alone or format in ("paths", "geojson")):
         raise UsageError(
@@ -162,6 +165,7 @@ def _queries(
     plus: Sequence[str],
     minus: Sequence[str],
     queries: Path | None,
+    reading: Reading | None,
 ) -> Sequence[Query]:
     from cmpagl_core.errors import UsageError
     from cmpagl_core.search.query import (
@@ -190,7 +194,7 @@ def _queries(
     if text is not None:
         first = TextQuery(text)
     elif image is not None:
-        first = ImageQuery(image)
+        first = ImageQuery(image, reading)
     elif like is not None:
         first = ItemQuery(like)
     if first is not None and not plus and not minus:
@@ -198,6 +202,18 @@ def _queries(
     whole = () if first is None else (Weighted(first, 1.0),)
     more = (*(parse_part(part) for part in plus), *(parse_part(part, -1.0) for part in minus))
     return [CombinedQuery((*whole, *more))]
+
+
+def _reading(image: Path | None, bands: str | None, stretch: str | None) -> Reading | None:
+    """How the query image is read; None for the way of the index."""
+    from cmpagl_core.errors import UsageError
+    from cmpagl_core.imagery.reading import AUTO, Reading
+
+    if bands is None and stretch is None:
+        return None
+    if image is None:
+        raise UsageError("--bands and --stretch say how the image of --image is read", hint="leave them out")
+    return Reading(bands or AUTO, stretch or AUTO)
 
 
 def _merged(hits: Sequence[Hit]) -> tuple[list[Hit], list[int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from functools import lru_cache
 from pathlib import Path
 
 from cmpagl_core.errors import DataError
@@ -22,13 +24,21 @@ def companions(path: Path) -> tuple[Path, ...]:
         beside += headers(path)
     found = {one for one in beside if one.is_file()}
     if suffix == ".vrt":
-        found.update(_all_sources(path, 0))
+        with contextlib.suppress(OSError):
+            state = path.stat()
+            found.update(_known_sources(path, state.st_size, state.st_mtime_ns))
     return tuple(sorted(found))
 
 
 def headers(path: Path) -> tuple[Path, Path]:
     """The two names that an ENVI header may have."""
     return path.with_suffix(".hdr"), path.with_name(path.name + ".hdr")
+
+
+@lru_cache(maxsize=64)
+def _known_sources(path: Path, size: int, mtime_ns: int) -> frozenset[Path]:
+    """Those of a VRT as it is now, since it is asked for each of its tiles."""
+    return frozenset(_all_sources(path, 0))
 
 
 def _all_sources(path: Path, depth: int) -> set[Path]:

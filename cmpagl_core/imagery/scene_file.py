@@ -32,6 +32,7 @@ from cmpagl_core.imagery.stretch import Planes, Rendering, Valid, choose_renderi
 _SAMPLED_PIXELS = 1_000_000  # that percentiles are taken of
 _DECODED_FOR_A_SAMPLE = 32_000_000  # pixels at most; where it would take more, some blocks are sampled
 _SAMPLED_BLOCKS, _SAMPLE_WINDOW_PX = 12, 128  # across and down; a side of what is read of each
+_BLOCK_OF_A_VRT = 1024
 _STRIP_PIXELS = 1 << 22  # of the file, read at once
 _BYTES_A_VALUE = 12  # a value as it is, as float32, whether it is valid, and as 8 bits
 
@@ -64,7 +65,7 @@ class SceneFile:
                     tuple(page.nodata for page in first) if len(first) > 1 else tuple(first[0].nodatavals)
                 )
                 self.geo: Geo = geo_of(path, first[0])
-                self._block = int(first[0].block_shapes[0][1]), int(first[0].block_shapes[0][0])  # width, height
+                self._block = _block(first[0])
                 self._has_overviews = bool(first[0].overviews(1))
                 self._has_mask, self._palette = _has_mask(first[0]), _palette(first[0])
         except UNREADABLE as error:
@@ -241,6 +242,14 @@ def _layout(datasets: list[DatasetReader]) -> Layout:
         )
     names = tuple(name or "" for name in first.descriptions)
     return Layout(tuple(first.dtypes), tuple(colour.name for colour in first.colorinterp), names)
+
+
+def _block(first: DatasetReader) -> tuple[int, int]:
+    """Width and height of what is decoded at once; of a VRT, of what it may be made of."""
+    if first.driver == "VRT":
+        return min(_BLOCK_OF_A_VRT, first.width), min(_BLOCK_OF_A_VRT, first.height)
+    down, across = first.block_shapes[0]
+    return int(across), int(down)
 
 
 def _has_mask(first: DatasetReader) -> bool:

@@ -71,6 +71,8 @@ def choose_rendering(plan: BandPlan, alpha: int, planes: Planes, valid: Valid, r
     alpha: the band that was found to be a mask, or 0. planes, valid: [B, H, W] of the plan's bands.
     """
     method, limits = reading.method, reading.limits
+    if len(planes) > 1 and planes.dtype.kind == "u":  # beside a scene's edge, sensors deliver zeros, and few say so
+        valid = valid & planes.any(axis=0)
     if method == "none" or (method == "auto" and planes.dtype == np.uint8):
         return Rendering(plan.bands, plan.by, alpha, "none")
     if method == "range" and limits is not None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cmpagl_core.errors import DataError, UsageError
 from cmpagl_core.imagery.image_ref import ImageRef
+from cmpagl_core.imagery.reading import Reading
 
 _MAX_CHARACTERS = 100_000
 _MAX_WEIGHT = 100.0
@@ -39,9 +40,10 @@ class TextQuery:
 
 @dataclass(frozen=True)
 class ImageQuery:
-    """An example image."""
+    """An example image. reading: which bands it is seen in; like the gallery's images if None."""
 
     path: Path
+    reading: Reading | None = None
 
 
 @dataclass(frozen=True)

@@ -151,8 +151,8 @@ class Searcher:
     def _encode_parts(self, queries: Sequence[Leaf]) -> Features:
         """Features of texts, images and items [Q, D]."""
         texts = {row: query.words for row, query in enumerate(queries) if isinstance(query, TextQuery)}
-        reading = self.gallery.info.reading
-        images = {row: _image(query, reading) for row, query in enumerate(queries) if isinstance(query, ImageQuery)}
+        usual = self.gallery.info.reading
+        images = {row: _image(query, usual) for row, query in enumerate(queries) if isinstance(query, ImageQuery)}
         parts = [np.empty((0, self.gallery.image_features.shape[1]), dtype=np.float32)]
         if texts:
             parts.append(self._encode_texts(list(texts.values())))
@@ -207,12 +207,12 @@ class Searcher:
             self._progress.say(f"no word of {subject} is known to the model, so the ranking means little")
 
 
-def _image(query: ImageQuery, reading: Reading) -> ImageRef:
+def _image(query: ImageQuery, usual: Reading) -> ImageRef:
     if query.path.is_dir():
         raise DataError(f"{query.path} is a folder", hint="pass an image file")
     if not query.path.is_file():
         raise DataError(f"image {query.path} does not exist")
-    return ImageRef(query.path.name, query.path, reading=reading)
+    return ImageRef(query.path.name, query.path, reading=query.reading or usual)
 
 
 def _pairs(best: TopK) -> list[list[tuple[float, int]]]:

@@ -35,6 +35,10 @@ def test_a_folder_of_scenes_is_indexed_and_asked(cmpagl: Cmpagl, tiny_run: Path,
     assert (tmp_path / "found.html").read_text().count("data:image/jpeg") == 8
     like = ("retrieve", "--image", "scenes/a_20200102.tif", "-k", "1", "--format", "json")
     assert cmpagl(*like).exit_code == 0  # in the index's bands, without being told again
+    told = cmpagl(*like, "--bands", "9,9,9")
+    assert (told.exit_code, "there is no band 9" in told.stderr) == (3, True)
+    told = cmpagl("retrieve", "a square", "--bands", "3,2,1")
+    assert (told.exit_code, "say how the image of --image is read" in told.stderr) == (2, True)
 
 
 def test_a_folder_whose_bands_are_unclear_says_which_option_answers(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socketserver
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -202,3 +205,30 @@ def test_a_place_that_is_an_address_is_not_looked_up(tmp_path: Path, address: st
     beside.with_name("b.tif.aux.xml").write_text(f"<PAMDataset><SRS>{address}</SRS></PAMDataset>")
     with suppress(DataError):  # GDAL itself refuses: no network here
         assert open_image(beside).size == (64, 64)
+
+
+SPOILT = """
+import sys
+from pathlib import Path
+from cmpagl_core.imagery.image_ref import ImageRef
+from cmpagl_core.imagery.reader import ReadImage, read_image
+for path in sorted(Path().iterdir()):
+    print(isinstance(read_image(ImageRef("a", path)), ReadImage))
+"""
+
+
+def test_gdal_writes_nothing_of_its_own(tmp_path: Path) -> None:
+    planes = np.random.default_rng(0).integers(0, 3_000, (3, 128, 128), dtype=np.uint16)
+    for driver, suffix in (("GTiff", ".tif"), ("JP2OpenJPEG", ".jp2"), ("NITF", ".ntf"), ("PNG", ".png")):
+        options = {"compress": "lzw"} if driver == "GTiff" else {}
+        path = write(tmp_path / f"a{suffix}", planes, driver=driver, **options)
+        content = bytearray(path.read_bytes())
+        content[1_000:20_000:97] = bytes(255 - value for value in content[1_000:20_000:97])
+        path.write_bytes(bytes(content))
+    (tmp_path / "b.tif").write_bytes(b"II*\0 no image")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", SPOILT], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "False" in done.stdout
+    assert done.stderr == ""

@@ -182,6 +182,15 @@ def test_eight_bits_stay_as_they_are_but_for_no_data(tmp_path: Path) -> None:
     assert np.array_equal(pixels[8:], planes.transpose(1, 2, 0)[8:])
 
 
+def test_zeros_beside_a_scene_have_no_say_in_its_stretch(tmp_path: Path) -> None:
+    planes = ground(low=400).astype(np.uint16)
+    expected = seen(write(tmp_path / "whole.tif", planes, photometric="RGB"))
+    planes[:, :100] = 0
+    pixels = seen(write(tmp_path / "a.tif", planes, photometric="RGB"))
+    assert (pixels[:100] == 0).all()
+    assert np.abs(pixels[100:].astype(int) - expected[100:]).mean() < 3
+
+
 def test_a_mask_of_the_file_masks(tmp_path: Path) -> None:
     planes = ground(side=64).astype(np.uint16)
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
