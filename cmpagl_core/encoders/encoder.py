@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -83,7 +84,9 @@ class HasTextTower(Protocol):
 def collect(batches: Iterable[EncodedBatch], count: int, progress: Progress) -> Features:
     """All batches as one array [N, D], with a progress bar. Raises DataError for the first broken image."""
     features: Features | None = None
-    with progress.task("encode images", count, "img") as advance:
+    with progress.task("encode images", count, "img") as advance, ExitStack() as ending:
+        if isinstance(batches, Generator):
+            ending.callback(batches.close)  # at once, not when it is collected: until then its settings of torch hold
         for batch in batches:
             if batch.broken:
                 raise DataError(batch.broken[0].why, hint=f"repair or remove {batch.broken[0].image.path.name}")

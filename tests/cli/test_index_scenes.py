@@ -47,5 +47,5 @@ def test_a_folder_whose_bands_are_unclear_says_which_option_answers(
     shutil.copytree(tiny_run, tmp_path / "runs" / "tiny")
     write(tmp_path / "scenes" / "a.tif", ground(bands=5, side=64).astype(np.uint16))
     result = cmpagl("index", "scenes", "--run", "tiny")
-    assert result.exit_code == 3
+    assert result.exit_code == 3, result.output
     assert "pass --bands 4,3,2 or a preset" in result.stderr

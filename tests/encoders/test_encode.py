@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from cmpagl_core.datasets.augment import d4_transform
+from cmpagl_core.encoders.cmpagl import CmpaglEncoder
 from cmpagl_core.encoders.decode import Decoded, decoded_batches
 from cmpagl_core.encoders.encode import (
     decoder,
@@ -21,6 +22,7 @@ from cmpagl_core.encoders.encode import (
     encode_images,
     encoded_batches,
 )
+from cmpagl_core.encoders.encoder import collect
 from cmpagl_core.encoders.feature_set import unique_texts
 from cmpagl_core.encoders.length_groups import length_groups
 from cmpagl_core.errors import DataError
@@ -81,6 +83,15 @@ def test_a_broken_image_is_named_and_stops_an_export(loaded: LoadedModel, images
     broken.write_bytes(images[0].read_bytes()[:300])
     with pytest.raises(DataError, match=r"broken\.jpg.*repair or remove"):
         encode_images(loaded, refs([*images[:3], broken]), Silent())
+
+
+def test_a_broken_image_leaves_torch_as_it_was(tiny_run: Path, images: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    encoder = CmpaglEncoder(open_run(tiny_run), Silent())
+    with pytest.raises(DataError, match=r"broken\.jpg is not an image") as raised:
+        collect(encoder.encode_images(refs([images[0], tmp_path / "broken.jpg"])), 2, Silent())
+    assert not torch.is_inference_mode_enabled()
+    assert raised.tb is not None  # which keeps what was not ended
 
 
 def test_broken_images_can_be_left_out_and_the_others_keep_their_rows(
