@@ -1,4 +1,4 @@
-"""`cmpagl caption`: the captions nearest to an image."""
+"""`cmpagl caption`: find captions for an image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def caption(
     ctx: typer.Context,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image to describe.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Query image.")],
     k: Annotated[int, typer.Option("-k", "--top", min=1, metavar="K", help="Number of captions.")] = 10,
     index: IndexOption = None,
     features: Annotated[
@@ -31,9 +31,9 @@ def caption(
     ] = None,
     format: FormatOption = "table",
 ) -> None:
-    """Find the captions of a data set that fit an image best. Nothing is written anew: they are others' captions.
+    """Find the data set captions that match an image best. Captions are retrieved, not generated.
 
-    The index must have captions, as that of a data set has.
+    The index must have captions, like that of a data set.
 
     Examples:
       cmpagl caption mine.jpg

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 RetrieveFormat = Literal["table", "json", "jsonl", "csv", "markdown", "latex", "paths", "geojson"]
 RetrieveFormatOption = Annotated[
     RetrieveFormat,
-    typer.Option("--format", help="Format of the result on stdout; paths: files alone; geojson: footprints."),
+    typer.Option("--format", help="Format of the result on stdout; paths: only file paths; geojson: footprints."),
 ]
 
 
@@ -30,15 +30,21 @@ def retrieve(
         Path | None, typer.Option("--image", metavar="FILE", help="Image query: find similar images.")
     ] = None,
     like: Annotated[
-        str | None, typer.Option("--like", metavar="ID|ROW", help="More like this image of the index.")
+        str | None, typer.Option("--like", metavar="ID|ROW", help="Find images similar to this one of the index.")
     ] = None,
     plus: Annotated[
         list[str] | None,
-        typer.Option("--plus", metavar="[W:]TEXT|FILE", help="Also like this, with weight W; repeatable."),
+        typer.Option(
+            "--plus", metavar="[W:]TEXT|FILE", help="Add a text or image to the query, with weight W; repeatable."
+        ),
     ] = None,
     minus: Annotated[
         list[str] | None,
-        typer.Option("--minus", metavar="[W:]TEXT|FILE", help="Unlike this, with weight W; repeatable."),
+        typer.Option(
+            "--minus",
+            metavar="[W:]TEXT|FILE",
+            help="Subtract a text or image from the query, with weight W; repeatable.",
+        ),
     ] = None,
     queries: Annotated[
         Path | None,
@@ -50,17 +56,18 @@ def retrieve(
     stretch: StretchOption = None,
     k: Annotated[int, typer.Option("-k", "--top", min=1, metavar="K", help="Number of hits.")] = 10,
     bbox: Annotated[
-        str | None, typer.Option("--bbox", metavar="W,S,E,N", help="Only images that touch this box, in degrees.")
+        str | None, typer.Option("--bbox", metavar="W,S,E,N", help="Only images that intersect this box, in degrees.")
     ] = None,
     near: Annotated[
         str | None, typer.Option("--near", metavar="LON,LAT", help="Only images around this point; needs --within.")
     ] = None,
     within: Annotated[
-        str | None, typer.Option("--within", metavar="DISTANCE", help="Of --near: 500m or 5km to an image's middle.")
+        str | None,
+        typer.Option("--within", metavar="DISTANCE", help="Radius of --near to an image's centre: 500m or 5km."),
     ] = None,
     inside: Annotated[
         Path | None,
-        typer.Option("--inside", metavar="GEOJSON", help="Only images that touch these polygons (extra geo)."),
+        typer.Option("--inside", metavar="GEOJSON", help="Only images that intersect these polygons (extra `geo`)."),
     ] = None,
     since: Annotated[
         str, typer.Option("--from", metavar="DATE", help="Only images from this day on: 2024, 2024-05 or 2024-05-31.")
@@ -72,7 +79,7 @@ def retrieve(
     diverse: Annotated[
         bool, typer.Option("--diverse", help="Hide near-duplicates of better hits, and overlapping tiles.")
     ] = False,
-    regions: Annotated[bool, typer.Option("--regions", help="Merge tiles that touch into one region each.")] = False,
+    regions: Annotated[bool, typer.Option("--regions", help="Merge touching tiles into regions.")] = False,
     index: IndexOption = None,
     features: Annotated[
         Path | None,
@@ -92,18 +99,19 @@ def retrieve(
         bool, typer.Option("--open", help="Open the page in a browser. Default page: gallery.html.")
     ] = False,
     copy_to: Annotated[
-        Path | None, typer.Option("--copy-to", metavar="DIR", help="Copy the files of the hits there.")
+        Path | None, typer.Option("--copy-to", metavar="DIR", help="Copy the files of the hits to this folder.")
     ] = None,
     crops: Annotated[
-        Path | None, typer.Option("--crops", metavar="DIR", help="Write each hit as a PNG, as the model saw it.")
+        Path | None,
+        typer.Option("--crops", metavar="DIR", help="Write each hit to this folder as a PNG, as the model saw it."),
     ] = None,
     format: RetrieveFormatOption = "table",
 ) -> None:
     """Find images by text, by example, or by a mixture of both in the newest index.
 
     If there is no index, one of all images of the newest run's data set is built first. Filters apply before the
-    search, so that K hits are found wherever there are K. Scores are cosines; with --rerank itm, cosine + match
-    probability. --queries runs many text queries at once.
+    search, so they never reduce the number of hits below K if there are K matches. Scores are cosines; with --rerank
+    itm, cosine + match probability. --queries runs many text queries at once.
 
     Examples:
       cmpagl retrieve "two baseball fields next to a road"
@@ -119,7 +127,7 @@ def retrieve(
     from cmpagl_core.search.opening import open_searcher
 
     if until in ("images", "captions"):
-        raise UsageError("--to is a date now", hint="for captions call `cmpagl caption IMAGE`")
+        raise UsageError("--to is a date", hint="for captions call `cmpagl caption IMAGE`")
     asked = _queries(text, image, like, plus or [], minus or [], queries, _reading(image, bands, stretch))
     one_alone = rerank != "none" or gallery is not None or open_page or regions or crops or copy_to
     if queries is not None and (one_alone or format in ("paths", "geojson")):
@@ -145,7 +153,7 @@ def retrieve(
     else:
         hits = searcher.search_with_itm(asked[0], k, narrowed)
     if len(hits) < k and (filters.are_given or min_score is not None):
-        given.progress.say(f"{len(hits)} images are left by the filters")
+        given.progress.say(f"the filters leave {len(hits)} images")
     hits, merged = _merged(hits) if regions else (hits, None)
     _show_hits(hits, format, merged)
     _write_files(given, hits, copy_to, crops)
@@ -188,7 +196,7 @@ def _queries(
         )
     if queries is not None:
         if plus or minus:
-            raise UsageError("--plus and --minus are for one query", hint="leave --queries out")
+            raise UsageError("--plus and --minus are for one query", hint="leave out --queries")
         return read_queries(queries)
     first: TextQuery | ImageQuery | ItemQuery | None = None
     if text is not None:

@@ -35,13 +35,13 @@ class Tiling:
             raise UsageError("--tile and --tile-m both say how large a tile is", hint="give one of them")
         if self.size_px and not _MIN_PX <= self.size_px <= _MAX_PX:
             raise UsageError(
-                f"--tile {self.size_px} is no size of a tile",
+                f"--tile {self.size_px} is not a valid tile size",
                 hint=f"give {_MIN_PX} to {_MAX_PX:,} pixels, or 0 for none",
             )
         if self.size_m is not None and not 0 < self.size_m < 1e7:
-            raise UsageError(f"--tile-m {self.size_m:g} is no size of a tile", hint="give metres")
+            raise UsageError(f"--tile-m {self.size_m:g} is not a valid tile size", hint="give metres")
         if not 0 <= self.overlap <= _MAX_OVERLAP:
-            raise UsageError(f"--overlap {self.overlap:g} is no share of a tile", hint=f"give 0 to {_MAX_OVERLAP:g}")
+            raise UsageError(f"--overlap {self.overlap:g} is not a valid overlap", hint=f"give 0 to {_MAX_OVERLAP:g}")
 
     @classmethod
     def parse(cls, text: str) -> Tiling:

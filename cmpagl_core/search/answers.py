@@ -1,4 +1,4 @@
-"""Hits as other programs take them: GeoJSON, files copied together, crops; and tiles that touch, as one region."""
+"""Hits for other programs: GeoJSON, copied files and crops; and touching tiles merged into regions."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def copy_files(hits: Sequence[Hit], folder: Path) -> int:
             with atomic_path(folder / f"{hit.rank:03d}-{path.name}") as partial:
                 shutil.copyfile(path, partial)
         except FileNotFoundError as error:
-            raise DataError(f"{path} does not exist", hint="bring the index up to date") from error
+            raise DataError(f"{path} does not exist", hint="update the index with `cmpagl index`") from error
         except OSError as error:
             raise CmpaglError(f"{path} cannot be copied to {folder} ({error.strerror})") from error
     return len(files)

@@ -104,7 +104,7 @@ def parse_box(text: str) -> Box:
     """W,S,E,N in degrees. Raises UsageError."""
     west, south, east, north = _numbers(text, 4, "--bbox", "W,S,E,N in degrees, as in --bbox 12.4,55.6,12.7,55.8")
     if not (-180 <= west <= 180 and -180 <= east <= 180 and -90 <= south <= north <= 90):
-        raise UsageError(f"--bbox {text} is no box", hint="give W,S,E,N in degrees, south below north")
+        raise UsageError(f"--bbox {text} is not a box", hint="write W,S,E,N in degrees, south below north")
     return west, south, east, north
 
 
@@ -120,7 +120,7 @@ def parse_distance(text: str) -> float:
     """Metres of 500m or 5km. Raises UsageError."""
     found = _DISTANCE.fullmatch(text)
     if found is None:
-        raise UsageError(f"--within {text} is no distance", hint="write 500m or 5km")
+        raise UsageError(f"--within {text} is not a distance", hint="write 500m or 5km")
     return float(found[1]) * (1000 if found[2] == "km" else 1)
 
 
@@ -142,7 +142,7 @@ def _check_day(text: str) -> None:
             raise ValueError
         date.fromisoformat((text + "-01-01")[:10] if len(text) == 4 else (text + "-01")[:10])
     except ValueError as error:
-        raise UsageError(f"{text!r} is no date", hint="write 2024, 2024-05 or 2024-05-31") from error
+        raise UsageError(f"{text!r} is not a date", hint="write 2024, 2024-05 or 2024-05-31") from error
 
 
 def _touches(box: NDArray[np.float64], wanted: Box) -> NDArray[np.bool_]:

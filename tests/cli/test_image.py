@@ -96,7 +96,7 @@ def test_a_large_scene_is_shown_small(cmpagl: Cmpagl, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("--tile", "3"), 2, "--tile 3 is no size of a tile"),
+        (("--tile", "3"), 2, "--tile 3 is not a valid tile size"),
         (("--tile", "64", "--tile-m", "9"), 2, "both say how large a tile is"),
         (("--bands", "x"), 2, "--bands 'x' is not a choice of bands"),
         (("--tile-m", "50"), 3, "50 m are 5 pixels"),

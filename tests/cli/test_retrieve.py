@@ -138,8 +138,8 @@ def test_a_long_or_unknown_query_is_said(find: Ask) -> None:
         (["square", "--queries", "x.txt"], 2, "a text and --queries are two queries"),
         (["--queries", "x.txt"], 3, "x.txt does not exist"),
         (["--queries", "/dev/null", "--rerank", "itm"], 3, "has no queries"),
-        (["square", "--to", "captions"], 2, "--to is a date now; for captions call `cmpagl caption IMAGE`"),
-        (["square", "--to", "31.5.2024"], 2, "'31.5.2024' is no date"),
+        (["square", "--to", "captions"], 2, "--to is a date; for captions call `cmpagl caption IMAGE`"),
+        (["square", "--to", "31.5.2024"], 2, "'31.5.2024' is not a date"),
         (["square", "--near", "1,2"], 2, "--near and --within belong together"),
         (["square", "--bbox", "1,2,3"], 2, "--bbox '1,2,3' is not 4 numbers"),
         (["square", "--bbox", "0,0,1,1"], 3, "has no image with coordinates"),
@@ -432,7 +432,7 @@ def test_filters_and_scores_narrow_what_is_found(find: Ask, tmp_path: Path) -> N
     ]
     said = find("square", "--path", "*/none/*")
     assert said.exit_code == 0
-    assert "0 images are left by the filters" in said.stderr
+    assert "the filters leave 0 images" in said.stderr
     floor = every[4]["score"]
     assert len(answer(find("square", "--min-score", str(floor), "-k", "12", "--format", "json"))) == 5
     paths = find("square", "-k", "3", "--format", "paths", "--copy-to", "copies", "--crops", "crops").stdout.split()

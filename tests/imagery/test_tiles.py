@@ -57,10 +57,10 @@ def test_a_tiling_is_spelled_and_read_again(tiling: Tiling) -> None:
 
 def test_what_makes_no_tiling_is_refused() -> None:
     for wrong, said in (
-        ({"size_px": 8}, "--tile 8 is no size"),
+        ({"size_px": 8}, "--tile 8 is not a valid"),
         ({"size_px": 256, "size_m": 300.0}, "both say how large"),
-        ({"size_m": -1.0}, "--tile-m -1 is no size"),
-        ({"overlap": 0.95}, "--overlap 0.95 is no share"),
+        ({"size_m": -1.0}, "--tile-m -1 is not a valid"),
+        ({"overlap": 0.95}, "--overlap 0.95 is not a valid"),
     ):
         with pytest.raises(UsageError, match=said):
             Tiling(**wrong)  # type: ignore[arg-type]

@@ -115,7 +115,7 @@ def test_points_and_distances_are_read() -> None:
     assert parse_point("12.5,-55") == (12.5, -55.0)
     assert (parse_distance("500m"), parse_distance("2.5 km")) == (500.0, 2500.0)
     for wrong in ("5", "5 miles", "-5km"):
-        with pytest.raises(UsageError, match="is no distance"):
+        with pytest.raises(UsageError, match="is not a distance"):
             parse_distance(wrong)
     with pytest.raises(UsageError, match="is not on the Earth"):
         parse_point("200,0")
