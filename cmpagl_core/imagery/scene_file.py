@@ -67,7 +67,10 @@ class SceneFile:
                 self.geo: Geo = geo_of(path, first[0])
                 self._block = _block(first[0])
                 self._has_overviews = bool(first[0].overviews(1))
+                bits = first[0].tags(1, ns="IMAGE_STRUCTURE").get("NBITS", "8")
                 self._has_mask, self._palette = _has_mask(first[0]), _palette(first[0])
+                # What numbers colours is no measurement, however few bits it has.
+                self._bits = int(bits) if self._palette is None and bits.isdigit() and int(bits) > 0 else 8
         except UNREADABLE as error:
             self.close()
             raise DataError(f"{path} is a broken image ({brief(str(error))})") from error
@@ -96,7 +99,7 @@ class SceneFile:
         alpha = plan.alpha if plan.alpha and is_mask(planes[-1]) else 0
         if plan.alpha:
             planes, valid = planes[:-1], valid[:-1] & (planes[-1] > 0 if alpha else True)
-        return choose_rendering(plan, alpha, planes, valid, reading)
+        return choose_rendering(plan, alpha, planes, valid, reading, self._bits)
 
     def read(self, window: Window, rendering: Rendering, at_least_px: int | None = None) -> Piece:
         """A piece. at_least_px: it may be read at a half, a third and so on, as long as both sides keep so many pixels.

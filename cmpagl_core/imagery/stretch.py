@@ -65,14 +65,18 @@ def is_mask(alpha: NDArray[Any]) -> bool:
     return bool(top > 0) and float(np.isin(alpha, (0, top)).mean()) >= _MASK_SHARE
 
 
-def choose_rendering(plan: BandPlan, alpha: int, planes: Planes, valid: Valid, reading: Reading) -> Rendering:
-    """The rendering of a file, by a sample of its values.
+def choose_rendering(
+    plan: BandPlan, alpha: int, planes: Planes, valid: Valid, reading: Reading, bits: int = 8
+) -> Rendering:
+    """The rendering of a file, by a sample of its values. bits: that 8 of them stand for, where they are fewer.
 
     alpha: the band that was found to be a mask, or 0. planes, valid: [B, H, W] of the plan's bands.
     """
     method, limits = reading.method, reading.limits
     if len(planes) > 1 and planes.dtype.kind == "u":  # beside a scene's edge, sensors deliver zeros, and few say so
         valid = valid & planes.any(axis=0)
+    if method == "auto" and planes.dtype == np.uint8 and bits < 8:
+        return _fixed(plan, alpha, "linear", (0.0, float(2**bits - 1)))
     if method == "none" or (method == "auto" and planes.dtype == np.uint8):
         return Rendering(plan.bands, plan.by, alpha, "none")
     if method == "range" and limits is not None:

@@ -43,6 +43,22 @@ def test_many_threads_read_what_one_reads(tmp_path: Path, layout: dict[str, obje
             assert np.array_equal(np.asarray(found.pixels), whole[top : top + 64, left : left + 64])
 
 
+@pytest.mark.parametrize("kind", ["P", "1", "L", "CMYK", "RGB", "jpeg", "four bits"])
+def test_a_tile_is_what_the_whole_picture_shows(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.tif"
+    colours = Image.fromarray(ground(side=256, high=255).astype(np.uint8).transpose(1, 2, 0))
+    if kind == "four bits":
+        write(path, np.asarray(colours.convert("L"))[None] // 16, nbits=4)
+    elif kind == "jpeg":
+        colours.save(path, compression="jpeg", quality=90)
+    else:
+        (colours.quantize(32) if kind == "P" else colours.convert(kind)).save(path)
+    whole = np.asarray(images.open_image(path))  # by Pillow
+    tile = read_image(ImageRef("a", path, Window(64, 32, 128, 128)))  # by GDAL
+    assert isinstance(tile, ReadImage)
+    assert np.abs(np.asarray(tile.pixels).astype(int) - whole[32:160, 64:192]).max() <= 1
+
+
 @pytest.mark.parametrize("layout", [TILED, {"photometric": "RGB", "blockysize": 4}])
 @pytest.mark.parametrize("size", [30, 48])
 def test_pieces_smaller_than_blocks_are_those_of_the_whole_and_each_part_is_decoded_once(
