@@ -29,7 +29,8 @@ QUICK = ("--samples", "10")
 @pytest.fixture
 def workspace(tiny_run: Path, tmp_path: Path) -> Path:
     """The tiny data set and its run, to be changed at will."""
-    shutil.copytree(tiny_run.parent.parent, tmp_path, dirs_exist_ok=True)
+    leftovers = shutil.ignore_patterns("indexes", "evaluations", "cache")  # of other tests that use the same run
+    shutil.copytree(tiny_run.parent.parent, tmp_path, dirs_exist_ok=True, ignore=leftovers)
     return tmp_path
 
 
