@@ -49,3 +49,12 @@ def test_a_folder_whose_bands_are_unclear_says_which_option_answers(
     result = cmpagl("index", "scenes", "--run", "tiny")
     assert result.exit_code == 3, result.output
     assert "pass --bands 4,3,2 or a preset" in result.stderr
+
+
+def test_a_scene_is_explained_in_the_bands_that_were_asked_for(cmpagl: Cmpagl, tiny_run: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", ground(bands=5, side=64).astype(np.uint16))
+    told = cmpagl("explain", path, "a square", "--run", tiny_run)
+    assert (told.exit_code, "pass --bands 4,3,2 or a preset" in told.stderr) == (3, True), told.output
+    told = cmpagl("explain", path, "a square", "--run", tiny_run, "--bands", "3,2,1")
+    assert told.exit_code == 0, told.output
+    assert (tmp_path / "explain.png").is_file()
