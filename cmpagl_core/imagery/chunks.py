@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cmpagl_core.imagery.image_ref import Window
 from cmpagl_core.imagery.stretch import Rendering
 
-_KEPT_BYTES = 256 << 20
+_KEPT_BYTES, _MOST_KEPT_BYTES = 128 << 20, 512 << 20
 _TILED_SIDE, _STRIP_ROWS = 1024, 256
 _MAX_PIXELS = 1 << 24
 
@@ -46,6 +46,7 @@ class Chunks:
         self._width, self._height, self._block = width, height, block
         self._size = _chunk_size(width, height, block)
         self._decode = decode
+        self._kept_bytes = _KEPT_BYTES
         self._lock = threading.Lock()
         self._known: OrderedDict[_Key, Future[Chunk]] = OrderedDict()
 
@@ -55,6 +56,7 @@ class Chunks:
 
     def read(self, window: Window, rendering: Rendering) -> tuple[NDArray[np.uint8], int]:
         """A piece as uint8 [H, W, 3], and how many of its pixels are valid. Raises DataError as `decode` does."""
+        self._kept_bytes = max(self._kept_bytes, min(_MOST_KEPT_BYTES, self._row_bytes(window)))
         pixels = np.empty((window.height, window.width, 3), dtype=np.uint8)
         valid = 0
         for part in self._parts(window):
@@ -68,6 +70,11 @@ class Chunks:
             count = (right - left) * (bottom - top)
             valid += count if chunk.valid is None else int(np.count_nonzero(chunk.valid[seen]))
         return pixels, valid
+
+    def _row_bytes(self, window: Window) -> int:
+        """What a row of tiles needs of strips, and two strips more for threads that are ahead."""
+        across, down = self._size
+        return (-(-window.height // down) + 2) * across * down * 3 if across == self._width else 0
 
     def _parts(self, window: Window) -> Iterator[Window]:
         across, down = self._size
@@ -98,7 +105,7 @@ class Chunks:
     def _forget_surplus(self) -> None:
         with self._lock:
             done = [(key, future.result().nbytes) for key, future in self._known.items() if future.done()]
-            surplus = sum(size for _, size in done) - _KEPT_BYTES
+            surplus = sum(size for _, size in done) - self._kept_bytes
             for key, size in done[:-1]:
                 if surplus <= 0:
                     return
