@@ -21,6 +21,7 @@ COMMANDS = {
     "image": "Show how an image or scene is read: bands, stretch, tiles, bounds.",
     "index": "Encode a folder of images for `retrieve` to search.",
     "retrieve": "Find images by text or by example image.",
+    "localize": "Find where in a scene a text is.",
     "caption": "Find the captions that fit an image.",
     "zeroshot": "Classify images by class names alone.",
     "explain": "Show which image regions the ITM head uses for each word.",
