@@ -370,6 +370,11 @@ class Recipe(Part):
         return self
 
     @property
+    def matches_pairs(self) -> bool:
+        """Whether the model has an ITM head."""
+        return self.fusion_encoder.enabled and self.losses.itm > 0
+
+    @property
     def _caches_backbone(self) -> bool:
         return self.image_encoder.backbone != "none" and not self.image_encoder.backbone_trainable
 

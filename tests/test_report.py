@@ -38,6 +38,7 @@ from cmpagl_core.report.evidence import (
 from cmpagl_core.report.runs_page import render_runs
 from cmpagl_core.run_data import EvalSplit
 from cmpagl_core.runs import Run, open_run
+from cmpagl_core.session import Session
 from cmpagl_core.workspace import Workspace
 
 HOSTILE = "<script>alert('\N{AIRPLANE}')</script> & \"quotes\" {{ 7 * 7 }}"
@@ -212,14 +213,15 @@ def test_an_image_without_captions_is_no_worst_query(split: DataSplit) -> None:
 
 
 def test_a_kept_evaluation_is_used_and_a_stale_one_made_again(run: Run, tiny_prepared: Path, tmp_path: Path) -> None:
-    arguments = (Workspace(tmp_path), str(tiny_prepared), "test", "rsitr", False, torch.device("cpu"), Silent())
-    first = collect(run, *arguments)
+    session = Session(Workspace(tmp_path), Silent(), lambda: torch.device("cpu"))
+    arguments = (session, run, str(tiny_prepared), "test", "rsitr", False)
+    first = collect(*arguments)
     kept = next((run.root / "evaluations").glob("*.json"))
     written_at = kept.stat().st_mtime_ns
-    assert collect(run, *arguments).report.first == first.report.first
+    assert collect(*arguments).report.first == first.report.first
     assert kept.stat().st_mtime_ns == written_at
     kept.write_text(kept.read_text().replace(run.info.weights_sha256, "0" * 64))
-    assert collect(run, *arguments).report.first == first.report.first
+    assert collect(*arguments).report.first == first.report.first
     assert kept.stat().st_mtime_ns > written_at
     assert all(query.found for query in first.worst_texts)
 

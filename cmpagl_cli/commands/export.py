@@ -128,6 +128,7 @@ def _of_run(
     given: Settings, run: str | None, data: str | None, split: str, out: Path | None
 ) -> tuple[FeatureSet, Path]:
     from cmpagl_core.encoders.export import export_features
+    from cmpagl_core.encoders.split_encoder import SplitEncoder
     from cmpagl_core.evaluation.evaluate import shared_with_training
     from cmpagl_core.evaluation.protocol import written_overlap
 
@@ -138,7 +139,7 @@ def _of_run(
     for sentence in () if shared is None else shared.sentences(found.root.name):
         given.progress.say(sentence)
     manifest, overlap = prepared.manifest.sha256, written_overlap(shared)
-    return export_features(found, chosen, path, given.progress, given.compute_device(), manifest, overlap), path
+    return export_features(SplitEncoder(found, given.session), chosen, path, manifest, overlap), path
 
 
 def _of_foreign(

@@ -67,4 +67,4 @@ def _evidence(
     from cmpagl_core.runs import open_run
 
     run = open_run(given.workspace.find("runs", name))
-    return collect(run, given.workspace, data, split, protocol, again, given.compute_device(), given.progress)
+    return collect(given.session, run, data, split, protocol, again)

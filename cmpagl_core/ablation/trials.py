@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cmpagl_core.ablation.keys import EVALUATION_VERSION, Computation, training_key, trial_key
 from cmpagl_core.datasets.prepared import PreparedDataset
+from cmpagl_core.encoders.split_encoder import SplitEncoder
 from cmpagl_core.errors import DataError, InterruptedByUserError, MismatchError
 from cmpagl_core.evaluation.choosing import RunScorer, choose_missing
 from cmpagl_core.evaluation.evaluate import EvaluateOptions, run_scores
@@ -28,6 +29,7 @@ from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.run_data import EvalSplit, selection_of
 from cmpagl_core.runs import Run, list_runs
+from cmpagl_core.session import Session
 from cmpagl_core.training.distill import distill_job
 from cmpagl_core.training.loop import fit
 from cmpagl_core.training.resume import has_state
@@ -221,8 +223,8 @@ def _train(trial: Trial, setting: StudySetting, key: str) -> Run:
 def _evaluate(trial: Trial, setting: StudySetting, run: Run) -> RetrievalReport:
     """Evaluate under the trial's recipe; parameters that the run chose differently or not at all are chosen now."""
     as_asked = replace(run, recipe=trial.recipe)
-    loaded = replace(run.load(setting.device), recipe=trial.recipe)
-    scorer = RunScorer(as_asked, loaded, setting.progress)
+    session = Session(setting.workspace, setting.progress, lambda: setting.device)
+    scorer = RunScorer(SplitEncoder(as_asked, session))
     selection = selection_of(setting.prepared, trial.recipe)
     wanted = ",".join(trial.stages)
     with _interrupted_here(trial):

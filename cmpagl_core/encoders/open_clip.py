@@ -24,7 +24,6 @@ from cmpagl_core.encoders.clip_checkpoint import load_checkpoint
 from cmpagl_core.encoders.decode import image_decoder
 from cmpagl_core.encoders.encode import encode_with, unit_rows
 from cmpagl_core.encoders.encoder import EncodedBatch, Encoder, Features, Fingerprint, Origin, collect
-from cmpagl_core.encoders.export import absolute_paths
 from cmpagl_core.encoders.feature_set import FeatureInfo, FeatureSet, unique_texts
 from cmpagl_core.encoders.prompts import encode_prompted, written_templates
 from cmpagl_core.encoders.published_models import (
@@ -34,6 +33,7 @@ from cmpagl_core.encoders.published_models import (
     published_model,
     recognised,
 )
+from cmpagl_core.encoders.split_encoder import absolute_paths
 from cmpagl_core.errors import CmpaglError, DataError, UsageError
 from cmpagl_core.files import canonical_json, sha256_file
 from cmpagl_core.imagery.image_ref import ImageRef

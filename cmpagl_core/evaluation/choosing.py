@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset
-from cmpagl_core.encoders.export import run_features
+from cmpagl_core.encoders.encode import preprocessing
 from cmpagl_core.encoders.feature_set import load_feature_set
+from cmpagl_core.encoders.result_cache import Values
+from cmpagl_core.encoders.split_encoder import SplitEncoder
 from cmpagl_core.errors import DataError, GuardError, MismatchError, UsageError
 from cmpagl_core.evaluation.kept_params import add_params, read_params
 from cmpagl_core.evaluation.protocol import require_not_test
@@ -22,13 +24,13 @@ from cmpagl_core.evaluation.sensitivity import Sensitivity, smr_sensitivity
 from cmpagl_core.evaluation.stages import Available, Base, Stage, wanted_stages
 from cmpagl_core.evaluation.tune import SmrChoice, SmrGrid, choose_params, choose_smr, choose_temperature
 from cmpagl_core.progress import Progress
-from cmpagl_core.ranking.itm import ALL_PAIRS, itm_scores
+from cmpagl_core.ranking.itm import ALL_PAIRS, Candidates, match_split, matched_scores
 from cmpagl_core.ranking.rerank import TEMPERED, ChosenParams, RerankParams
 from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.ranking.smr import SmrForm
 from cmpagl_core.recipe import EvaluatePart
 from cmpagl_core.run_data import EvalSplit, open_selection, open_tested
-from cmpagl_core.runs import LoadedModel, Run
+from cmpagl_core.runs import Run
 from cmpagl_core.session import Session
 from cmpagl_core.workspace import Workspace
 
@@ -37,17 +39,23 @@ _ELSE = "give features or scores of the val split"
 
 @dataclass(frozen=True, eq=False)
 class RunScorer:
-    """A run's model, scoring splits."""
+    """Scores splits with a run's model, which is loaded only for what was not computed before."""
 
-    run: Run
-    loaded: LoadedModel
-    progress: Progress
+    encoder: SplitEncoder
+
+    @property
+    def run(self) -> Run:
+        return self.encoder.run
+
+    @property
+    def progress(self) -> Progress:
+        return self.encoder.progress
 
     def offers(self, params: ChosenParams, itm_k: int | None = None) -> Available:
         """The stages that the model can be evaluated at. itm_k: ITM candidates; the recipe's if None."""
         aligned, cfg = self.run.recipe.losses.aligns_features, self.run.recipe.evaluate
         k = ALL_PAIRS if not aligned else cfg.itm_k if itm_k is None else itm_k
-        with_itm = self.loaded.model.itm_head is not None and (k > 0 or not aligned)
+        with_itm = self.run.recipe.matches_pairs and (k > 0 or not aligned)
         bases: tuple[Base, ...] = (*(("cosine",) if aligned else ()), *(("itm",) if with_itm else ()))
         return Available(bases, params, k if with_itm else None, cfg.smr)
 
@@ -56,15 +64,26 @@ class RunScorer:
 
         The split is encoded immediately. itm_k: as in `offers`. Raises DataError for an unreadable image.
         """
-        features = run_features(self.loaded, self.run.root.name, split, self.progress)
+        features = self.encoder.features(split)
         cosines = ScoreMatrix.from_features(features.image_features, features.text_features).in_memory()
 
         def scores(base: Base) -> ScoreMatrix:
             if base == "cosine":
                 return cosines
-            return itm_scores(self.loaded, split, cosines, itm_k or ALL_PAIRS, self.progress)
+            return matched_scores(split, cosines, itm_k or ALL_PAIRS, partial(self._match, split))
 
         return cache(scores)
+
+    def _match(self, split: DataSplit, texts: Sequence[str], pairs: Candidates) -> Values:
+        seen = {"preprocessing": preprocessing(self.run.recipe), "images": split.image_keys}
+        result = self.encoder.result(
+            "match_probabilities",
+            {**seen, "texts": texts, "pairs": pairs.sha256},
+            (len(pairs),),
+            _are_probabilities,
+            lambda: match_split(self.encoder.loaded, split, texts, pairs, self.progress),
+        )
+        return self.encoder.cached(result)
 
 
 @dataclass(frozen=True)
@@ -96,7 +115,7 @@ def tune_run(session: Session, run: Run, request: TuneRequest = TuneRequest()) -
             hint="choose on selection, or pass --no-keep",
         )
     progress = session.progress
-    scorer = RunScorer(run, run.load(session.device()), progress)
+    scorer = RunScorer(SplitEncoder(run, session))
     available = scorer.offers(read_params(run, progress))
     base = available.bases[0] if request.base is None else request.base
     if base not in available.bases:
@@ -117,7 +136,7 @@ def sensitivity_of_run(session: Session, run: Run, request: TuneRequest) -> tupl
     Uses the request's split, gammas and samples. Raises GuardError as `tune_run` does.
     """
     tested = _open_for_choosing(session.workspace, run, request.split, "among SMR's gammas")
-    scorer = RunScorer(run, run.load(session.device()), session.progress)
+    scorer = RunScorer(SplitEncoder(run, session))
     available = scorer.offers(ChosenParams())
     found = smr_sensitivity(
         scorer.scores(tested.split, available.itm_k)(available.bases[0]),
@@ -246,6 +265,10 @@ def choose_on(choice: ChoiceScores, wanted: str, progress: Progress) -> ChosenPa
     nothing = Available(("cosine",), ChosenParams(split_sha256=choice.split_sha256))
     stages = wanted_stages(wanted, nothing.bases)
     return choose_params(stages, lambda _: choice.scores, choice.caption_image, nothing, progress=progress)
+
+
+def _are_probabilities(values: Values) -> bool:
+    return bool(((values >= 0) & (values <= 1)).all())  # false for NaN too
 
 
 def _open_for_choosing(workspace: Workspace, run: Run, split: str, what: str) -> EvalSplit:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cmpagl_core import __version__
 from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset, open_prepared
 from cmpagl_core.encoders.feature_set import FeatureSet, load_feature_set
+from cmpagl_core.encoders.split_encoder import SplitEncoder
 from cmpagl_core.errors import DataError, MismatchError, UsageError
 from cmpagl_core.evaluation.choosing import (
     ChoiceScores,
@@ -215,7 +216,7 @@ def run_scores(
     run = scorer.run
     available = scorer.offers(read_params(run, scorer.progress) if params is None else params, itm_k)
     scores = scorer.scores(tested.split, available.itm_k)
-    model = ScoredModel(run.root.name, scorer.loaded.sha256, shared_with_training(run, tested.split))
+    model = ScoredModel(run.root.name, run.info.weights_sha256, shared_with_training(run, tested.split))
     return ScoredSplit(GroundTruth.of(tested), scores, available, model)
 
 
@@ -262,12 +263,12 @@ def export_scores(session: Session, run: Run, tested: EvalSplit, out: Path) -> S
 
     Raises DataError for an unreadable image, CmpaglError if writing fails.
     """
-    split, scorer = tested.split, RunScorer(run, run.load(session.device()), session.progress)
+    split, scorer = tested.split, RunScorer(SplitEncoder(run, session))
     available = scorer.offers(ChosenParams())
     base = available.bases[0]
     about = ScoresInfo(
         model=run.root.name,
-        model_sha256=scorer.loaded.sha256,
+        model_sha256=run.info.weights_sha256,
         dataset=split.dataset,
         manifest_sha256=tested.manifest_sha256,
         split=split.name,
@@ -287,7 +288,7 @@ def _evaluate_run(session: Session, request: EvaluateRequest) -> Evaluated:
     workspace, progress, options = session.workspace, session.progress, request.options
     run = open_run(workspace.find("runs", request.run))
     tested = open_tested(workspace, run, request.data, request.split)
-    scorer = RunScorer(run, run.load(session.device()), progress)
+    scorer = RunScorer(SplitEncoder(run, session))
     params = params_for(workspace, scorer, options.rerank, options.itm_k)
     reports = _reports(run_scores(scorer, tested, options.itm_k, params), request)
     for report in reports:

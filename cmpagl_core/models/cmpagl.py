@@ -73,7 +73,7 @@ class CmpaglModel(nn.Module):
             else None
         )
         self.logit_scale = nn.Parameter(torch.tensor(math.log(losses.logit_scale_init)))
-        self.itm_head = nn.Linear(shape.hidden_size, 2) if fused and losses.itm > 0 else None
+        self.itm_head = nn.Linear(shape.hidden_size, 2) if recipe.matches_pairs else None
         self.mlm_head = MlmHead(shape) if fused and losses.mlm > 0 else None
         for head in (self.image_projection, self.text_projection, self.itm_head):
             if head is not None:

@@ -7,11 +7,13 @@ computed once for all its texts, and texts are batched by length.
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,11 +26,13 @@ from cmpagl_core.encoders.encode import encode_image_tokens, encode_text_groups
 from cmpagl_core.encoders.feature_set import unique_texts
 from cmpagl_core.encoders.length_groups import length_groups
 from cmpagl_core.errors import UsageError
-from cmpagl_core.models.bert import CrossAttentionCache
 from cmpagl_core.progress import Progress
 from cmpagl_core.ranking.galr import candidates
 from cmpagl_core.ranking.scores import Flipped, Floats, Rows, ScoreMatrix, ScoreSource
 from cmpagl_core.runs import LoadedModel
+
+if TYPE_CHECKING:  # not imported at the top: known match probabilities need no transformers
+    from cmpagl_core.models.bert import CrossAttentionCache
 
 ALL_PAIRS = 0  # as k: score every image with every text
 
@@ -47,6 +51,14 @@ class Candidates:
 
     def __len__(self) -> int:
         return len(self.image)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the pairs in their order."""
+        return hashlib.sha256(np.stack([self.image, self.text]).astype("<i8").tobytes()).hexdigest()
+
+
+Match = Callable[[Sequence[str], Candidates], NDArray[np.float32]]  # of distinct texts: a probability of each pair
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,15 +85,26 @@ def itm_scores(loaded: LoadedModel, split: DataSplit, scores: ScoreMatrix, k: in
     ALL_PAIRS scores everything and leaves the cosines out, for a model without pre-alignment.
     Raises UsageError for a k below 0, DataError for an unreadable image.
     """
+    return matched_scores(split, scores, k, lambda texts, pairs: match_split(loaded, split, texts, pairs, progress))
+
+
+def matched_scores(split: DataSplit, scores: ScoreMatrix, k: int, match: Match) -> ScoreMatrix:
+    """As `itm_scores`, with match probabilities from anywhere. Raises UsageError for a k below 0."""
     if k < 0:
         raise UsageError(f"itm_k = {k} must be 0 (every pair) or more")
     texts, text_of = unique_texts(split.captions)
     pairs = choose_candidates(scores, text_of, len(texts), k)
+    base = ScoreMatrix.zeros(scores.shape, scores.budget_bytes) if k == ALL_PAIRS else scores
+    return base.with_candidates(*_to_captions(pairs, match(texts, pairs), text_of))
+
+
+def match_split(
+    loaded: LoadedModel, split: DataSplit, texts: Sequence[str], pairs: Candidates, progress: Progress
+) -> NDArray[np.float32]:
+    """Probability [pairs] that a split's image and a text match. Raises DataError for an unreadable image."""
     with tempfile.TemporaryDirectory(prefix="cmpagl-itm-") as folder:
         image_tokens = encode_image_tokens(loaded, split.images, Path(folder) / "tokens.npy", progress)
-        probabilities = match_probabilities(loaded, image_tokens, texts, pairs, progress)
-    base = ScoreMatrix.zeros(scores.shape, scores.budget_bytes) if k == ALL_PAIRS else scores
-    return base.with_candidates(*_to_captions(pairs, probabilities, text_of))
+        return match_probabilities(loaded, image_tokens, texts, pairs, progress)
 
 
 def choose_candidates(scores: ScoreMatrix, text_of: Rows, texts: int, k: int) -> Candidates:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cmpagl_core.datasets.prepared import DataSplit
-from cmpagl_core.encoders.export import run_features
 from cmpagl_core.encoders.feature_set import FeatureSet
+from cmpagl_core.encoders.split_encoder import SplitEncoder
 from cmpagl_core.errors import DataError, MismatchError
 from cmpagl_core.evaluation.choosing import RunScorer
 from cmpagl_core.evaluation.evaluate import EvaluateOptions, run_scores
@@ -26,8 +25,8 @@ from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.run_data import EvalSplit, open_tested
 from cmpagl_core.runs import Run
+from cmpagl_core.session import Session
 from cmpagl_core.training.journal import read_journal
-from cmpagl_core.workspace import Workspace
 
 Point = tuple[float, float]
 
@@ -79,29 +78,19 @@ class Evidence:
     worst_images: tuple[WorstImage, ...]
 
 
-def collect(
-    run: Run,
-    workspace: Workspace,
-    data: str | None,
-    split: str,
-    protocol: Protocol,
-    again: bool,
-    device: torch.device,
-    progress: Progress,
-) -> Evidence:
+def collect(session: Session, run: Run, data: str | None, split: str, protocol: Protocol, again: bool) -> Evidence:
     """Everything for one run: its saved evaluation, or a new one if that is missing, out of date or if `again`.
 
     data: name or path of a data set; the run's own if None. Raises DataError, MismatchError.
     """
-    tested = open_tested(workspace, run, data, split)
-    loaded = run.load(device)
+    tested, progress = open_tested(session.workspace, run, data, split), session.progress
+    encoder = SplitEncoder(run, session)
     path = report_path(run.root, split, protocol, tested.other_dataset)
     report = None if again else _kept(path, run, tested, progress)
     if report is None:
-        report = run_scores(RunScorer(run, loaded, progress), tested).report(EvaluateOptions(protocol))
+        report = run_scores(RunScorer(encoder), tested).report(EvaluateOptions(protocol))
         save_report(report, path, progress.say)
-    aligned = run.recipe.losses.aligns_features
-    features = run_features(loaded, run.root.name, tested.split, progress) if aligned else None
+    features = encoder.features(tested.split) if run.recipe.losses.aligns_features else None
     return gather(run, report, tested.split, features)
 
 

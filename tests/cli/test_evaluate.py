@@ -17,9 +17,9 @@ import pytest
 from cmpagl_core.datasets.prepared import open_prepared
 from cmpagl_core.encoders.export import export_features
 from cmpagl_core.encoders.feature_set import load_feature_set, save_feature_set
+from cmpagl_core.encoders.split_encoder import SplitEncoder
 from cmpagl_core.errors import ExitCode
 from cmpagl_core.files import sha256_file
-from cmpagl_core.progress import Silent
 from cmpagl_core.runs import open_run
 from tests.conftest import Cmpagl, rewrite_info
 
@@ -94,7 +94,7 @@ def test_tuning_on_the_test_split_is_refused_and_nothing_kept(cmpagl: Cmpagl, wo
 def test_features_are_evaluated_and_re_ranking_chosen_on_others(cmpagl: Cmpagl, workspace: Path) -> None:
     prepared, run = open_prepared(workspace / "data/tiny"), open_run(workspace / "runs/tiny")
     for split in ("val", "test"):
-        export_features(run, prepared.split(split), workspace / f"{split}.safetensors", Silent(), run.load().device)
+        export_features(SplitEncoder(run), prepared.split(split), workspace / f"{split}.safetensors")
     test, val = workspace / "test.safetensors", workspace / "val.safetensors"
     plain = document(cmpagl, "evaluate", "--features", test, *QUICK)
     assert [row["stage"] for row in plain["rows"]] == ["cosine"]
@@ -208,7 +208,7 @@ def test_both_protocols_come_in_one_document_and_are_kept_apart(cmpagl: Cmpagl, 
         assert {"bounds", "ci95"} <= found["rows"][0].keys()
     prepared, run = open_prepared(workspace / "data/tiny"), open_run(workspace / "runs/tiny")
     features = workspace / "test.safetensors"
-    export_features(run, prepared.split("test"), features, Silent(), run.load().device)
+    export_features(SplitEncoder(run), prepared.split("test"), features)
     of_features = document(cmpagl, "evaluate", "--features", features, "--protocol", "both", *QUICK)
     assert of_features["duplicate_aware"]["rows"][0] == both["duplicate_aware"]["rows"][0]
     scores = save_scores(workspace / "S.npy", workspace / "data/tiny")
@@ -415,7 +415,7 @@ def test_shared_images_and_captions_are_said_wherever_the_number_stands(
 def test_a_feature_file_that_says_nonsense_of_what_was_shared_is_refused(cmpagl: Cmpagl, workspace: Path) -> None:
     prepared, run = open_prepared(workspace / "data/tiny"), open_run(workspace / "runs/tiny")
     path = workspace / "F.safetensors"
-    export_features(run, prepared.split("test"), path, Silent(), run.load().device, overlap="{}")
+    export_features(SplitEncoder(run), prepared.split("test"), path, overlap="{}")
     refused = cmpagl("evaluate", "--features", path)
     assert refused.exit_code == ExitCode.DATA
     assert "is not a record of shared images; export the features again" in refused.output

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file
 
 from cmpagl_core import device
@@ -24,6 +23,7 @@ from cmpagl_core.encoders.feature_set import (
     require_same_model,
     save_feature_set,
 )
+from cmpagl_core.encoders.split_encoder import SplitEncoder
 from cmpagl_core.encoders.tensor_file import open_tensor_file, write_tensor_file
 from cmpagl_core.errors import CmpaglError, DataError, MismatchError
 from cmpagl_core.processes import Process, own_process
@@ -151,9 +151,8 @@ def test_an_export_is_what_the_model_says_and_byte_identical_when_repeated(
 ) -> None:
     run, prepared = open_run(tiny_run), open_prepared(tiny_prepared)
     split = prepared.split("test")
-    cpu = run.load().device
-    made = export_features(run, split, tmp_path / "1", Silent(), cpu, prepared.manifest.sha256)
-    export_features(run, split, tmp_path / "2", Silent(), cpu, prepared.manifest.sha256)
+    made = export_features(SplitEncoder(run), split, tmp_path / "1", prepared.manifest.sha256)
+    export_features(SplitEncoder(run), split, tmp_path / "2", prepared.manifest.sha256)
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
 
     read, loaded = load_feature_set(tmp_path / "1"), run.load()
@@ -172,7 +171,7 @@ def test_an_export_and_an_index_name_the_precision_that_they_were_computed_in(
     run, prepared = open_run(tiny_run), open_prepared(tiny_prepared)
     half = replace(run, recipe=override_recipe(run.recipe, ["train.precision=bf16"]))
     monkeypatch.setattr(device, "_computes", lambda *_: False)
-    made = export_features(half, prepared.split("test"), tmp_path / "f", Silent(), torch.device("cpu"))
+    made = export_features(SplitEncoder(half), prepared.split("test"), tmp_path / "f")
     index = build_index(CmpaglEncoder(half, Silent()), dataset_source(prepared), tmp_path / "index", Silent()).index
     assert made.info.precision == index.info.precision == "fp32"
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cmpagl_core.datasets.prepared import DataSplit, open_prepared
-from cmpagl_core.encoders.export import run_features
+from cmpagl_core.encoders.split_encoder import SplitEncoder
 from cmpagl_core.errors import DataError, GuardError, MismatchError, UsageError
 from cmpagl_core.evaluation import result
 from cmpagl_core.evaluation.choosing import RunScorer, TuneRequest, choose_missing, params_for, tune_run
@@ -72,7 +72,7 @@ def of_run(run: Run, split: DataSplit, options: EvaluateOptions = QUICK) -> Retr
 
 
 def scorer_of(run: Run) -> RunScorer:
-    return RunScorer(run, run.load(CPU), Silent())
+    return RunScorer(SplitEncoder(run))
 
 
 def test_scores_of_anybody_are_evaluated_as_by_hand(split: DataSplit) -> None:
@@ -174,15 +174,14 @@ def test_a_split_that_the_run_was_chosen_on_is_said_to_flatter(run: Run, split: 
 def test_without_pre_alignment_the_ranking_comes_from_itm(run: Run, tiny_prepared: Path) -> None:
     split = open_prepared(tiny_prepared).split("test")
     recipe = override_recipe(run.recipe, ["losses.pre_alignment=false"])
-    loaded = replace(run.load(), recipe=recipe)
-    scorer = RunScorer(replace(run, recipe=recipe), loaded, Silent())
+    scorer = RunScorer(SplitEncoder(replace(run, recipe=recipe)))
     report = run_scores(scorer, EvalSplit(split)).report(QUICK)
     assert [row.stage for row in report.rows] == ["itm"]
     assert report.stamp.itm_k == 0
 
 
 def test_features_are_evaluated_like_the_run_they_came_from(run: Run, split: DataSplit) -> None:
-    features = run_features(run.load(), "tiny", split, Silent())
+    features = SplitEncoder(run).features(split)
     of_features = feature_scores(features).report(QUICK)
     from_run = of_run(run, split, replace(QUICK, rerank="none", itm_k=0))
     assert of_features.rows[0] == from_run.rows[0]
@@ -313,7 +312,7 @@ def test_parameters_of_another_split_or_model_are_not_used(run: Run, tmp_path: P
         path.write_text(json.dumps({**whole, "chooser": {**whole["chooser"], key: "0" * 64}}))
         assert read_params(run, said).by_scores == {}
         assert "is not used: it was chosen for other weights or on another split" in said.messages.pop()
-    fresh = params_for(Workspace(tmp_path), RunScorer(run, run.load(), said), "smr")
+    fresh = params_for(Workspace(tmp_path), RunScorer(SplitEncoder(run)), "smr")
     assert read_params(run) == fresh
     for broken, words in (
         ({**whole, "by_scores": 3}, "by_scores"),

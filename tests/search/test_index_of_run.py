@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from cmpagl_core import device
 from cmpagl_core.datasets.prepared import open_prepared
@@ -16,6 +15,7 @@ from cmpagl_core.encoders.cmpagl import CmpaglEncoder
 from cmpagl_core.encoders.encode import encode_captions, encode_images
 from cmpagl_core.encoders.export import export_features
 from cmpagl_core.encoders.feature_set import load_feature_set
+from cmpagl_core.encoders.split_encoder import SplitEncoder
 from cmpagl_core.encoders.tensor_file import open_tensor_file
 from cmpagl_core.errors import UsageError
 from cmpagl_core.imagery.image_ref import ImageRef
@@ -144,7 +144,7 @@ def test_a_run_that_ranks_nothing_by_its_features_is_refused(run: Run, image_fol
 
 def test_a_feature_set_is_searched_like_an_index(run: Run, tiny_prepared: Path, tmp_path: Path) -> None:
     prepared = open_prepared(tiny_prepared)
-    export_features(run, prepared.split("all"), tmp_path / "f.safetensors", Silent(), torch.device("cpu"))
+    export_features(SplitEncoder(run), prepared.split("all"), tmp_path / "f.safetensors")
     build_index(CmpaglEncoder(run, Silent()), dataset_source(prepared), tmp_path / "index", Silent())
     exported = index_of_features(tmp_path / "f.safetensors", load_feature_set(tmp_path / "f.safetensors"))
     indexed = open_index(tmp_path / "index")

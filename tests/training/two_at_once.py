@@ -27,6 +27,7 @@ from cmpagl_core.datasets.building import build  # noqa: F401 - before the forks
 from cmpagl_core.datasets.prepare import prepare
 from cmpagl_core.datasets.prepared import open_prepared
 from cmpagl_core.datasets.request import PrepareRequest
+from cmpagl_core.encoders.split_encoder import SplitEncoder
 from cmpagl_core.errors import CmpaglError
 from cmpagl_core.evaluation.choosing import RunScorer, params_for
 from cmpagl_core.progress import Advance, Progress, Silent
@@ -162,7 +163,7 @@ class Bench:
 
         def work(progress: Progress) -> str:
             run = open_run(self.workspace.find("runs", "tiny"))
-            params_for(self.workspace, RunScorer(run, run.load(CPU), progress), reranking)
+            params_for(self.workspace, RunScorer(SplitEncoder(run, self.session(progress))), reranking)
             return reranking
 
         return work
