@@ -34,11 +34,12 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column: the row's key, its heading, and the decimals of numbers in tables for people."""
+    """A column: the row's key, its heading, the decimals of numbers in tables for people, and the key of its link."""
 
     key: str
     head: str = ""
     digits: int = 2
+    link: str = ""
 
     @property
     def title(self) -> str:
@@ -251,10 +252,22 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], title: 
         numbers = any(isinstance(row.get(column.key), int | float) for row in rows)
         table.add_column(Text(column.title), justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(shown(row.get(column.key), column.digits)) for column in columns))
+        table.add_row(*(_cell(row, column) for column in columns))
     with console.capture() as captured:
         console.print(table)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _cell(row: Mapping[str, Any], column: Column) -> Any:
+    """A cell of a table: text, linked where the terminal can (OSC 8), or something that rich draws by itself."""
+    from rich.style import Style
+    from rich.text import Text
+
+    value = row.get(column.key)
+    if hasattr(value, "__rich_console__"):
+        return value
+    link = Style(link=row.get(column.link)) if column.link else ""
+    return Text(shown(value, column.digits), style=link)
 
 
 def _says(text: str) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cmpagl_cli.commands.options import FormatOption, IndexOption, OutputFormat, settings
-from cmpagl_cli.commands.retrieve import in_short
+from cmpagl_cli.hits import in_short
 from cmpagl_cli.views import Column, emit
 
 if TYPE_CHECKING:

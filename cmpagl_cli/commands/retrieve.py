@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 from cmpagl_cli.commands.options import BandsOption, IndexOption, OutputFormat, Settings, StretchOption, settings
-from cmpagl_cli.views import Column, echo, emit
+from cmpagl_cli.hits import HitFormat, answers_as_text, hits_as_text
+from cmpagl_cli.views import echo
 
 if TYPE_CHECKING:
     from cmpagl_core.imagery.reading import Reading
     from cmpagl_core.search.index import GalleryIndex
     from cmpagl_core.search.query import Hit, Query
 
-RetrieveFormat = Literal["table", "json", "jsonl", "csv", "markdown", "latex", "paths", "geojson"]
 RetrieveFormatOption = Annotated[
-    RetrieveFormat,
-    typer.Option("--format", help="Format of the result on stdout; paths: only file paths; geojson: footprints."),
+    HitFormat,
+    typer.Option("--format", help="Format of the result; paths: only file paths; geojson, gpkg: footprints."),
 ]
 
 
@@ -89,8 +92,12 @@ def retrieve(
         str | None, typer.Option("--run", metavar="NAME|DIR", help="Run that encodes the query. Default: the index's.")
     ] = None,
     rerank: Annotated[
-        Literal["none", "itm"],
-        typer.Option("--rerank", help="itm: re-score the top 32 with the ITM head; needs the run and takes seconds."),
+        Literal["none", "itm", "csls", "dual-softmax"],
+        typer.Option(
+            "--rerank",
+            help="itm: re-score the top 32 with the ITM head. csls, dual-softmax: rank by cosine minus each image's "
+            "offset, from the run's training captions. Both need the run.",
+        ),
     ] = "none",
     gallery: Annotated[
         Path | None, typer.Option("--gallery", metavar="FILE", help="Write the hits to an HTML page.")
@@ -105,13 +112,20 @@ def retrieve(
         Path | None,
         typer.Option("--crops", metavar="DIR", help="Write each hit to this folder as a PNG, as the model saw it."),
     ] = None,
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails", help="Show the images in the terminal (extra `thumbnails`).")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the result to a file instead of stdout.")
+    ] = None,
     format: RetrieveFormatOption = "table",
 ) -> None:
     """Find images by text, by example, or by a mixture of both in the newest index.
 
     If there is no index, one of all images of the newest run's data set is built first. Filters apply before the
     search, so they never reduce the number of hits below K if there are K matches. Scores are cosines; with --rerank
-    itm, cosine + match probability. --queries runs many text queries at once.
+    itm, cosine + match probability; with csls or dual-softmax, cosine - offset of the image. --queries runs many text
+    queries at once.
 
     Examples:
       cmpagl retrieve "two baseball fields next to a road"
@@ -119,6 +133,7 @@ def retrieve(
       cmpagl retrieve "harbour" --plus "2:storage tanks" --minus ships --plus mine.jpg
       cmpagl retrieve "solar farm" --near 12.5,55.7 --within 20km --from 2024-05 --format geojson
       cmpagl retrieve --image mine.jpg --diverse --crops found
+      cmpagl retrieve "harbour" --rerank csls --format gpkg --out harbours.gpkg
       cmpagl retrieve --queries queries.txt -k 5 --format jsonl
     """
     from cmpagl_core.errors import UsageError
@@ -129,11 +144,12 @@ def retrieve(
     if until in ("images", "captions"):
         raise UsageError("--to is a date", hint="for captions call `cmpagl caption IMAGE`")
     asked = _queries(text, image, like, plus or [], minus or [], queries, _reading(image, bands, stretch))
-    one_alone = rerank != "none" or gallery is not None or open_page or regions or crops or copy_to
-    if queries is not None and (one_alone or format in ("paths", "geojson")):
+    _check_output(queries, format, out, thumbnails)
+    one_alone = rerank == "itm" or gallery is not None or open_page or regions or crops or copy_to
+    if queries is not None and one_alone:
         raise UsageError(
             "--queries prints one list of hits per query",
-            hint="leave out --rerank, --regions, --gallery, --open, --copy-to, --crops and formats of files",
+            hint="leave out --rerank itm, --regions, --gallery, --open, --copy-to and --crops",
         )
     filters = Filters(
         None if bbox is None else parse_box(bbox),
@@ -144,26 +160,93 @@ def retrieve(
     given = settings(ctx)
     page = gallery if gallery is not None or not open_page else given.workspace.root / "gallery.html"
     searcher = open_searcher(given.session, index, features, run)
+    if rerank in ("csls", "dual-softmax"):
+        from cmpagl_core.search.query_bank import with_bank
+
+        searcher = with_bank(given.session, searcher, rerank, run)
     narrowed = Narrowed(filters.mask(searcher.gallery), min_score, diverse)
     if queries is not None:
-        _show_answers(asked, searcher.search(asked, k, narrowed), _plain(format))
+        _put(answers_as_text(asked, searcher.search(asked, k, narrowed), cast(OutputFormat, format)), out)
         return
-    if rerank == "none":
-        hits = searcher.search(asked, k, narrowed)[0]
-    else:
+    if rerank == "itm":
         hits = searcher.search_with_itm(asked[0], k, narrowed)
+    else:
+        hits = searcher.search(asked, k, narrowed)[0]
     if len(hits) < k and (filters.are_given or min_score is not None):
         given.progress.say(f"the filters leave {len(hits)} images")
-    hits, merged = _merged(hits) if regions else (hits, None)
-    _show_hits(hits, format, merged)
+    hits, more = _merged(hits) if regions else (hits, [{}] * len(hits))
+    if rerank != "none" and format != "table":
+        more = [{**columns, "rerank": rerank} for columns in more]
+    query = _GalleryQuery(searcher.gallery, text or like or "", image, _SCORES[rerank])
+    if format == "gpkg":
+        from cmpagl_core.search.geo_export import export_hits
+
+        assert out is not None
+        given.progress.say(f"{export_hits(hits, out)} of {len(hits)} hits have a place: {out}")
+    elif format == "html":
+        _put(query.page(hits, given), out)
+    else:
+        _put(hits_as_text(hits, format, more, thumbnails), out)
     _write_files(given, hits, copy_to, crops)
     if page is not None:
-        scores = "cosines" if rerank == "none" else "cosine + match probability"
-        _write_page(given, page, searcher.gallery, hits, text or like or "", image, scores)
+        from cmpagl_core.files import write_text
+
+        write_text(page, query.page(hits, given))
+        given.progress.say(f"gallery: {page}")
         if open_page:
             import webbrowser
 
             webbrowser.open(page.absolute().as_uri())
+
+
+_SCORES = {
+    "none": "cosines",
+    "itm": "cosine + match probability",
+    "csls": "cosine - CSLS offset from training captions",
+    "dual-softmax": "cosine - dual softmax offset from training captions",
+}
+
+
+@dataclass(frozen=True)
+class _GalleryQuery:
+    """What the page of hits says of the query."""
+
+    gallery: GalleryIndex
+    text: str
+    image: Path | None
+    scores: str
+
+    def page(self, hits: Sequence[Hit], given: Settings) -> str:
+        from cmpagl_core.search.gallery import GalleryQuery, render_gallery
+
+        info, count = self.gallery.info, len(self.gallery)
+        query = GalleryQuery(self.text, self.image, info.name, count, info.model, self.scores, info.reading)
+        return render_gallery(query, hits, given.progress)
+
+
+def _check_output(queries: Path | None, format: HitFormat, out: Path | None, thumbnails: bool) -> None:
+    from cmpagl_core.errors import UsageError
+
+    if queries is not None and (thumbnails or format in ("paths", "geojson", "gpkg", "html")):
+        raise UsageError(
+            "--queries prints one list of hits per query", hint="choose a table, json, jsonl, csv, markdown or latex"
+        )
+    if format == "gpkg" and out is None:
+        raise UsageError("a GeoPackage is a file", hint="name it: --out hits.gpkg")
+    on_terminal = sys.stdout.isatty() and os.get_terminal_size(sys.stdout.fileno()).columns > 0
+    if thumbnails and (format != "table" or out is not None or not on_terminal):
+        raise UsageError("--thumbnails are for a table in a terminal", hint="leave it out, or use --gallery FILE")
+
+
+def _put(text: str, out: Path | None) -> None:
+    """Write text to a file, or to stdout."""
+    if out is None:
+        if text:
+            echo(text)
+        return
+    from cmpagl_core.files import write_text
+
+    write_text(out, text + "\n")
 
 
 def _queries(
@@ -224,12 +307,12 @@ def _reading(image: Path | None, bands: str | None, stretch: str | None) -> Read
     return Reading(bands or AUTO, stretch or AUTO)
 
 
-def _merged(hits: Sequence[Hit]) -> tuple[list[Hit], list[int]]:
+def _merged(hits: Sequence[Hit]) -> tuple[list[Hit], list[dict[str, Any]]]:
     """Hits whose touching tiles are one, and of how many tiles each is."""
     from cmpagl_core.search.answers import merge_regions
 
     found = merge_regions(hits)
-    return [region.hit for region in found], [len(region.image_ids) for region in found]
+    return [region.hit for region in found], [{"tiles": len(region.image_ids)} for region in found]
 
 
 def _write_files(given: Settings, hits: Sequence[Hit], copy_to: Path | None, crops: Path | None) -> None:
@@ -239,79 +322,3 @@ def _write_files(given: Settings, hits: Sequence[Hit], copy_to: Path | None, cro
         given.progress.say(f"copied {copy_files(hits, copy_to)} files to {copy_to}")
     if crops is not None:
         given.progress.say(f"wrote {write_crops(hits, crops)} crops to {crops}")
-
-
-def _plain(format: RetrieveFormat) -> OutputFormat:
-    return cast("OutputFormat", format)
-
-
-def _show_hits(hits: Sequence[Hit], format: RetrieveFormat, merged: Sequence[int] | None) -> None:
-    if format == "paths":
-        for path in dict.fromkeys(str(hit.image.path) for hit in hits):
-            echo(path)
-        return
-    if format == "geojson":
-        from cmpagl_core.search.answers import geojson
-
-        echo(geojson(hits))
-        return
-    tiles = [{}] * len(hits) if merged is None else [{"tiles": count} for count in merged]
-    more = [] if merged is None else [Column("tiles")]
-    if format == "table":
-        rows = [{**_in_a_table(hit), **count} for hit, count in zip(hits, tiles, strict=True)]
-        last = [Column(key) for key in ("date", "captions") if any(row[key] for row in rows)]
-        emit(rows, [Column("rank"), Column("score", digits=3), Column("image_id", "image"), *more, *last])
-        return
-    from cmpagl_core.search.answers import document
-
-    rows = [{**document(hit), **count} for hit, count in zip(hits, tiles, strict=True)]
-    emit(rows, [*_columns(hits), *more], _plain(format))
-
-
-def _columns(hits: Sequence[Hit]) -> list[Column]:
-    from cmpagl_core.search.answers import place_of
-
-    keys = ("rank", "image_id", "path", "score", "captions")
-    places = dict.fromkeys(key for hit in hits for key in place_of(hit.image))
-    return [Column(key, digits=3) for key in (*keys, *places)]
-
-
-def _show_answers(queries: Sequence[Query], answers: Sequence[Sequence[Hit]], format: OutputFormat) -> None:
-    """The hits of many queries: JSON has an object per query, other formats a row per hit."""
-    from cmpagl_core.search.answers import document
-
-    texts = [getattr(query, "text", "") for query in queries]
-    pairs = list(zip(texts, answers, strict=True))
-    if format in ("json", "jsonl"):
-        documents = [{"query": text, "hits": [document(hit) for hit in hits]} for text, hits in pairs]
-        emit(documents, ["query", "hits"], format)
-    elif format == "table":
-        rows = [{"query": text if hit.rank == 1 else "", **_in_a_table(hit)} for text, hits in pairs for hit in hits]
-        columns = [Column("query"), Column("rank"), Column("score", digits=3), Column("image_id", "image")]
-        emit(rows, columns)
-    else:
-        rows = [{"query": text, **document(hit)} for text, hits in pairs for hit in hits]
-        emit(rows, [Column("query"), *_columns([hit for hits in answers for hit in hits])], format)
-
-
-def _in_a_table(hit: Hit) -> dict[str, Any]:
-    captions = in_short(hit.captions)
-    date = "" if hit.image.scene is None else hit.image.scene.geo.date
-    return {"rank": hit.rank, "score": hit.score, "image_id": hit.image.image_id, "date": date, "captions": captions}
-
-
-def in_short(texts: Sequence[str]) -> str:
-    """The first two distinct texts, and how many more there are."""
-    different = list(dict.fromkeys(texts))
-    more = f" (+{len(different) - 2})" if len(different) > 2 else ""
-    return " | ".join(different[:2]) + more
-
-
-def _write_page(
-    given: Settings, page: Path, found: GalleryIndex, hits: Sequence[Hit], text: str, image: Path | None, scores: str
-) -> None:
-    from cmpagl_core.search.gallery import GalleryQuery, write_gallery
-
-    query = GalleryQuery(text, image, found.info.name, len(found), found.info.model, scores, found.info.reading)
-    write_gallery(page, query, hits, given.progress)
-    given.progress.say(f"gallery: {page}")

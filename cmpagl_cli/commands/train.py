@@ -104,7 +104,7 @@ def _show_run(run: Run, format: OutputFormat) -> None:
 
 def _smr(run: Run) -> tuple[Gammas | None, float | None]:
     """The gammas chosen in training, and mR with them on the selection split."""
-    from cmpagl_core.evaluation.kept_params import read_params
+    from cmpagl_core.ranking.kept_params import read_params
 
     chosen = next(iter(read_params(run).by_scores.values()), None)
     return (None, None) if chosen is None else (chosen.smr, chosen.smr_mr)

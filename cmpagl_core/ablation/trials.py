@@ -18,12 +18,12 @@ from cmpagl_core.encoders.split_encoder import SplitEncoder
 from cmpagl_core.errors import DataError, InterruptedByUserError, MismatchError
 from cmpagl_core.evaluation.choosing import RunScorer, choose_missing
 from cmpagl_core.evaluation.evaluate import EvaluateOptions, run_scores
-from cmpagl_core.evaluation.kept_params import read_params
 from cmpagl_core.evaluation.result import RetrievalReport, load_report, save_report
 from cmpagl_core.evaluation.stages import wanted_stages
 from cmpagl_core.files import read_json, sha256_file, write_json
 from cmpagl_core.locks import hold
 from cmpagl_core.progress import Progress, Silent
+from cmpagl_core.ranking.kept_params import read_params
 from cmpagl_core.ranking.rerank import ChosenParams
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import override_recipe

@@ -17,7 +17,6 @@ from cmpagl_core.encoders.feature_set import load_feature_set
 from cmpagl_core.encoders.result_cache import Values
 from cmpagl_core.encoders.split_encoder import SplitEncoder
 from cmpagl_core.errors import DataError, GuardError, MismatchError, UsageError
-from cmpagl_core.evaluation.kept_params import add_params, read_params
 from cmpagl_core.evaluation.protocol import require_not_test
 from cmpagl_core.evaluation.score_files import equal_scores, open_scores, read_scores_info, require_shape
 from cmpagl_core.evaluation.sensitivity import Sensitivity, smr_sensitivity
@@ -25,6 +24,7 @@ from cmpagl_core.evaluation.stages import Available, Base, Stage, wanted_stages
 from cmpagl_core.evaluation.tune import SmrChoice, SmrGrid, choose_params, choose_smr, choose_temperature
 from cmpagl_core.progress import Progress
 from cmpagl_core.ranking.itm import ALL_PAIRS, Candidates, match_split, matched_scores
+from cmpagl_core.ranking.kept_params import add_params, read_params
 from cmpagl_core.ranking.rerank import TEMPERED, ChosenParams, RerankParams
 from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.ranking.smr import SmrForm

@@ -26,7 +26,6 @@ from cmpagl_core.evaluation.choosing import (
     require_other_scores,
 )
 from cmpagl_core.evaluation.groups import By, GroupRow, by_length, by_scene
-from cmpagl_core.evaluation.kept_params import read_params
 from cmpagl_core.evaluation.protocol import (
     PROTOCOLS,
     Overlap,
@@ -41,6 +40,7 @@ from cmpagl_core.evaluation.result import Queries, RetrievalReport, report_path,
 from cmpagl_core.evaluation.score_files import ScoresInfo, open_scores, read_scores_info, require_shape, save_scores
 from cmpagl_core.evaluation.stages import Available, Base, Stage, plan_stages, score_stages
 from cmpagl_core.files import sha256_file
+from cmpagl_core.ranking.kept_params import read_params
 from cmpagl_core.ranking.rerank import ChosenParams
 from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.run_data import EvalSplit, open_tested

@@ -30,7 +30,7 @@ def csls(scores: ScoreMatrix, neighbours: int = CSLS_NEIGHBOURS) -> ScoreMatrix:
     if neighbours < 1:
         raise UsageError(f"neighbours = {neighbours} must be at least 1")
     held = scores.in_memory()
-    rows, cols = _mean_of_greatest(held, neighbours), _mean_of_greatest(held.transposed(), neighbours)
+    rows, cols = mean_of_greatest(held, neighbours), mean_of_greatest(held.transposed(), neighbours)
     return ScoreMatrix(_OffsetSource(held.source, 2.0, rows, cols), scores.budget_bytes)
 
 
@@ -40,7 +40,7 @@ def dual_softmax(scores: ScoreMatrix, temperature: float) -> ScoreMatrix:
     The logarithm gives the same ranking and cannot underflow. temperature: T, above 0. Raises UsageError otherwise.
     """
     held = _held_for(scores, temperature)
-    rows, cols = _log_sum_exp(held, temperature), _log_sum_exp(held.transposed(), temperature)
+    rows, cols = log_sum_exp(held, temperature), log_sum_exp(held.transposed(), temperature)
     return ScoreMatrix(_OffsetSource(held.source, 2.0 * temperature, rows, cols), scores.budget_bytes)
 
 
@@ -105,12 +105,12 @@ def _even_offsets(scores: ScoreMatrix, temperature: float, tolerance: float) -> 
     (temperature 100) take tens of sweeps instead of hundreds. The last sweep is a plain one, so that its error is true.
     """
     turned, log_rows, log_cols = scores.transposed(), np.log(scores.shape[0]), np.log(scores.shape[1])
-    rows = _log_sum_exp(scores, temperature) + log_rows
-    cols = _log_sum_exp(turned, temperature, rows) + log_cols
+    rows = log_sum_exp(scores, temperature) + log_rows
+    cols = log_sum_exp(turned, temperature, rows) + log_cols
     target = aim = np.log1p(tolerance)
     factor, plain, before = 1.0, True, np.inf
     for sweep in range(1, SINKHORN_SWEEPS):
-        change = _log_sum_exp(scores, temperature, cols) + log_rows - rows  # the logarithms of rows' shares
+        change = log_sum_exp(scores, temperature, cols) + log_rows - rows  # the logarithms of rows' shares
         error = float(np.abs(change).max())
         if plain and error <= target:
             break
@@ -122,8 +122,8 @@ def _even_offsets(scores: ScoreMatrix, temperature: float, tolerance: float) -> 
         if plain and factor > 1.0:
             aim, before = aim / 2, np.inf
         rows = rows + step * change
-        cols = cols + step * (_log_sum_exp(turned, temperature, rows) + log_cols - cols)
-    return rows, _log_sum_exp(turned, temperature, rows) + log_cols
+        cols = cols + step * (log_sum_exp(turned, temperature, rows) + log_cols - cols)
+    return rows, log_sum_exp(turned, temperature, rows) + log_cols
 
 
 def _relaxation(factor: float, shrinkage: float) -> float:
@@ -136,7 +136,7 @@ def _relaxation(factor: float, shrinkage: float) -> float:
     return max(factor, 2.0 / (1.0 + math.sqrt(1.0 - min(unrelaxed, 1.0 - 1e-5))))
 
 
-def _mean_of_greatest(scores: ScoreMatrix, count: int) -> Offsets:
+def mean_of_greatest(scores: ScoreMatrix, count: int) -> Offsets:
     queries, gallery = scores.shape
     taken = min(count, gallery)
     means = np.empty(queries)
@@ -153,7 +153,7 @@ def _held_for(scores: ScoreMatrix, temperature: float) -> ScoreMatrix:
     return scores.in_memory()
 
 
-def _log_sum_exp(scores: ScoreMatrix, temperature: float, offsets: Offsets | None = None) -> Offsets:
+def log_sum_exp(scores: ScoreMatrix, temperature: float, offsets: Offsets | None = None) -> Offsets:
     """log sum_j exp(T S_ij - offset_j) of each row i. offsets: [gallery], 0 where there are none."""
     queries, gallery = scores.shape
     taken = np.zeros(gallery) if offsets is None else offsets

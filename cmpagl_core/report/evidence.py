@@ -17,11 +17,11 @@ from cmpagl_core.errors import DataError, MismatchError
 from cmpagl_core.evaluation.choosing import RunScorer
 from cmpagl_core.evaluation.evaluate import EvaluateOptions, run_scores
 from cmpagl_core.evaluation.groups import GroupRow, by_scene
-from cmpagl_core.evaluation.kept_params import read_params
 from cmpagl_core.evaluation.protocol import Protocol
 from cmpagl_core.evaluation.result import RetrievalReport, load_report, report_path, save_report
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.progress import Progress
+from cmpagl_core.ranking.kept_params import read_params
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.run_data import EvalSplit, open_tested
 from cmpagl_core.runs import Run

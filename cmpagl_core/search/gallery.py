@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cmpagl_core.files import write_text
 from cmpagl_core.html_page import render_page
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.reading import DEFAULT, Reading
@@ -39,16 +38,11 @@ class _Tile:
     share: float  # length of the score bar, 0 to 100
 
 
-def write_gallery(out: Path, query: GalleryQuery, hits: Sequence[Hit], progress: Progress) -> None:
-    """Write the page. A missing or broken image is shown as missing, with its id, score and captions.
-
-    Raises CmpaglError if writing fails.
-    """
-    write_text(out, render_gallery(query, hits, progress))
-
-
 def render_gallery(query: GalleryQuery, hits: Sequence[Hit], progress: Progress) -> str:
-    """The page as text, with all external text escaped."""
+    """The page as text, with all external text escaped.
+
+    A missing or broken image is shown as missing, with its id, score and captions.
+    """
     tiles: list[_Tile] = []
     with progress.task("thumbnails", len(hits), "img") as advance:
         for hit in hits:
@@ -61,7 +55,7 @@ def render_gallery(query: GalleryQuery, hits: Sequence[Hit], progress: Progress)
 
 
 def _tile(hit: Hit, hits: Sequence[Hit]) -> _Tile:
-    """The score bar spans slightly below the worst shown score to the best, so that differences are visible."""
-    best, worst = hits[0].score, hits[-1].score
-    share = 15 + 85 * (hit.score - worst) / (best - worst) if best > worst else 100.0
+    """The score bar spans 0, which the page states, to the best score; a score below 0 has none."""
+    best = hits[0].score
+    share = 100 * max(hit.score, 0.0) / best if best > 0 else 0.0
     return _Tile(hit, tuple(dict.fromkeys(hit.captions)), thumbnail(hit.image, _THUMBNAIL_PX), share)

@@ -1,7 +1,8 @@
-"""An index as a table for GIS and data tools: GeoParquet or GeoPackage, a footprint for each image (extra `geo`)."""
+"""An index, or hits, as a table for GIS and data tools: GeoParquet or GeoPackage, with footprints (extra `geo`)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from cmpagl_core.errors import CmpaglError, UsageError
 from cmpagl_core.files import atomic_path
 from cmpagl_core.imagery.image_ref import ImageRef, Window
 from cmpagl_core.search.index import GalleryIndex
+from cmpagl_core.search.query import Hit
 
 CRS = "EPSG:4326"
 _LAYER = "images"
@@ -28,28 +30,54 @@ def export_index(index: GalleryIndex, out: Path, with_features: bool = False) ->
         raise UsageError(f"{out} has neither the suffix .parquet nor .gpkg", hint="choose one of them")
     if with_features and suffix == ".gpkg":
         raise UsageError("a GeoPackage has no lists, so it cannot store features", hint="write a .parquet file")
-    try:
-        import geopandas
-    except ImportError as error:
-        raise UsageError("geopandas is not installed", hint="pip install 'cmpagl[geo]'") from error
     images = [index.image(row) for row in range(len(index))]
-    columns: dict[str, Any] = {
+    columns = _about(images)
+    if with_features:
+        columns["feature"] = list(np.asarray(index.image_features))
+    return _write(columns, images, out, _LAYER)
+
+
+def export_hits(hits: Sequence[Hit], out: Path) -> int:
+    """Write hits to `out`, a .gpkg file, in the order of their ranks, and return how many have a place.
+
+    Raises UsageError for another suffix or when geopandas is not installed, CmpaglError when the disk refuses.
+    """
+    if out.suffix.lower() != ".gpkg":
+        raise UsageError(f"{out} does not have the suffix .gpkg", hint="rename it")
+    images = [hit.image for hit in hits]
+    columns = {
+        "rank": [hit.rank for hit in hits],
+        "score": [hit.score for hit in hits],
+        **_about(images),
+        "captions": [" | ".join(hit.captions) for hit in hits],
+    }
+    return _write(columns, images, out, "hits")
+
+
+def _about(images: list[ImageRef]) -> dict[str, Any]:
+    return {
         "image_id": [image.image_id for image in images],
         "path": [str(image.path) for image in images],
         **_windows(images),
         "crs": ["" if image.scene is None else image.scene.geo.crs for image in images],
         "date": ["" if image.scene is None else image.scene.geo.date for image in images],
     }
-    if with_features:
-        columns["feature"] = list(np.asarray(index.image_features))
+
+
+def _write(columns: dict[str, Any], images: list[ImageRef], out: Path, layer: str) -> int:
+    """Write columns with the images' footprints; the suffix says how. Returns how many images have one."""
+    try:
+        import geopandas
+    except ImportError as error:
+        raise UsageError("geopandas is not installed", hint="pip install 'cmpagl[geo]'") from error
     table = geopandas.GeoDataFrame(columns, geometry=_footprints(images), crs=CRS)
     with atomic_path(out) as partial:
         try:
-            if suffix == ".parquet":
+            if out.suffix.lower() == ".parquet":
                 table.to_parquet(partial, index=False)
             else:
                 named = partial.with_name(f"{partial.name}.gpkg")  # GDAL warns of another suffix
-                table.to_file(named, layer=_LAYER, driver="GPKG", engine="pyogrio")
+                table.to_file(named, layer=layer, driver="GPKG", engine="pyogrio")
                 named.replace(partial)
         except OSError:
             raise

@@ -86,11 +86,11 @@ def encoder_of(gallery: GalleryIndex, session: Session, run: str | None = None) 
         return encoder
     from cmpagl_core.encoders.cmpagl import CmpaglEncoder
 
-    made = CmpaglEncoder(_run_of(gallery, session.workspace, run), session.progress, session.device())
+    made = CmpaglEncoder(run_of(gallery, session.workspace, run), session.progress, session.device())
     return made.preparing_as(gallery.info.preprocessing)
 
 
-def _run_of(gallery: GalleryIndex, workspace: Workspace, run: str | None) -> Run:
+def run_of(gallery: GalleryIndex, workspace: Workspace, run: str | None) -> Run:
     """The run whose model made the gallery: the named one, else the recorded one, else any in the workspace.
 
     Raises MismatchError if it is another model, DataError if there is no run.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,12 @@ class Searcher:
         self._make_encoder, self._progress = make_encoder, progress
         self._images: Store = open_store(gallery)
         self._passes = 0
+
+    def searching(self, store: Store) -> Searcher:
+        """The same gallery and encoder with another store of the images."""
+        other = copy(self)
+        other._images = store
+        return other
 
     def search(self, queries: Sequence[Query], k: int, narrowed: Narrowed = ALL) -> list[list[Hit]]:
         """The k nearest images of each query, best first.

@@ -15,10 +15,10 @@ import torch
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.device import usable_precision
 from cmpagl_core.errors import InterruptedByUserError
-from cmpagl_core.evaluation.kept_params import Chooser, write_params
 from cmpagl_core.evaluation.protocol import seen_of
 from cmpagl_core.interruption import Interruption
 from cmpagl_core.progress import Advance, Progress
+from cmpagl_core.ranking.kept_params import Chooser, write_params
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.runs import (
     INFO_FILE,

@@ -15,14 +15,23 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import Result
 
+from cmpagl_core.datasets.prepared import open_prepared
+from cmpagl_core.datasets.same_caption import caption_key
+from cmpagl_core.datasets.splits import selection_splits
+from cmpagl_core.encoders.cmpagl import CmpaglEncoder
 from cmpagl_core.encoders.feature_set import load_feature_set
 from cmpagl_core.imagery.images import open_image, to_pixel_values
 from cmpagl_core.locks import hold
+from cmpagl_core.progress import Silent
+from cmpagl_core.ranking.kept_params import Chooser, write_params
+from cmpagl_core.ranking.rerank import RerankParams
 from cmpagl_core.runs import open_run, save_run
+from cmpagl_core.search.index import open_index
 
 Ask = Callable[..., Result]
 
@@ -440,3 +449,90 @@ def test_filters_and_scores_narrow_what_is_found(find: Ask, tmp_path: Path) -> N
     assert len(list((tmp_path / "copies").iterdir())) == len(list((tmp_path / "crops").glob("*.png"))) == 3
     geo = json.loads(find("square", "-k", "2", "--format", "geojson").stdout)
     assert [feature["geometry"] for feature in geo["features"]] == [None, None]
+
+
+def test_hits_are_written_to_files_as_other_programs_take_them(find: Ask, tmp_path: Path) -> None:
+    import geopandas
+
+    hits = answer(find("square", "-k", "3", "--format", "json"))
+    for format in ("json", "html", "gpkg"):
+        done = find("square", "-k", "3", "--format", format, "--out", f"hits.{format}")
+        assert (done.exit_code, done.stdout) == (0, ""), done.stderr
+    assert json.loads((tmp_path / "hits.json").read_text()) == hits
+    assert (tmp_path / "hits.html").read_text().count("<article>") == 3
+    table = geopandas.read_file(tmp_path / "hits.gpkg", engine="pyogrio")
+    assert list(table["image_id"]) == [hit["image_id"] for hit in hits]
+    assert list(table["rank"]) == [1, 2, 3]
+    assert find("square", "-k", "3", "--format", "html").stdout.count("<article>") == 3
+
+
+@pytest.mark.parametrize("rerank", ["csls", "dual-softmax"])
+def test_a_bank_of_training_captions_stands_in_for_other_queries(
+    find: Ask, indexed_workspace: Path, tmp_path: Path, rerank: str
+) -> None:
+    run = open_run(indexed_workspace / "runs" / "tiny")
+    write_params(run.root, Chooser.of_run(run), {"cosine": RerankParams(dual_softmax=20.0)})
+    try:
+        first = find("a bright square", "--rerank", rerank, "-k", "12", "--format", "json")
+        hits = answer(first)
+        assert "training captions, once" in first.stderr
+        again = find("a bright square", "--rerank", rerank, "-k", "12", "--format", "json")
+        assert answer(again) == hits
+        assert "once" not in again.stderr
+    finally:
+        (run.root / "rerank.json").unlink()
+        shutil.rmtree(indexed_workspace / "cache" / "offsets")
+    index = open_index(indexed_workspace / "indexes" / "tiny")
+    train, _ = selection_splits(open_prepared(indexed_workspace / "data" / "tiny"), run.recipe.data.selection)
+    texts = sorted({caption_key(text): text for text in train.captions}.values())
+    bank = CmpaglEncoder(run, Silent(), torch.device("cpu")).encode_texts(texts)
+    cosines = index.image_features.astype(np.float64) @ bank.astype(np.float64).T
+    if rerank == "csls":
+        offsets = np.sort(cosines, axis=1)[:, -10:].mean(axis=1) / 2
+    else:
+        offsets = np.log(np.exp(20 * cosines).sum(axis=1)) / 40
+    plain = answer(find("a bright square", "-k", "12", "--format", "json"))
+    expected = {hit["image_id"]: hit["score"] - offsets[index.image_ids[:].index(hit["image_id"])] for hit in plain}
+    assert {hit["image_id"]: hit["score"] for hit in hits} == pytest.approx(expected, abs=1e-5)
+    assert hits == sorted(hits, key=lambda hit: -hit["score"])
+
+
+def test_dual_softmax_without_a_temperature_says_who_chooses_one(find: Ask) -> None:
+    said = find("a square", "--rerank", "dual-softmax")
+    assert said.exit_code == 2
+    assert "cmpagl tune" in said.stderr
+
+
+def test_a_terminal_shows_links_and_thumbnails(indexed_workspace: Path) -> None:
+    shown = _on_a_terminal("--workspace", indexed_workspace, "retrieve", "a square", "-k", "2", "--thumbnails")
+    assert "\x1b]8;" in shown
+    assert "file:///" in shown
+    assert "\N{LOWER HALF BLOCK}" in shown or "\N{UPPER HALF BLOCK}" in shown
+
+
+def _on_a_terminal(*arguments: str | Path) -> str:
+    """What a command prints on a terminal of 100 columns that answers no question."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    environment.pop("COLUMNS", None)
+    command = [sys.executable, "-m", "cmpagl_cli", *(str(one) for one in arguments)]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, env=environment) as process:
+        os.close(theirs)
+        read = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # how Linux says that the other end is closed
+                break
+            if not part:
+                break
+            read += part
+        os.close(ours)
+    assert process.returncode == 0
+    return read.decode()

@@ -18,7 +18,6 @@ from cmpagl_core.evaluation import result
 from cmpagl_core.evaluation.choosing import RunScorer, TuneRequest, choose_missing, params_for, tune_run
 from cmpagl_core.evaluation.evaluate import EvaluateOptions, feature_scores, matrix_scores, run_scores
 from cmpagl_core.evaluation.groups import by_length, by_scene
-from cmpagl_core.evaluation.kept_params import add_params, read_params
 from cmpagl_core.evaluation.metrics import RankMetrics
 from cmpagl_core.evaluation.recall import Recalls
 from cmpagl_core.evaluation.result import ReportRow, RetrievalReport, Spans, load_report, report_path, save_report
@@ -26,6 +25,7 @@ from cmpagl_core.evaluation.score_files import open_scores
 from cmpagl_core.evaluation.stages import Available, Stage, plan_stages
 from cmpagl_core.files import sha256_file
 from cmpagl_core.progress import Silent
+from cmpagl_core.ranking.kept_params import add_params, read_params
 from cmpagl_core.ranking.rerank import ChosenParams, Gammas, RerankParams, Step
 from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.run_data import EvalSplit, open_tested

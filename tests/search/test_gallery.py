@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cmpagl_core.files import write_text
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.progress import Silent
-from cmpagl_core.search.gallery import GalleryQuery, render_gallery, write_gallery
+from cmpagl_core.search.gallery import GalleryQuery, render_gallery
 from cmpagl_core.search.query import Hit
 
 HOSTILE = '<script>alert("x")</script>\' onmouseover=1 {{ 7 * 7 }} &amp;'
@@ -89,9 +90,8 @@ def test_nothing_from_outside_becomes_code(hits: list[Hit]) -> None:
     assert page.text.count(HOSTILE) >= 3  # in the title, the head and the captions, letter by letter
 
 
-def test_the_page_names_no_address_outside_itself(hits: list[Hit], tmp_path: Path) -> None:
-    write_gallery(tmp_path / "g.html", GalleryQuery("x", None, "tiny", 4, "run"), hits, Silent())
-    text = (tmp_path / "g.html").read_text(encoding="utf-8")
+def test_the_page_names_no_address_outside_itself(hits: list[Hit]) -> None:
+    text = render_gallery(GalleryQuery("x", None, "tiny", 4, "run"), hits, Silent())
     assert re.search(r"https?:|//[a-z]|url\(|@import|<link|<script", text) is None
 
 
@@ -108,5 +108,14 @@ def test_one_hit_and_equal_scores_have_a_full_bar(hits: list[Hit]) -> None:
 
 def test_a_lone_surrogate_does_not_stop_the_page(hits: list[Hit], tmp_path: Path) -> None:
     query = GalleryQuery("a\ud800b", None, "tiny", 4, "run")
-    write_gallery(tmp_path / "g.html", query, hits, Silent())
+    write_text(tmp_path / "g.html", render_gallery(query, hits, Silent()))
     assert "a?b" in (tmp_path / "g.html").read_text(encoding="utf-8")
+
+
+def test_score_bars_start_at_zero(hits: list[Hit]) -> None:
+    image = hits[0].image
+    some = [Hit(1, image, 0.8, ()), Hit(2, image, 0.2, ()), Hit(3, image, -0.1, ())]
+    page = page_of(some)
+    widths = [bar["style"] for bar in page.all("span") if "style" in bar]
+    assert widths == ["width: 100.0%", "width: 25.0%", "width: 0.0%"]
+    assert "bars start at 0" in page.text

@@ -17,8 +17,8 @@ from cmpagl_core import device
 from cmpagl_core.datasets.loading import Draw, KeptImages
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.errors import CmpaglError, DataError, GuardError, InterruptedByUserError, MismatchError
-from cmpagl_core.evaluation.kept_params import read_params
 from cmpagl_core.progress import Silent
+from cmpagl_core.ranking.kept_params import read_params
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.run_data import is_own
 from cmpagl_core.runs import Run, open_run, read_tensors

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
-from cmpagl_core.evaluation.kept_params import read_params
 from cmpagl_core.files import sha256_file
+from cmpagl_core.ranking.kept_params import read_params
 from cmpagl_core.runs import open_run
 from cmpagl_core.workspace import Workspace
 
