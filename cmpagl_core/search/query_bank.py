@@ -24,8 +24,8 @@ from cmpagl_core.datasets.splits import selection_splits
 from cmpagl_core.encoders.prompts import encode_prompted, read_templates
 from cmpagl_core.encoders.tensor_file import open_tensor_file, write_tensor_file
 from cmpagl_core.errors import CmpaglError, UsageError
-from cmpagl_core.evaluation.kept_params import read_params
 from cmpagl_core.files import canonical_json, sha256_text
+from cmpagl_core.ranking.kept_params import read_params
 from cmpagl_core.ranking.offsets import CSLS_NEIGHBOURS, log_sum_exp, mean_of_greatest
 from cmpagl_core.ranking.scores import ScoreMatrix
 from cmpagl_core.run_data import own_data

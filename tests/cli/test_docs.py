@@ -105,3 +105,11 @@ def anchors(page: Path) -> set[str]:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     headings = re.findall(r"^#+ (.+)$", text, re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def test_the_changelog_says_everything_once_under_a_heading() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("- ")]
+    starts = [line[:48] for line in lines]
+    assert [start for start in set(starts) if starts.count(start) > 1] == []
+    assert text.count("\n### Added\n") == text.count("\n### Fixed\n") == text.count("\n## ") == 1
