@@ -14,6 +14,7 @@ import typer
 
 COMMANDS = {
     "prepare": "Check a data set's images and captions and define its splits.",
+    "audit": "Find duplicates, leaks and odd captions in a data set.",
     "train": "Train a recipe on a prepared data set.",
     "evaluate": "Measure a run's recalls, before and after re-ranking.",
     "compare": "Test whether two runs, or two stages of one, differ.",
