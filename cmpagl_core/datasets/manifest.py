@@ -62,7 +62,7 @@ class Manifest(_Record):
     sources: tuple[Source, ...]
     dropped: tuple[Dropped, ...] = ()
     bands: str = AUTO  # that are red, green and blue, and
-    stretch: str = AUTO  # how their values become 8 bits, where an image is no plain picture
+    stretch: str = AUTO  # how their values become 8 bits, where an image is not a plain 8-bit one
     fingerprint: str  # of the arguments and the state of the sources: equal means up to date
 
     @property

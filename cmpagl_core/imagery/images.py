@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cmpagl_core.imagery.scene_file import SceneFile
-    from cmpagl_core.imagery.scene_pool import Picture
+    from cmpagl_core.imagery.scene_pool import PlainImage
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as timm's Swin and EfficientNet expect
 IMAGE_STD = (0.229, 0.224, 0.225)
 MAX_PIXELS = 100_000_000  # 300 MB as RGB
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif"})
-IMAGE_SUFFIXES = PICTURE_SUFFIXES | {".tif", ".tiff", ".jp2", ".j2k", ".vrt", ".ntf", ".nitf"}
+PLAIN_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif"})
+IMAGE_SUFFIXES = PLAIN_SUFFIXES | {".tif", ".tiff", ".jp2", ".j2k", ".vrt", ".ntf", ".nitf"}
 
 _DECODER_BYTES, _PIXEL_BYTES = 4, 16  # a pixel at most takes inside a decoder, and as it is and as RGB
 _BAND_PIXELS = 1 << 20  # converted at once, where conversion takes more than its result
@@ -75,10 +75,10 @@ def decode_image(
     reading: Reading = DEFAULT,
 ) -> Image.Image:
     """As `open_image`, for a file that is already open; `path` is for messages."""
-    picture = _decode_plain(stream, path, max_pixels, at_least_px, reading)
-    if picture is not None:
-        return picture
-    from cmpagl_core.imagery.scene_file import SceneFile  # GDAL, which plain pictures do without
+    plain = _decode_plain(stream, path, max_pixels, at_least_px, reading)
+    if plain is not None:
+        return plain
+    from cmpagl_core.imagery.scene_file import SceneFile  # GDAL, which plain images do without
 
     with SceneFile(path) as file:
         whole = Window(0, 0, file.width, file.height)
@@ -88,9 +88,9 @@ def decode_image(
 def checked_size(path: Path, reading: Reading = DEFAULT) -> tuple[int, int]:
     """Width and height of an image that was decoded whole, to see that it can be. Raises DataError as `open_image`."""
     with open_file(path) as stream:
-        picture = _decode_plain(stream, path, MAX_PIXELS, None, reading)
-    if picture is not None:
-        return picture.size
+        plain = _decode_plain(stream, path, MAX_PIXELS, None, reading)
+    if plain is not None:
+        return plain.size
     from cmpagl_core.imagery.scene_file import SceneFile
 
     with SceneFile(path) as file:
@@ -98,20 +98,20 @@ def checked_size(path: Path, reading: Reading = DEFAULT) -> tuple[int, int]:
         return file.width, file.height
 
 
-def open_source(path: Path, reading: Reading) -> SceneFile | Picture:
-    """A file of which pieces are to be read: tiled ones by GDAL, pictures whole. Raises DataError."""
+def open_source(path: Path, reading: Reading) -> SceneFile | PlainImage:
+    """A file of which pieces are to be read: tiled ones by GDAL, plain images whole. Raises DataError."""
     from cmpagl_core.imagery.scene_file import SceneFile
-    from cmpagl_core.imagery.scene_pool import Picture
+    from cmpagl_core.imagery.scene_pool import PlainImage
 
     if path.suffix.lower() in _TIFF_SUFFIXES and not _is_turned(path):
         return SceneFile(path)
     with open_file(path) as stream:
-        picture = _decode_plain(stream, path, MAX_PIXELS, None, reading)
-    return SceneFile(path) if picture is None else Picture(path, picture)
+        plain = _decode_plain(stream, path, MAX_PIXELS, None, reading)
+    return SceneFile(path) if plain is None else PlainImage(path, plain)
 
 
-def size_of_picture(path: Path, reading: Reading) -> tuple[int, int] | None:
-    """Width and height of a picture that Pillow decodes whole, upright; None for a file that is GDAL's.
+def size_of_plain(path: Path, reading: Reading) -> tuple[int, int] | None:
+    """Width and height of a plain image that Pillow decodes whole, upright; None for a file that is GDAL's.
 
     Raises DataError for one that cannot be read.
     """
@@ -134,7 +134,7 @@ def size_of_picture(path: Path, reading: Reading) -> tuple[int, int] | None:
 def _decode_plain(
     stream: BinaryIO, path: Path, max_pixels: int, at_least_px: int | None, reading: Reading
 ) -> Image.Image | None:
-    """A picture that is Pillow's, decoded; None for a file that is GDAL's."""
+    """A plain image, Pillow's, decoded; None for a file that is GDAL's."""
     try:
         with DECODING.held(), Image.open(stream, formats=PILLOW_FORMATS) as image:
             width, height = image.size

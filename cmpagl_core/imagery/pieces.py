@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from cmpagl_core.imagery.geo import date_of_name, gsd_m
 from cmpagl_core.imagery.image_ref import Geo, ImageRef, Scene, Window
-from cmpagl_core.imagery.images import size_of_picture
+from cmpagl_core.imagery.images import size_of_plain
 from cmpagl_core.imagery.scene_file import SceneFile
 from cmpagl_core.imagery.scene_pool import SCENES
 from cmpagl_core.imagery.tiles import Tiling
@@ -15,7 +15,7 @@ from cmpagl_core.imagery.tiles import Tiling
 
 def scene_of(image: ImageRef) -> Scene:
     """What a file says of itself, read from its header alone. Raises DataError."""
-    size = size_of_picture(image.path, image.reading)
+    size = size_of_plain(image.path, image.reading)
     if size is not None:
         taken = date_of_name(image.path.name)
         return Scene(*size, Geo(date=taken, dated_by="file name" if taken else ""))
@@ -37,7 +37,7 @@ def pieces_of(image: ImageRef, scene: Scene, windows: Sequence[Window]) -> list[
     """
     if not windows:
         return [replace(image, scene=scene if scene.geo != Geo() else None)]
-    if scene.rendering is None and size_of_picture(image.path, image.reading) is None:
+    if scene.rendering is None and size_of_plain(image.path, image.reading) is None:
         with SCENES.opened(image.path, image.reading) as opened:
             scene = replace(scene, rendering=opened.rendering(image.reading) if opened.is_rendered else None)
     return [

@@ -20,7 +20,7 @@ _COLOURS = (2, 6, 8)  # RGB, YCbCr, CIELab
 def is_plain(image: Image.Image, stream: BinaryIO, reading: Reading) -> bool:
     """Whether an image that Pillow has just opened, and not decoded, needs no bands to be chosen and no stretch.
 
-    A picture of 8 bits is taken as it is, whatever was asked of bands; a TIFF is not.
+    An 8-bit image is taken as it is, whatever was asked of bands; a TIFF is not.
     """
     if image.format == "PNG":
         return _png_bits(stream) <= 8

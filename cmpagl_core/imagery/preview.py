@@ -130,7 +130,7 @@ class _Said:
     format: str
     bands: str
     nodata: tuple[float | None, ...] = ()
-    rendered: str = "a picture, as it is"
+    rendered: str = "unchanged"
     unclear: str = ""
 
 
@@ -138,8 +138,8 @@ def _said(path: Path, reading: Reading) -> _Said:
     with SCENES.opened(path, reading) as opened:
         file = opened.source
         if not isinstance(file, SceneFile):
-            with Image.open(path) as picture:
-                return _Said(str(picture.format), f"8 bits, {picture.mode}")
+            with Image.open(path) as plain:
+                return _Said(str(plain.format), f"8 bits, {plain.mode}")
         try:
             rendered, unclear = opened.rendering(reading).words, ""
         except DataError as error:

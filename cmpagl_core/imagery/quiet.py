@@ -19,7 +19,7 @@ def silence_decoders() -> None:
     """
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-    warnings.filterwarnings("ignore", message="Dataset has no geotransform")  # rasterio's, of most pictures
+    warnings.filterwarnings("ignore", message="Dataset has no geotransform")  # rasterio's, of most plain images
     for library in ("PIL", "rasterio"):
         logging.getLogger(library).addHandler(logging.NullHandler())
     beside = Path(PIL.__file__).parent

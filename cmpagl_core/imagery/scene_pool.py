@@ -23,8 +23,8 @@ from cmpagl_core.imagery.stretch import Rendering
 _OPEN_AT_ONCE = 3
 
 
-class Picture:
-    """A picture that Pillow has decoded whole, cut where a SceneFile is read."""
+class PlainImage:
+    """A plain image that Pillow has decoded whole, cut where a SceneFile is read."""
 
     def __init__(self, path: Path, pixels: Image.Image) -> None:
         self.path, self._pixels = path, pixels
@@ -47,20 +47,20 @@ class OpenScene:
         self._renderings: dict[Reading, Rendering] = {}
 
     @property
-    def source(self) -> SceneFile | Picture:
+    def source(self) -> SceneFile | PlainImage:
         """The file. Raises DataError when it cannot be opened."""
         with self._lock:
             return self._source
 
     @cached_property
-    def _source(self) -> SceneFile | Picture:
+    def _source(self) -> SceneFile | PlainImage:
         from cmpagl_core.imagery.images import open_source  # which knows both kinds of files
 
         return open_source(self.path, self._reading)
 
     @property
     def is_rendered(self) -> bool:
-        """Whether bands and stretch have a say: not in a picture."""
+        """Whether bands and stretch have a say: not in a plain image."""
         return isinstance(self.source, SceneFile)
 
     @cached_property
@@ -86,7 +86,7 @@ class OpenScene:
 
     def rendering(self, reading: Reading) -> Rendering:
         """As `SceneFile.rendering`, reckoned once."""
-        assert isinstance(self.source, SceneFile), "a picture is as it is"
+        assert isinstance(self.source, SceneFile), "a plain image has no bands"
         with self._lock:
             if reading not in self._renderings:
                 self._renderings[reading] = self.source.rendering(reading)
@@ -95,14 +95,14 @@ class OpenScene:
     def read(self, window: Window, rendering: Rendering | None, reading: Reading, at_least_px: int | None) -> Piece:
         """A piece, rendered as told, else as the reading says. Raises DataError."""
         source = self.source
-        if isinstance(source, Picture):
+        if isinstance(source, PlainImage):
             return source.read(window)
         return source.read(window, rendering or self.rendering(reading), at_least_px)
 
     @property
     def is_large(self) -> bool:
-        """Whether it takes much memory: a picture, which is whole."""
-        return isinstance(self.__dict__.get("_source"), Picture)
+        """Whether it takes much memory: a plain image, which is whole."""
+        return isinstance(self.__dict__.get("_source"), PlainImage)
 
     def close(self) -> None:
         """Let go of the file, if it was opened."""
@@ -112,7 +112,7 @@ class OpenScene:
 
 
 class ScenePool:
-    """A few open scenes; those that were not used for longest are closed first, and pictures as soon as another comes.
+    """A few open scenes; the least recently used is closed first, a plain image as soon as another comes.
 
     Nobody waits for memory or a disk while the pool is locked: who holds what is waited for could not give it back.
     """

@@ -17,7 +17,7 @@ from cmpagl_core.encoders.tensor_file import TextTable
 from cmpagl_core.encoders.text_tower import open_text_tower
 from cmpagl_core.errors import CmpaglError, DataError, InterruptedByUserError
 from cmpagl_core.imagery.image_ref import ImageRef
-from cmpagl_core.imagery.images import PICTURE_SUFFIXES, reader_version
+from cmpagl_core.imagery.images import PLAIN_SUFFIXES, reader_version
 from cmpagl_core.imagery.pieces import pieces_of, scene_of, windows_of
 from cmpagl_core.imagery.stamps import Broken, cannot_read
 from cmpagl_core.imagery.tiles import DEFAULT_TILE_PX, SCENE_PIXELS, WHOLE
@@ -171,7 +171,7 @@ class _Build:
     def _pieces(self, cache: FeatureCache, image: ImageRef, unseen: list[Broken]) -> list[ImageRef]:
         """A file, or its tiles, where it is a scene; one that cannot be cut as asked goes to those that are unseen."""
         tiling = self._source.tiling
-        plain = tiling == WHOLE and image.path.suffix.lower() in PICTURE_SUFFIXES
+        plain = tiling == WHOLE and image.path.suffix.lower() in PLAIN_SUFFIXES
         if self._source.is_cut or image.window is not None or plain:
             return [image]
         try:

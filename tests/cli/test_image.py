@@ -62,7 +62,7 @@ def test_the_png_is_what_the_model_sees_with_its_tiles(cmpagl: Cmpagl, scene: Pa
         assert np.array_equal(np.asarray(shown), np.asarray(expected))
 
 
-def test_what_is_unclear_is_said_and_refused_as_a_picture(cmpagl: Cmpagl, tmp_path: Path) -> None:
+def test_what_is_unclear_is_said_and_refused_as_an_image(cmpagl: Cmpagl, tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", ground(bands=13, side=64).astype(np.uint16), nodata=float(0))
     result = cmpagl("image", path)
     assert result.exit_code == 0
@@ -74,10 +74,10 @@ def test_what_is_unclear_is_said_and_refused_as_a_picture(cmpagl: Cmpagl, tmp_pa
     assert cmpagl("image", path, "--out", tmp_path / "p.png", "--bands", "sentinel-2").exit_code == 0
 
 
-def test_a_picture_is_as_it_is(cmpagl: Cmpagl, tiny_images: Path) -> None:
+def test_a_plain_image_is_as_it_is(cmpagl: Cmpagl, tiny_images: Path) -> None:
     path = next(tiny_images.rglob("*.jpg"))
     found = json.loads(cmpagl("image", path, "--format", "json").stdout)
-    assert (found["format"], found["rendered"], found["tiles"]) == ("JPEG", "a picture, as it is", 1)
+    assert (found["format"], found["rendered"], found["tiles"]) == ("JPEG", "unchanged", 1)
 
 
 def test_a_large_scene_is_shown_small(cmpagl: Cmpagl, tmp_path: Path) -> None:

@@ -369,7 +369,7 @@ def test_a_gallery_is_never_asked_with_another_model(ask: Ask, workspace: Path, 
     assert ask("retrieve", "square", "--index", "tiny").exit_code == 0  # the index has the text half itself
 
 
-def test_a_image_that_was_deleted_is_still_found_and_marked(ask: Ask, tiny_images: Path, tmp_path: Path) -> None:
+def test_an_image_that_was_deleted_is_still_found_and_marked(ask: Ask, tiny_images: Path, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     shutil.copytree(tiny_images, folder)
     assert ask("index", folder).exit_code == 0

@@ -181,7 +181,7 @@ def test_images_are_turned_and_cropped_as_drawn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_image_that_is_gone_is_named(tmp_path: Path, workers: int) -> None:
+def test_an_image_that_is_gone_is_named(tmp_path: Path, workers: int) -> None:
     split = split_of(4, five_each(4), folder=tmp_path)
     made = PairLoader(split, DataPart(workers=workers), 4, tokenize, ImageFiles(split, 32), seed=0)
     with pytest.raises(DataError, match=r"image .*\.png does not exist"):

@@ -443,7 +443,7 @@ def test_the_first_twenty_are_shown_and_all_are_listed(place: Place, sydney_sour
     assert len((place.root / "data/sydney/problems.csv").read_text().splitlines()) == 605
 
 
-def test_a_image_in_two_splits_is_kept_where_it_cannot_leak(place: Place) -> None:
+def test_an_image_in_two_splits_is_kept_where_it_cannot_leak(place: Place) -> None:
     _two_splits(place)
     prepared = place.opened(skip_missing=True)
     assert list(prepared.split("test").captions) == ["b"]

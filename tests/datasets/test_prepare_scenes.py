@@ -1,4 +1,4 @@
-"""Pieces of scenes make a data set as pictures do: read by one reader everywhere, in the way the manifest names."""
+"""Pieces of scenes make a data set as images do: read by one reader everywhere, in the way the manifest names."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def test_a_data_split_cannot_be_changed(tmp_path: Path) -> None:
         split.name = "test"  # type: ignore[misc]
 
 
-def test_a_image_that_was_swapped_after_it_was_prepared_is_refused(tmp_path: Path) -> None:
+def test_an_image_that_was_swapped_after_it_was_prepared_is_refused(tmp_path: Path) -> None:
     prepared = toy(tmp_path)
     (tmp_path / "b.jpg").write_text("B")  # as many bytes, other content
     with pytest.raises(MismatchError, match=r"b\.jpg has changed since toy was prepared; restore it, or run"):

@@ -119,7 +119,7 @@ def test_empty_grids_and_no_samples_are_refused() -> None:
         smr_sensitivity(noisy_scores(), OWNER, IDS, samples=0)
 
 
-def test_the_figure_is_a_image_and_the_same_twice(found: Sensitivity, tmp_path: Path) -> None:
+def test_the_figure_is_an_image_and_the_same_twice(found: Sensitivity, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         save_sensitivity(found, "synthetic", tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

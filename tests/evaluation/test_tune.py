@@ -125,7 +125,7 @@ def test_empty_grids_and_wrong_gammas_are_refused() -> None:
         choose_smr(noisy_scores(), OWNER, SmrGrid(gammas=(-1.0,)))
 
 
-def test_the_heat_map_is_a_image_and_the_same_twice(tmp_path: Path) -> None:
+def test_the_heat_map_is_an_image_and_the_same_twice(tmp_path: Path) -> None:
     choice = choose_smr(noisy_scores(), OWNER, SmrGrid(gammas=(0.0, 1.0)))
     for name in ("a.png", "b.png"):
         save_heatmap(choice, "synthetic", tmp_path / name)

@@ -222,7 +222,7 @@ def test_the_command_says_when_the_matching_head_only_guessed(
         assert ("ITM at chance" in result.stderr) is said
 
 
-def test_the_command_refuses_a_image_that_is_not_there(cmpagl: Cmpagl, tiny_run: Path) -> None:
+def test_the_command_refuses_an_image_that_is_not_there(cmpagl: Cmpagl, tiny_run: Path) -> None:
     result = cmpagl("explain", "none.jpg", TEXT, "--run", tiny_run)
     assert result.exit_code == ExitCode.DATA
     assert "none.jpg" in result.stderr

@@ -54,7 +54,7 @@ def cut_in_a_header(content: bytes) -> bytes:
     return content[: headers(content)[5] + 100]
 
 
-def cut_in_a_image(content: bytes) -> bytes:
+def cut_in_an_image(content: bytes) -> bytes:
     return content[: headers(content)[5] + 600]
 
 
@@ -99,7 +99,7 @@ def pax_sparse(content: bytes) -> bytes:
 TARS = {
     "cut at a header": (cut_at_a_header, "is truncated, or one of its headers is broken"),
     "cut in a header": (cut_in_a_header, "is truncated, or one of its headers is broken"),
-    "cut in an image": (cut_in_a_image, "is a broken archive"),
+    "cut in an image": (cut_in_an_image, "is a broken archive"),
     "a bit of a header flipped": (flipped, "is truncated, or one of its headers is broken"),
     "without its end": (without_end, ""),
     "a sparse file of GNU's old kind": (gnu_sparse, "contains a sparse file, 'set/hole.png'"),

@@ -45,7 +45,7 @@ def test_a_full_disk_names_where_it_was_writing(
     assert not (tmp_path / "data" / "x" / "images").exists()
 
 
-def test_a_image_that_may_not_be_read_is_not_called_broken(
+def test_an_image_that_may_not_be_read_is_not_called_broken(
     told: Told, set_of_mine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Path.open

@@ -93,7 +93,7 @@ def test_exif_orientation_turns_the_image_upright(tmp_path: Path) -> None:
     assert open_image(tmp_path / "a.jpg").size == (8, 12)
 
 
-def test_one_pixel_is_a_image(tmp_path: Path) -> None:
+def test_one_pixel_is_an_image(tmp_path: Path) -> None:
     opened = open_image(image(tmp_path / "a.png", size=(1, 1)))
     assert to_pixel_values(opened, 32).shape == (3, 32, 32)
 

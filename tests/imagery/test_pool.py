@@ -44,7 +44,7 @@ def test_many_threads_read_what_one_reads(tmp_path: Path, layout: dict[str, obje
 
 
 @pytest.mark.parametrize("kind", ["P", "1", "L", "CMYK", "RGB", "jpeg", "four bits"])
-def test_a_tile_is_what_the_whole_picture_shows(tmp_path: Path, kind: str) -> None:
+def test_a_tile_is_what_the_whole_image_shows(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.tif"
     colours = Image.fromarray(ground(side=256, high=255).astype(np.uint8).transpose(1, 2, 0))
     if kind == "four bits":
@@ -104,10 +104,10 @@ def test_threads_that_share_little_memory_do_not_wait_for_each_other(
     room = DecodingRoom(1)  # one image at a time
     for module in (images, scene_file):
         monkeypatch.setattr(module, "DECODING", room)
-    picture = tmp_path / "b.png"
-    Image.fromarray(ground(side=256, high=255).astype(np.uint8).transpose(1, 2, 0)).save(picture)
+    plain = tmp_path / "b.png"
+    Image.fromarray(ground(side=256, high=255).astype(np.uint8).transpose(1, 2, 0)).save(plain)
     scene = write(tmp_path / "a.tif", ground(side=256).astype(np.uint16), **TILED)
-    mixed = [ref for pair in zip(tiles(scene), tiles(picture), strict=True) for ref in pair] * 4
+    mixed = [ref for pair in zip(tiles(scene), tiles(plain), strict=True) for ref in pair] * 4
 
     def read(ref: ImageRef) -> object:
         with room.held():  # as whoever decodes for a model does
@@ -161,9 +161,7 @@ def test_few_scenes_are_open_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "options"), [("a.png", {}), ("a.jpg", {"quality": 90})])
-def test_pictures_of_over_a_hundred_megapixels_are_read_small(
-    tmp_path: Path, name: str, options: dict[str, int]
-) -> None:
+def test_images_of_over_a_hundred_megapixels_are_read_small(tmp_path: Path, name: str, options: dict[str, int]) -> None:
     side = 10_400
     small = ground(side=650, high=255).astype(np.uint8).transpose(1, 2, 0)
     Image.fromarray(small).resize((side, side), Image.Resampling.NEAREST).save(tmp_path / name, **options)
@@ -172,7 +170,7 @@ def test_pictures_of_over_a_hundred_megapixels_are_read_small(
     shown = np.asarray(seen.resize((65, 65), Image.Resampling.BOX)).astype(float)
     expected = np.asarray(Image.fromarray(small).resize((65, 65), Image.Resampling.BOX))
     assert np.abs(shown - expected).mean() < 8
-    assert images.size_of_picture(tmp_path / name, DEFAULT) is None
+    assert images.size_of_plain(tmp_path / name, DEFAULT) is None
 
 
 def test_no_thread_is_left(tmp_path: Path) -> None:

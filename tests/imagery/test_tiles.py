@@ -179,7 +179,7 @@ def test_a_scene_of_gigapixels_is_looked_at_by_its_header(tmp_path: Path) -> Non
     assert len(windows_of(ImageRef("a", path), found, Tiling(512))) == 176 * 118
 
 
-def test_a_picture_is_looked_at_by_its_header_and_upright(tmp_path: Path) -> None:
+def test_an_image_is_looked_at_by_its_header_and_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (12, 8)).save(tmp_path / "photo_20200102.jpg", exif=exif)

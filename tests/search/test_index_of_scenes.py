@@ -24,18 +24,11 @@ from cmpagl_core.search.build import IndexRequest
 from cmpagl_core.search.gallery_source import folder_source
 from cmpagl_core.search.index import open_index
 from cmpagl_core.search.indexing import BuiltIndex, build_index
+from tests.conftest import Told
 from tests.imagery.making import UTM, ground, write
 
 TILES = Tiling(64)
 TILED = {"tiled": True, "blockxsize": 64, "blockysize": 64, "photometric": "RGB", "compress": "deflate"}
-
-
-class Told(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
 
 
 @pytest.fixture
@@ -45,7 +38,7 @@ def encoder(fake_encoder: Any) -> Any:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two scenes of 256 x 256 pixels, the first with a quarter of no data, and a picture."""
+    """Two scenes of 256 x 256 pixels, the first with a quarter of no data, and a plain image."""
     planes = ground(side=256, low=200).astype(np.uint16)
     planes[:, :128, :128] = 0
     write(tmp_path / "scenes" / "a_20200102.tif", planes, nodata=0, **TILED, **UTM)
@@ -66,7 +59,7 @@ def test_scenes_are_cut_and_empty_tiles_dropped(encoder: Any, folder: Path) -> N
     told = Told()
     built = make(encoder, folder, told=told)
     assert (len(built.index), built.encoded, built.scenes, built.empty, built.left_out) == (29, 29, 2, 4, ())
-    assert told.lines == ["32 tiles are cut out of 2 scenes"]
+    assert told.messages == ["32 tiles are cut out of 2 scenes"]
     ids = list(built.index.image_ids)
     assert ids == sorted(ids)
     tile = built.index.image(ids.index("a_20200102.tif#128,64"))
@@ -80,8 +73,8 @@ def test_scenes_are_cut_and_empty_tiles_dropped(encoder: Any, folder: Path) -> N
     low, high = tile.scene.rendering.lows[0], tile.scene.rendering.highs[0]
     expected = ((planes[0, 64:128, 128:192] - low) / (high - low) * 255).clip(0, 255)
     assert np.abs(np.asarray(open_ref(tile))[..., 0] - expected).max() <= 0.51
-    picture = built.index.image(ids.index("c.png"))
-    assert (picture.window, picture.scene) == (None, None)
+    plain = built.index.image(ids.index("c.png"))
+    assert (plain.window, plain.scene) == (None, None)
 
 
 def test_a_second_run_encodes_nothing_and_opens_no_scene(
@@ -117,11 +110,11 @@ def test_another_tiling_keeps_what_is_whole_and_another_stretch_keeps_nothing(en
     told = Told()
     built = make(encoder, folder, Tiling(128), told=told)
     assert (built.encoded, len(built.index), built.empty) == (7, 8, 1)
-    assert "1 of 8 images are unchanged and keep their features" in told.lines
+    assert "1 of 8 images are unchanged and keep their features" in told.messages
     told = Told()
     built = make(encoder, folder, Tiling(128), Reading(stretch="range:0,5000"), told)
     assert (built.encoded, len(built.index)) == (8, 8)
-    assert told.lines[0] == (
+    assert told.messages[0] == (
         "index index is rebuilt: its images were read with bands auto, stretch auto, "
         "and now it is bands auto, stretch range:0,5000"
     )
@@ -178,7 +171,7 @@ def test_a_scene_that_is_unclear_is_left_out_until_it_is_told(encoder: Any, fold
     assert again.image(3).reading == Reading("sentinel-2")
 
 
-def test_large_pictures_are_tiles_too(encoder: Any, tmp_path: Path) -> None:
+def test_large_images_are_tiles_too(encoder: Any, tmp_path: Path) -> None:
     pixels = ground(side=300, high=255).astype(np.uint8).transpose(1, 2, 0)
     (tmp_path / "images").mkdir()
     Image.fromarray(pixels).save(tmp_path / "images" / "a.png")

@@ -67,7 +67,7 @@ def test_an_index_takes_cached_maps_and_encodes_the_rest(
     assert np.ptp(expected.image_features, axis=0).max() > 0.03  # and images differ by much more
 
 
-def test_a_image_that_was_changed_is_encoded_again(
+def test_an_image_that_was_changed_is_encoded_again(
     run: Run, squares: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, source = squares.split("train").paths[0], dataset_source(squares)
