@@ -137,7 +137,7 @@ def retrieve(
       cmpagl retrieve --queries queries.txt -k 5 --format jsonl
     """
     from cmpagl_core.errors import UsageError
-    from cmpagl_core.search.filters import Filters, parse_box, parse_distance, parse_point
+    from cmpagl_core.search.filters import parse_filters
     from cmpagl_core.search.narrowing import Narrowed
     from cmpagl_core.search.opening import open_searcher
 
@@ -151,12 +151,7 @@ def retrieve(
             "--queries prints one list of hits per query",
             hint="leave out --rerank itm, --regions, --gallery, --open, --copy-to and --crops",
         )
-    filters = Filters(
-        None if bbox is None else parse_box(bbox),
-        None if near is None else parse_point(near),
-        None if within is None else parse_distance(within),
-        inside, since, until, path, scene,
-    )  # fmt: skip
+    filters = parse_filters(bbox, near, within, inside, since, until, path, scene)
     given = settings(ctx)
     page = gallery if gallery is not None or not open_page else given.workspace.root / "gallery.html"
     searcher = open_searcher(given.session, index, features, run)
@@ -259,15 +254,7 @@ def _queries(
     reading: Reading | None,
 ) -> Sequence[Query]:
     from cmpagl_core.errors import UsageError
-    from cmpagl_core.search.query import (
-        CombinedQuery,
-        ImageQuery,
-        ItemQuery,
-        TextQuery,
-        Weighted,
-        parse_part,
-        read_queries,
-    )
+    from cmpagl_core.search.query import ImageQuery, ItemQuery, TextQuery, added_together, parse_part, read_queries
 
     named = (("a text", text), ("--image", image), ("--like", like), ("--queries", queries))
     given = [name for name, value in named if value is not None]
@@ -288,11 +275,8 @@ def _queries(
         first = ImageQuery(image, reading)
     elif like is not None:
         first = ItemQuery(like)
-    if first is not None and not plus and not minus:
-        return [first]
-    whole = () if first is None else (Weighted(first, 1.0),)
     more = (*(parse_part(part) for part in plus), *(parse_part(part, -1.0) for part in minus))
-    return [CombinedQuery((*whole, *more))]
+    return [added_together(first, more)]
 
 
 def _reading(image: Path | None, bands: str | None, stretch: str | None) -> Reading | None:

@@ -100,6 +100,25 @@ class Filters:
         return in_path and (not self.scene or fnmatch.fnmatchcase(name, self.scene) or Path(name).stem == self.scene)
 
 
+def parse_filters(
+    bbox: str | None,
+    near: str | None,
+    within: str | None,
+    inside: Path | None,
+    since: str,
+    until: str,
+    path: str,
+    scene: str,
+) -> Filters:
+    """Filters as the options of `retrieve` spell them. Raises UsageError."""
+    return Filters(
+        None if bbox is None else parse_box(bbox),
+        None if near is None else parse_point(near),
+        None if within is None else parse_distance(within),
+        inside, since, until, path, scene,
+    )  # fmt: skip
+
+
 def parse_box(text: str) -> Box:
     """W,S,E,N in degrees. Raises UsageError."""
     west, south, east, north = _numbers(text, 4, "--bbox", "W,S,E,N in degrees, as in --bbox 12.4,55.6,12.7,55.8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,30 @@ class Narrowed:
 
 
 ALL = Narrowed()
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """Images that were found, best first: scores float64 [n], and rows int64 [n] of the gallery."""
+
+    scores: NDArray[np.float64]
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[float, int]]) -> Ranked:
+        """From pairs of score and row."""
+        scores, rows = [score for score, _ in pairs], [row for _, row in pairs]
+        return cls(np.array(scores, dtype=np.float64), np.array(rows, dtype=np.int64))
+
+    def at_least(self, score: float | None) -> Ranked:
+        """Those of at least this score; all for None."""
+        if score is None:
+            return self
+        count = int((self.scores >= score).sum())
+        return Ranked(self.scores[:count], self.rows[:count])
 
 
 def distinct_top_k(

@@ -91,16 +91,35 @@ def combined(query: CombinedQuery, features: Sequence[NDArray[np.float32]]) -> N
     return np.asarray(total / length, dtype=np.float32)
 
 
+def added_together(first: Leaf | None, more: Sequence[Weighted]) -> Query:
+    """A query with what --plus and --minus add to it; alone, as it is. Raises UsageError where there is neither."""
+    if first is not None and not more:
+        return first
+    whole = () if first is None else (Weighted(first, 1.0),)
+    if not whole and all(part.weight < 0 for part in more):
+        raise UsageError(
+            "no query is given",
+            hint='write `cmpagl retrieve "airport near sea"` or `cmpagl retrieve --image FILE`; --plus adds to it',
+        )
+    return CombinedQuery((*whole, *more))
+
+
+def split_weight(text: str) -> tuple[float, str]:
+    """The weight before a colon, 1 without one, and the rest. Raises UsageError for a weight that is not one."""
+    found = _WEIGHT.match(text)
+    weight, rest = (float(found[1]), found[2]) if found is not None else (1.0, text)
+    if not 0 < weight <= _MAX_WEIGHT:
+        raise UsageError(f"the weight in {text!r} is not between 0 and {_MAX_WEIGHT:g}", hint="write 2:storage tanks")
+    return weight, rest
+
+
 def parse_part(text: str, sign: float = 1.0) -> Weighted:
     """What --plus and --minus take: words or an image file, with a weight before a colon if it is not 1.
 
     A file is one that exists and has the suffix of an image; all else is words. Raises UsageError for none, or for a
     weight of 0.
     """
-    found = _WEIGHT.match(text)
-    weight, rest = (float(found[1]), found[2]) if found is not None else (1.0, text)
-    if not 0 < weight <= _MAX_WEIGHT:
-        raise UsageError(f"the weight in {text!r} is not between 0 and {_MAX_WEIGHT:g}", hint="write 2:storage tanks")
+    weight, rest = split_weight(text)
     from cmpagl_core.imagery.images import IMAGE_SUFFIXES  # Pillow, which a text alone does without
 
     path = Path(rest)

@@ -21,7 +21,7 @@ from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.reading import Reading
 from cmpagl_core.progress import Progress
 from cmpagl_core.search.index import GalleryIndex, places
-from cmpagl_core.search.narrowing import ALL, Narrowed, distinct_top_k
+from cmpagl_core.search.narrowing import ALL, Narrowed, Ranked, distinct_top_k
 from cmpagl_core.search.query import (
     CaptionHit,
     CombinedQuery,
@@ -65,22 +65,71 @@ class Searcher:
         return other
 
     def search(self, queries: Sequence[Query], k: int, narrowed: Narrowed = ALL) -> list[list[Hit]]:
-        """The k nearest images of each query, best first.
-
-        Raises DataError for an unreadable query image or an item that is not there, and what rebuilding the encoder
-        raises.
-        """
-        self._say_how_it_reads([query.words for query in leaves(queries) if isinstance(query, TextQuery)])
-        self._take_the_faster_store(len(queries))
+        """The k nearest images of each query, best first. Raises as `rank` does."""
+        for doubt in self.doubts(queries):
+            self._progress.say(doubt)
         if len(queries) <= _QUERIES_AT_ONCE:
-            return self._search(queries, k, narrowed)
+            return [self.hits(ranked) for ranked in self.rank(queries, k, narrowed)]
         found: list[list[Hit]] = []
         with self._progress.task("search", len(queries), "queries") as advance:
             for start in range(0, len(queries), _QUERIES_AT_ONCE):
                 part = queries[start : start + _QUERIES_AT_ONCE]
-                found += self._search(part, k, narrowed)
+                found += [self.hits(ranked) for ranked in self.rank(part, k, narrowed)]
                 advance(len(part))
         return found
+
+    def rank(self, queries: Sequence[Query], k: int, narrowed: Narrowed = ALL) -> list[Ranked]:
+        """Rows and scores of the k nearest images of each query, best first.
+
+        Raises DataError for an unreadable query image or an item that is not there, and what rebuilding the encoder
+        raises.
+        """
+        self._count_passes(len(queries))
+        features = self._encode(queries)
+        if narrowed.distinct:
+            kept, hidden = distinct_top_k(self._images, self.gallery, features, k, narrowed.where)
+            found = [Ranked.of(pairs) for pairs in kept]
+            if hidden:
+                self._progress.say(f"{hidden:,} near-duplicates and overlapping tiles are hidden")
+        else:
+            best = self._images.top_k(features, k, narrowed.where)
+            found = [Ranked(scores, rows) for scores, rows in zip(best.scores, best.rows, strict=True)]
+        return [ranked.at_least(narrowed.min_score) for ranked in found]
+
+    def hits(self, ranked: Ranked, start: int = 0, stop: int | None = None) -> list[Hit]:
+        """What a part of a ranking stands for."""
+        gallery, part = self.gallery, slice(start, stop)
+        pairs = zip(ranked.scores[part].tolist(), ranked.rows[part].tolist(), strict=True)
+        return [
+            Hit(rank, gallery.image(row), score, tuple(gallery.captions_of(row)))
+            for rank, (score, row) in enumerate(pairs, start=start + 1)
+        ]
+
+    def doubts(self, queries: Sequence[Query]) -> list[str]:
+        """Why the answers may mean little: texts that are too long, or of which no word is known; a sentence each."""
+        texts = [query.words for query in leaves(queries) if isinstance(query, TextQuery)]
+        if self._tower is None or not texts:
+            return []
+        readings = [self._tower.read(text) for text in texts]
+        cut, unknown = sum(reading.cut for reading in readings), sum(reading.known == 0 for reading in readings)
+        one, doubts = len(texts) == 1, []
+        if cut:
+            subject = "the query is" if one else f"{cut:,} of {len(texts):,} queries are"
+            doubts.append(f"{subject} too long: the model reads the first {self._tower.info.max_tokens} tokens")
+        if unknown:
+            subject = "the query" if one else f"{unknown:,} of {len(texts):,} queries"
+            doubts.append(f"no word of {subject} is known to the model, so the ranking means little")
+        return doubts
+
+    def prepare(self) -> None:
+        """Do now what the first hundred queries would do: a large gallery gets its int8 store, with identical results.
+
+        It takes seconds per million images; other threads can search meanwhile.
+        """
+        if len(self._images) >= _SCANNED_ROWS and isinstance(self._images, ExactStore):
+            from cmpagl_core.search.stores.int8 import Int8Store  # torch, which one query does without
+
+            self._images = Int8Store(self._images, self._progress)
 
     def search_captions(self, queries: Sequence[Query], k: int) -> list[list[CaptionHit]]:
         """The k nearest captions of each query. Raises DataError if the gallery has none, and as `search`."""
@@ -117,31 +166,11 @@ class Searcher:
         """The gallery's encoder."""
         return self._make_encoder()
 
-    def _search(self, queries: Sequence[Query], k: int, narrowed: Narrowed) -> list[list[Hit]]:
-        gallery, features = self.gallery, self._encode(queries)
-        if narrowed.distinct:
-            found, hidden = distinct_top_k(self._images, gallery, features, k, narrowed.where)
-            if hidden:
-                self._progress.say(f"{hidden:,} near-duplicates and overlapping tiles are hidden")
-        else:
-            found = _pairs(self._images.top_k(features, k, narrowed.where))
-        return [
-            [
-                Hit(rank, gallery.image(row), score, tuple(gallery.captions_of(row)))
-                for rank, (score, row) in enumerate(pairs, start=1)
-                if narrowed.min_score is None or score >= narrowed.min_score
-            ]
-            for pairs in found
-        ]
-
-    def _take_the_faster_store(self, queries: int) -> None:
-        """Switch to an int8 store, with identical results, once the queries so far would have paid for it."""
+    def _count_passes(self, queries: int) -> None:
+        """Switch to an int8 store once the queries so far would have paid for it."""
         self._passes += -(-queries // _QUERIES_A_PASS)
-        pays = self._passes >= _PASSES_UNTIL_IT_PAYS and len(self._images) >= _SCANNED_ROWS
-        if pays and isinstance(self._images, ExactStore):
-            from cmpagl_core.search.stores.int8 import Int8Store  # torch, which one query does without
-
-            self._images = Int8Store(self._images, self._progress)
+        if self._passes >= _PASSES_UNTIL_IT_PAYS:
+            self.prepare()
 
     def _encode(self, queries: Sequence[Query]) -> Features:
         """Features of queries [Q, D], each part of a combined one encoded once."""
@@ -168,13 +197,13 @@ class Searcher:
 
             encoded = self.encoder.encode_images(list(images.values()))
             parts.append(collect(encoded, len(images), self._progress))
-        items = {row: self._row_of(query.item) for row, query in enumerate(queries) if isinstance(query, ItemQuery)}
+        items = {row: self.row_of(query.item) for row, query in enumerate(queries) if isinstance(query, ItemQuery)}
         if items:
             parts.append(np.asarray(self.gallery.image_features[list(items.values())]))
         order = np.argsort([*texts, *images, *items], kind="stable")
         return np.concatenate(parts if parts[0].shape[1] == parts[-1].shape[1] else parts[1:])[order]
 
-    def _row_of(self, item: str) -> int:
+    def row_of(self, item: str) -> int:
         """The row of an image by its id, else by its number. Raises DataError when there is none."""
         ids = self.gallery.image_ids
         if self.gallery.tie_order is None:  # sorted by id
@@ -199,19 +228,6 @@ class Searcher:
             return None
         tower = open_text_tower(self.gallery.tower)
         return tower if tower.info.model_sha256 == self.gallery.info.model_sha256 else None
-
-    def _say_how_it_reads(self, texts: list[str]) -> None:
-        if self._tower is None:
-            return
-        readings = [self._tower.read(text) for text in texts]
-        cut, unknown = sum(reading.cut for reading in readings), sum(reading.known == 0 for reading in readings)
-        one = len(texts) == 1
-        if cut:
-            subject = "the query is" if one else f"{cut:,} of {len(texts):,} queries are"
-            self._progress.say(f"{subject} too long: the model reads the first {self._tower.info.max_tokens} tokens")
-        if unknown:
-            subject = "the query" if one else f"{unknown:,} of {len(texts):,} queries"
-            self._progress.say(f"no word of {subject} is known to the model, so the ranking means little")
 
 
 def _image(query: ImageQuery, usual: Reading) -> ImageRef:

@@ -97,11 +97,13 @@ class Merger:
 
     def add_pairs(self, query: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
         """Merge rows, each for one query, by their exact scores."""
+        exact = np.empty(len(rows))
         for first in range(0, len(rows), self._pairs_at_once):
             part = slice(first, first + self._pairs_at_once)
             # row by row, not as a matrix product, whose rounding depends on a row's position
-            exact = (self._features[rows[part]].astype(np.float64) * self._queries[query[part]]).sum(axis=1)
-            self._keep(query[part], rows[part], exact)
+            exact[part] = (self._features[rows[part]].astype(np.float64) * self._queries[query[part]]).sum(axis=1)
+        if len(rows):
+            self._keep(query, rows, exact)
 
     def best(self) -> TopK:
         """The result so far."""
