@@ -22,6 +22,7 @@ COMMANDS = {
     "image": "Show how an image or scene is read: bands, stretch, tiles, bounds.",
     "index": "Encode a folder of images for `retrieve` to search.",
     "retrieve": "Find images by text or by example image.",
+    "serve": "Search in the browser, and from programs by a JSON API.",
     "localize": "Find where in a scene a text is.",
     "caption": "Find the captions that fit an image.",
     "zeroshot": "Classify images by class names alone.",

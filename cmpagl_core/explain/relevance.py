@@ -77,6 +77,11 @@ def explain(loaded: LoadedModel, image: Path, text: str, reading: Reading = DEFA
 
     Raises UsageError for a run without an ITM head or a text without a word, DataError for a broken image.
     """
+    return explain_pixels(loaded, read_pixel_values(image, loaded.recipe.data.image_size_px, reading), text)
+
+
+def explain_pixels(loaded: LoadedModel, pixel_values: Tensor, text: str) -> Explanation:
+    """As `explain`, for an image that is read already, [3, S, S]."""
     model = loaded.model
     if model.fusion_encoder is None or model.itm_head is None:
         raise UsageError(
@@ -86,7 +91,7 @@ def explain(loaded: LoadedModel, image: Path, text: str, reading: Reading = DEFA
     words = loaded.tokenizer.word_positions(text)
     if not words:
         raise UsageError(f"there is no word in {text!r}", hint='write for instance "storage tanks beside a road"')
-    pixels = read_pixel_values(image, loaded.recipe.data.image_size_px, reading)[None].to(loaded.device)
+    pixels = pixel_values[None].to(loaded.device)
     tokens = loaded.tokenizer([text])
     input_ids, mask = tokens.input_ids.to(loaded.device), tokens.attention_mask.to(loaded.device)
     with torch.no_grad(), stage_shares(model.image_encoder) as shares:

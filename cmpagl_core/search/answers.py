@@ -50,10 +50,16 @@ def geojson(hits: Sequence[Hit]) -> str:
         about = document(hit)
         for key in ("bounds", "crs"):  # which would be read as the footprint's
             about.pop(key, None)
-        corner = corners_of(hit.image)
-        geometry = None if corner is None else _geometry(corner)
-        features.append({"type": "Feature", "id": hit.image.image_id, "geometry": geometry, "properties": about})
+        features.append(
+            {"type": "Feature", "id": hit.image.image_id, "geometry": footprint(hit.image), "properties": about}
+        )
     return json.dumps({"type": "FeatureCollection", "features": features}, ensure_ascii=False, indent=1)
+
+
+def footprint(image: ImageRef) -> Mapping[str, Any] | None:
+    """An image's outline as a GeoJSON geometry in longitude and latitude; None where its place is not known."""
+    corner = corners_of(image)
+    return None if corner is None or not np.isfinite(corner).all() else _geometry(corner)
 
 
 def copy_files(hits: Sequence[Hit], folder: Path) -> int:
