@@ -20,7 +20,7 @@ import numpy as np
 from cmpagl_core.progress import Silent
 from cmpagl_core.search.filters import Filters
 from cmpagl_core.search.narrowing import Narrowed, Ranked
-from cmpagl_core.search.query import Hit, ImageQuery, Query, leaves
+from cmpagl_core.search.query import Hit, ImageQuery, Query, TextQuery, leaves
 from cmpagl_core.search.searcher import Searcher
 from cmpagl_core.serve.parameters import DEEPEST, DEEPEST_DIVERSE, SearchRequest
 from cmpagl_core.serve.problems import RequestError
@@ -154,6 +154,8 @@ class Answers:
                 self._rankings.popitem(last=False)
 
     def _work(self) -> None:
+        if self.gallery.tower is not None:
+            self.searcher.search([TextQuery("first")], 1)  # opens what the first query would wait for
         while (job := self._jobs.get()) is not None:
             waiting = [job]
             ended = False

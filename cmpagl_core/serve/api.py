@@ -15,6 +15,7 @@ from cmpagl_core.errors import CmpaglError, DataError, UsageError
 from cmpagl_core.search.manage import list_indexes
 from cmpagl_core.serve.answers import Answers
 from cmpagl_core.serve.documents import Json, hit_document, index_document, item_document
+from cmpagl_core.serve.exports import exported, read_export
 from cmpagl_core.serve.openapi import AROUND, EXPLAIN, SIZE, description
 from cmpagl_core.serve.parameters import SearchRequest, read_parameters, search_request
 from cmpagl_core.serve.pictures import Pictures
@@ -41,6 +42,7 @@ class Api:
             Route("/api/search", self.search_by_file, methods=["POST"]),
             Route("/api/items/{id:path}", self.item, methods=["GET"]),
             Route("/api/thumbnails/{id:path}", self.thumbnail, methods=["GET"]),
+            Route("/api/export", self.export, methods=["POST"]),
             Route("/api/explain", self.explain, methods=["GET"]),
             Route("/api/indexes", self.indexes, methods=["GET"]),
             Route("/api/openapi.json", self.openapi, methods=["GET"]),
@@ -74,6 +76,17 @@ class Api:
         except DataError as error:
             raise RequestError(404, error.message, error.hint) from error
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": f"private, max-age={_KEPT_S}"})
+
+    async def export(self, request: Request) -> Response:
+        """Chosen hits as a file."""
+        read_parameters(request.query_params.multi_items(), ())
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise RequestError(415, "the body is not application/json", hint="see /api/openapi.json")
+        gallery = self.answers.gallery
+        asked = read_export(await request.body(), len(gallery))
+        file = await asyncio.to_thread(exported, gallery, self.pictures, asked)
+        headers = {"Content-Disposition": f'attachment; filename="{file.name}"'}
+        return Response(file.content, media_type=file.media_type, headers=headers)
 
     async def explain(self, request: Request) -> Response:
         """Which regions of an image speak for a text."""

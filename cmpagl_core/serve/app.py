@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount
+from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
@@ -20,6 +20,7 @@ from cmpagl_core.search.searcher import Searcher
 from cmpagl_core.serve.answers import Answers
 from cmpagl_core.serve.api import Api
 from cmpagl_core.serve.guard import Access, Guard
+from cmpagl_core.serve.page import Page
 from cmpagl_core.serve.pictures import Pictures
 from cmpagl_core.serve.problems import RequestError, problem
 from cmpagl_core.session import Session
@@ -29,6 +30,8 @@ def make_app(searcher: Searcher, session: Session, access: Access) -> ASGIApp:
     """Everything that is served over one open Searcher."""
     answers = Answers(searcher)
     api = Api(answers, Pictures(searcher.gallery), session)
+
+    page = Page(searcher.gallery, access)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -47,6 +50,7 @@ def make_app(searcher: Searcher, session: Session, access: Access) -> ASGIApp:
     app = Starlette(
         routes=[
             *api.routes(),
+            Route("/", page.search, methods=["GET"]),
             Mount("/static", StaticFiles(packages=[("cmpagl_core.serve", "static")])),
         ],
         exception_handlers={CmpaglError: _refused, HTTPException: _not_routed, Exception: unexpected},

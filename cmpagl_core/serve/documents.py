@@ -25,7 +25,7 @@ class Json(Response):
 def hit_document(hit: Hit, row: int | None) -> dict[str, Any]:
     """A hit as `retrieve` writes it; with a row, also where its thumbnail is and where it lies."""
     about = document(hit)
-    return about if row is None else {**about, **_more(hit, row)}
+    return about if row is None else {**about, **more_of(hit, row)}
 
 
 def item_document(gallery: GalleryIndex, row: int) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def item_document(gallery: GalleryIndex, row: int) -> dict[str, Any]:
     about = {key: value for key, value in document(hit).items() if key not in ("rank", "score")}
     scene = hit.image.scene
     size = {} if scene is None else {"scene_size": [scene.width, scene.height]}
-    return {**about, **_more(hit, row), **size}
+    return {**about, **more_of(hit, row), **size}
 
 
 def index_document(gallery: GalleryIndex) -> dict[str, Any]:
@@ -51,7 +51,8 @@ def index_document(gallery: GalleryIndex) -> dict[str, Any]:
     }
 
 
-def _more(hit: Hit, row: int) -> dict[str, Any]:
+def more_of(hit: Hit, row: int) -> dict[str, Any]:
+    """What the page needs beside: row, thumbnail and footprint."""
     return {"row": row, "thumbnail": f"/api/thumbnails/{_quoted(hit, row)}", "footprint": footprint(hit.image)}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cmpagl_core import __version__
+from cmpagl_core.serve.exports import MAX_HITS, MEDIA_TYPES
 from cmpagl_core.serve.parameters import PARAMETERS, Parameter
 from cmpagl_core.serve.problems import PROBLEM
 
@@ -70,6 +71,23 @@ _UPLOAD = {
         "inside": {"type": "string", "format": "binary", "description": "GeoJSON of polygons that hits intersect"},
     },
 }
+_EXPORT = {
+    "type": "object",
+    "required": ["format", "hits"],
+    "properties": {
+        "format": {"enum": ["paths", "csv", "geojson", "gpkg", "zip"]},
+        "hits": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": MAX_HITS,
+            "items": {
+                "type": "object",
+                "required": ["row", "score"],
+                "properties": {"row": {"type": "integer", "minimum": 0}, "score": {"type": "number"}},
+            },
+        },
+    },
+}
 SIZE = Parameter("size", "int", "Pixels of the longer side.", {"minimum": 16, "maximum": 2048})
 AROUND = Parameter(
     "around", "int", "How many times as much of the scene is shown as the tile; 0: all of it.",
@@ -83,6 +101,8 @@ def description() -> dict[str, Any]:
     search = _operation("Find images by text or by an image of the index.", "Answer", PARAMETERS)
     post = _operation("Find images like one that is sent, or inside polygons.", "Answer", PARAMETERS)
     post["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": _UPLOAD}}}
+    export = _operation("Chosen hits as a file; crops of 200 at most.", "file")
+    export["requestBody"] = {"required": True, "content": {"application/json": {"schema": _EXPORT}}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "cmpagl serve", "version": __version__, "description": "Read-only. Scores are cosines."},
@@ -92,6 +112,7 @@ def description() -> dict[str, Any]:
             "/api/thumbnails/{id}": {
                 "get": _operation("Its JPEG, small.", "image/jpeg", (SIZE, AROUND), of_item=True),
             },
+            "/api/export": {"post": export},
             "/api/explain": {"get": _operation("Which regions of an image speak for a text.", None, EXPLAIN, need=2)},
             "/api/indexes": {"get": _operation("The workspace's indexes.", ["Index"])},
             "/api/openapi.json": {"get": _operation("This description.", None)},
@@ -144,6 +165,8 @@ def _parameter(parameter: Parameter, required: bool) -> dict[str, Any]:
 def _content(answer: str | list[str] | None) -> dict[str, Any]:
     if answer == "image/jpeg":
         return {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}
+    if answer == "file":
+        return {media_type: {} for media_type in MEDIA_TYPES.values()}
     schema: dict[str, Any] = {"type": "object"}
     if isinstance(answer, list):
         schema = {"type": "array", "items": {"$ref": f"#/components/schemas/{answer[0]}"}}

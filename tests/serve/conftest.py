@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from cmpagl_core.progress import Silent
 from cmpagl_core.search.gallery_source import dataset_source
 from cmpagl_core.search.indexing import build_index
 from cmpagl_core.search.searcher import Searcher
+from cmpagl_core.serve import server
 from cmpagl_core.serve.app import make_app
 from cmpagl_core.serve.guard import Access
 from cmpagl_core.session import Session
@@ -55,6 +59,30 @@ def open_client(searcher: Searcher, session: Session) -> Iterator[OpenClient]:
     yield make
     for client in opened:
         client.__exit__(None, None, None)
+
+
+@contextmanager
+def served(searcher: Searcher, session: Session, bound: socket.socket, access: Access) -> Iterator[None]:
+    """A server in a thread of this process, at a socket that is bound."""
+    servers: list[server._Server] = []
+
+    class Remembered(server._Server):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            servers.append(self)
+
+    ready = threading.Event()
+    app = make_app(searcher, session, access)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "_Server", Remembered)
+        patch.setattr(server, "_SIGNALS", ())  # those are of the main thread
+        thread = threading.Thread(target=server.run, args=(app, server.Listening(bound, access), ready.set))
+        thread.start()
+        assert ready.wait(20)
+        yield
+        servers[0].should_exit = True
+        thread.join(20)
+    assert not thread.is_alive()
 
 
 @pytest.fixture

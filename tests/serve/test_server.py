@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +16,10 @@ import pytest
 from cmpagl_core.search.searcher import Searcher
 from cmpagl_core.serve import guard as guard_module
 from cmpagl_core.serve import server as module
-from cmpagl_core.serve.app import make_app
 from cmpagl_core.serve.guard import Access
-from cmpagl_core.serve.server import Listening
 from cmpagl_core.session import Session
 from tests.conftest import REPOSITORY
+from tests.serve.conftest import served
 
 
 @pytest.fixture
@@ -34,24 +32,8 @@ def place(searcher: Searcher, session: Session, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(module, "_CHECK_S", 0.05)
     monkeypatch.setattr(module, "_STALLED_S", 0.3)
     monkeypatch.setattr(guard_module, "BODY_S", 0.3)
-    monkeypatch.setattr(module, "_SIGNALS", ())  # those are of the main thread
-    servers: list[module._Server] = []
-    made = module._Server.__init__
-
-    def remember(self: module._Server, *arguments: object) -> None:
-        made(self, *arguments)  # type: ignore[arg-type]
-        servers.append(self)
-
-    monkeypatch.setattr(module._Server, "__init__", remember)
-    ready = threading.Event()
-    app = make_app(searcher, session, Access())
-    thread = threading.Thread(target=module.run, args=(app, Listening(bound, Access()), ready.set))
-    thread.start()
-    assert ready.wait(20)
-    yield path
-    servers[0].should_exit = True
-    thread.join(20)
-    assert not thread.is_alive()
+    with served(searcher, session, bound, Access()):
+        yield path
 
 
 def connected(place: Path) -> socket.socket:
