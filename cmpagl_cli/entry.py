@@ -14,6 +14,7 @@ from cmpagl_core.interruption import Interruption
 
 _INTERRUPTED = 130
 _FAILURE = 1
+_SLEEPING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 
 def main() -> NoReturn:
@@ -22,6 +23,7 @@ def main() -> NoReturn:
     try:
         interruption.listen()
         prepare_streams()
+        let_waiting_threads_sleep()
         from cmpagl_cli.app import app
 
         app()
@@ -58,6 +60,15 @@ def prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123  # until the end
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def let_waiting_threads_sleep() -> None:
+    """Unless the user decided otherwise, torch's threads sleep while they wait for each other (read on its import).
+
+    By default OpenMP's threads spin, and beside one busy process they take the core from the thread they wait for.
+    """
+    if not any(name in os.environ for name in _SLEEPING_THREADS):
+        os.environ.update(_SLEEPING_THREADS)
 
 
 def silence(stream: TextIO) -> None:

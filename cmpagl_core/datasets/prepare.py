@@ -63,7 +63,8 @@ def _prepare(request: PrepareRequest, workspace: Workspace, root: Path, progress
 
 def _locate(request: PrepareRequest, workspace: Workspace, root: Path, progress: Progress) -> Located:
     if request.source == "synthetic":
-        from cmpagl_core.synthetic.generate import DEFAULT_COUNT, DEFAULT_IMAGE_SIZE_PX
+        from cmpagl_core.synthetic.generate import DEFAULT_COUNT
+        from cmpagl_core.synthetic.scene import DEFAULT_IMAGE_SIZE_PX
 
         count = DEFAULT_COUNT if request.count is None else request.count
         size = DEFAULT_IMAGE_SIZE_PX if request.image_size_px is None else request.image_size_px

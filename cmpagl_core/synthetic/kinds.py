@@ -68,6 +68,11 @@ def kind_of(number: int) -> SceneKind:
     return CYCLE[number % len(CYCLE)]
 
 
+def scene_file(number: int) -> str:
+    """Name of the image file of the scene with that number."""
+    return f"{kind_of(number).scene}_{number:05d}.png"
+
+
 def split_of(number: int, seed: int) -> Split:
     """The split of a scene: of every ten scenes of a kind, eight are train, one val and one test, drawn by the seed.
 

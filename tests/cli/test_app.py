@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -183,6 +184,33 @@ def test_no_help_loads_a_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert all(line.endswith(" []") for line in done.stdout.splitlines()), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ["PASSIVE", "0"]),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, ["ACTIVE", None]),
+        ({"GOMP_SPINCOUNT": "100"}, [None, "100"]),
+    ],
+)
+def test_waiting_threads_sleep_unless_the_user_decided_otherwise(
+    given: dict[str, str], expected: list[str | None]
+) -> None:
+    code = (
+        "import atexit, json, os, sys\n"
+        "names = 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'\n"
+        "atexit.register(lambda: print(json.dumps([os.environ.get(name) for name in names]), file=sys.stderr))\n"
+        "sys.argv = ['cmpagl', '--version']\n"
+        "from cmpagl_cli.entry import main\n"
+        "assert 'torch' not in sys.modules\n"
+        "main()\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60, env=environment | given
+    )
+    assert json.loads(done.stderr) == expected
 
 
 def test_a_reader_that_stops_early_is_no_error() -> None:

@@ -13,8 +13,8 @@ from typer.testing import Result
 
 from cmpagl_core.explain.relevance import explain
 from cmpagl_core.runs import open_run
-from cmpagl_core.synthetic.generate import DrawnScene, draw_scene
 from cmpagl_core.synthetic.kinds import kind_of
+from cmpagl_core.synthetic.scene import DrawnScene, draw_scene
 
 # The quickstart with a small text encoder, windows of 2 x 2 tokens, so that a token stays near its place, and no
 # pre-alignment: with it, the hard negatives of these few scenes are near-copies of the matches and ITM only guesses.

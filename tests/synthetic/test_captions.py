@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmpagl_core.synthetic.generate import draw_scene
 from cmpagl_core.synthetic.grammar import describe
 from cmpagl_core.synthetic.kinds import CYCLE
+from cmpagl_core.synthetic.scene import draw_scene
 from cmpagl_core.synthetic.truth import SceneObject, SceneTruth
 
 NUMBER = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "a": 1, "an": 1}

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from PIL import Image
 
 from cmpagl_core.errors import DataError, UsageError
 from cmpagl_core.progress import Silent
-from cmpagl_core.synthetic.generate import draw_scene, generate
+from cmpagl_core.synthetic import drawing
+from cmpagl_core.synthetic.generate import generate
+from cmpagl_core.synthetic.scene import draw_scene
 from cmpagl_core.synthetic.truth import read_truth, shows
 
 
@@ -26,6 +34,48 @@ def test_same_seed_same_bytes_and_a_longer_set_only_adds_scenes(tmp_path: Path) 
     longer = everything(tmp_path / "longer")
     for path, content in everything(tmp_path / "a").items():
         assert longer[path].startswith(content) if path == "captions.csv" else longer[path] == content
+
+
+@pytest.mark.parametrize("command", [sys.executable, "false", "/no/such/python"])
+def test_several_processes_draw_the_same_set_even_if_all_but_one_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    generate(tmp_path / "alone", 12, seed=4, image_size_px=64, progress=Silent())
+    monkeypatch.setattr(drawing, "LEAST_PER_PROCESS", 4)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(sys, "executable", command)
+    monkeypatch.setattr(drawing, "draw_into", slowly(drawing.draw_into))  # so that the others get some
+    generate(tmp_path / "together", 12, seed=4, image_size_px=64, progress=Silent())
+    assert everything(tmp_path / "together") == everything(tmp_path / "alone")
+
+
+def test_helpers_end_with_the_process_that_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    original = subprocess.Popen
+
+    def remembered(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(original(*arguments, **options))
+        return started[-1]
+
+    def interrupted(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(drawing, "LEAST_PER_PROCESS", 500)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(subprocess, "Popen", remembered)
+    monkeypatch.setattr(drawing, "draw_into", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate(tmp_path, 1000, seed=4, image_size_px=64, progress=Silent())
+    assert len(started) == 1
+    assert started[0].returncode is not None
+
+
+def slowly(work: Callable[..., None]) -> Callable[..., None]:
+    def wait_and_work(*arguments: Any) -> None:
+        time.sleep(0.2)
+        work(*arguments)
+
+    return wait_and_work
 
 
 def test_captions_file_and_truth_belong_to_the_images(tmp_path: Path) -> None:

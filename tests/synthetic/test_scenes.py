@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cmpagl_core.errors import UsageError
-from cmpagl_core.synthetic.generate import DrawnScene, draw_scene
 from cmpagl_core.synthetic.kinds import CYCLE, kind_of, split_of
+from cmpagl_core.synthetic.scene import DrawnScene, draw_scene
 from cmpagl_core.synthetic.truth import Box, shows
 
 scenes = st.builds(draw_scene, number=st.integers(0, 10_000), seed=st.integers(0, 2**31), image_size_px=st.just(96))
