@@ -4,10 +4,12 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 WORKSPACE ?= quickstart
+MINUTES ?= 12
+RESULTS ?= gpu-results
 BIN := $(VENV)/bin
 CMPAGL := $(BIN)/cmpagl --workspace $(WORKSPACE)
 
-.PHONY: help quickstart test test-slow lint bench docs clean
+.PHONY: help quickstart test test-slow lint bench gpu docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +17,7 @@ help:
 	@echo "make test        the test suite (make test-slow: the long tests)"
 	@echo "make lint        ruff, mypy, import-linter"
 	@echo "make bench       one JSON line per measurement (one compares with faiss-cpu)"
+	@echo "make gpu         on a GPU: its tests, encoders against timm's, Swin-T distilled and trained (MINUTES=12 RESULTS=gpu-results)"
 	@echo "make docs        regenerate docs/cli.md, docs/recipe.md and docs/benchmarks.md"
 	@echo "make clean       remove everything that these targets created"
 
@@ -57,6 +60,11 @@ bench: $(VENV)/.dev
 	@$(BIN)/python -c 'import faiss' 2>/dev/null || $(BIN)/pip install -q -e '.[bench]' -c constraints.txt >&2 || true
 	@missed=; for file in benchmarks/[!_]*.py; do echo "$$file" >&2; $(BIN)/python $$file || missed="$$missed $$file"; done; \
 	if [ -n "$$missed" ]; then echo "missed:$$missed" >&2; exit 1; fi
+
+# With the environment that is there, since torch for CUDA is the user's: nothing is installed. UCM and RSICD are those of
+# CMPAGL_WORKSPACE, or of this folder. An interrupted or partial run goes on when it is started again.
+gpu:
+	@PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) gpu/run.py --minutes $(MINUTES) --results $(RESULTS)
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py

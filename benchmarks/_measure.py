@@ -89,9 +89,9 @@ def _serve(maker: Callable[[], Work], pipe: Connection) -> None:
         pipe.send(time.perf_counter() - started_at)
 
 
-def compare(name: str, value: float, unit: str, peer: str, peer_value: float) -> None:
-    """Print a line of JSON with a peer and no bar."""
-    _print(name, value, unit, peer, peer_value, ratio=peer_value / value)
+def compare(name: str, value: float, unit: str, peer: str, peer_value: float, more_is_better: bool = False) -> None:
+    """Print a line of JSON with a peer and no bar; a ratio above 1 is better than the peer."""
+    _print(name, value, unit, peer, peer_value, ratio=value / peer_value if more_is_better else peer_value / value)
 
 
 def report(name: str, value: float, unit: str, bar: float, peer: str = "", peer_value: float | None = None) -> bool:

@@ -56,14 +56,17 @@ class ImageEncoderPart(Part):
     mlp_ratio: float = Field(
         4.0, ge=0.125, le=32.0, description="hidden width of the MLPs, as a multiple of their input width"
     )
+    shifted_windows: bool = Field(True, description="false: every second branch has regular windows too (ablation)")
     drop_path: Fraction = Field(0.2, description="stochastic depth at the last block, growing linearly from 0")
     dropout: Fraction = Field(0.0, description="on the outputs of attention and MLPs")
     layer_scale_init: Weight = Field(
         0.0, description="ours: initial LayerScale on attention and MLP branches; 0: no LayerScale, as in Swin"
     )
     global_window: bool = Field(True, description="false: plain Swin")
-    global_window_source: Annotated[Literal["conv", "avgpool"], Word] = Field(
-        "conv", description="how the global window is computed from the stage's map"
+    global_window_source: Annotated[Literal["conv", "avgpool", "random"], Word] = Field(
+        "conv",
+        description="how the global window is computed from the stage's map; random (ablation): fixed random tokens, "
+        "the same for every image",
     )
     global_query: Annotated[Literal["local", "global"], Word] = Field(
         "local", description="local: local tokens query the global window; global: the reverse, as in GCViT"

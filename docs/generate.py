@@ -141,6 +141,12 @@ timm's Swin-T again.
 
 With 64 images a training step is limited by Python (ours 51 to 63 ms, the peer 34 to 39). ITM of a small model re-ranks
 6,300 pairs a second; while cuDNN's attention was allowed, which re-plans for every sequence length, 545.
+
+`make gpu MINUTES=12 RESULTS=DIR` measures a machine with a CUDA device: the CUDA tests, both encoders eager and
+compiled (images a second, peak memory), then Swin-T distilled, trained on UCM and evaluated within the minutes
+(`gpu/run.py`). UCM, and RSICD if it is there, are taken from `CMPAGL_WORKSPACE`. It needs torch with CUDA, `pytest`
+and the extra `offline`, and installs nothing; started again, it goes on. It has not been run on a GPU yet, only
+rehearsed on a CPU.
 """
 
 

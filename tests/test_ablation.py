@@ -100,6 +100,8 @@ def test_every_switch_makes_a_valid_variant_of_the_full_recipe(name: str) -> Non
     [
         ("no-global-window", "image_encoder.global_window", False),
         ("global-window-source-avgpool", "image_encoder.global_window_source", "avgpool"),
+        ("global-window-source-random", "image_encoder.global_window_source", "random"),
+        ("no-shifts", "image_encoder.shifted_windows", False),
         ("global-query-global", "image_encoder.global_query", "global"),
         ("branches-parallel", "image_encoder.branches", "parallel"),
         ("no-pre-alignment", "losses.pre_alignment", False),

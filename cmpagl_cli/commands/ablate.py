@@ -28,7 +28,11 @@ RecipeArgument = Annotated[
     str | None, typer.Argument(metavar="RECIPE", help="The baseline. Default: the newest run's recipe.")
 ]
 NoGlobalWindow = Annotated[bool, typer.Option("--no-global-window", help="Plain Swin.")]
-Source = Annotated[Literal["avgpool"] | None, typer.Option("--global-window-source", help="Instead of convolutions.")]
+Source = Annotated[
+    Literal["avgpool", "random"] | None,
+    typer.Option("--global-window-source", help="Instead of convolutions; random: fixed tokens, never trained."),
+]
+NoShifts = Annotated[bool, typer.Option("--no-shifts", help="Regular windows in every branch.")]
 Query = Annotated[Literal["global"] | None, typer.Option("--global-query", help="GCViT's direction.")]
 Branches = Annotated[Literal["parallel"] | None, typer.Option("--branches", help="Instead of sequential branches.")]
 NoPreAlignment = Annotated[bool, typer.Option("--no-pre-alignment", help="Neither ITC nor triplet loss before fusion.")]
@@ -84,6 +88,7 @@ def ablate(
     recipe: RecipeArgument = None,
     no_global_window: NoGlobalWindow = False,
     global_window_source: Source = None,
+    no_shifts: NoShifts = False,
     global_query: Query = None,
     branches: Branches = None,
     no_pre_alignment: NoPreAlignment = False,
@@ -171,7 +176,7 @@ def _draw(given: Settings, table: AblationTable, figure: Path) -> None:
 
 def _named(flags: Mapping[str, Any]) -> list[str]:
     """Names of the switches that the flags set."""
-    single = ("no_global_window", "no_pre_alignment", "no_itc", "no_triplet", "no_itm", "no_mlm", "no_smr")
+    single = ("no_global_window", "no_shifts", "no_pre_alignment", "no_itc", "no_triplet", "no_itm", "no_mlm", "no_smr")
     valued = ("global_window_source", "global_query", "branches", "itm_negatives")
     names = [name.replace("_", "-") for name in single if flags[name]]
     names += [f"{name.replace('_', '-')}-{flags[name]}" for name in valued if flags[name]]

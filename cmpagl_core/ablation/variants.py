@@ -84,6 +84,18 @@ SWITCHES: dict[str, Switch] = {
             "the global window is best made by convolutions (ours)",
         ),
         Switch(
+            "global-window-source-random",
+            "global_window_source",
+            ("image_encoder.global_window_source=random",),
+            "what the global window says of the image helps, not the attention to it alone (ours)",
+        ),
+        Switch(
+            "no-shifts",
+            "shifted_windows",
+            ("image_encoder.shifted_windows=false",),
+            "shifting every second branch's windows helps (Swin's)",
+        ),
+        Switch(
             "global-query-global",
             "global_query",
             ("image_encoder.global_query=global",),

@@ -29,7 +29,7 @@ from cmpagl_core.imagery.room import DECODING
 from cmpagl_core.recipe_data import DataPart
 
 _BATCHES_AHEAD = 2
-_KEPT_BYTES = 1 << 30
+_KEPT_BYTES = 3 << 29  # 1.5 GiB hold the train images of RSICD and UCM at 224 px
 _ORDER_STREAM = 1  # separates the order of an epoch from the choices for its samples
 _SAMPLE_STREAM = 2
 
@@ -127,7 +127,7 @@ class KeptImages:
 
     @staticmethod
     def fit(count: int, image_size_px: int) -> bool:
-        """Whether so many images may be kept: within a gigabyte."""
+        """Whether so many images may be kept: within 1.5 GiB."""
         return 3 * image_size_px**2 * count <= _KEPT_BYTES
 
     def gather(self, draws: Sequence[Draw]) -> Tensor:

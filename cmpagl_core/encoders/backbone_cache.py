@@ -62,8 +62,9 @@ NOT_IN_BACKBONE: Mapping[str, str] = {
             f"image_encoder.{name}"
             for name in (
                 "size", "width", "depths", "num_heads", "window_size", "mlp_ratio", "drop_path", "dropout",
-                "layer_scale_init", "global_window", "global_window_source", "global_query", "branches",
-                "global_stages", "init", "weights", "backbone_head", "backbone_skip", "backbone_skip_dropout",
+                "layer_scale_init", "shifted_windows", "global_window", "global_window_source", "global_query",
+                "branches", "global_stages", "init", "weights", "backbone_head", "backbone_skip",
+                "backbone_skip_dropout",
             )
         ),
         _AFTER,

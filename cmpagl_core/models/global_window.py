@@ -50,6 +50,30 @@ class AveragePoolGenerator(nn.Module):
         return normed
 
 
+class RandomGenerator(nn.Module):
+    """The switch `global_window_source: random`: G is drawn once, never trained, and the same for every image.
+
+    It costs what attention to a global window costs and says nothing about the image.
+    """
+
+    tokens: Tensor
+
+    def __init__(self, width: int, map_size: int, window_size: int) -> None:
+        super().__init__()
+        self.register_buffer("tokens", torch.randn(fitted_window(window_size, map_size) ** 2, width))  # [w * w, C]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, H, W, C]. Returns G: [B, w * w, C]."""
+        return self.tokens.expand(len(x), -1, -1)
+
+
+GENERATORS: dict[str, type[nn.Module]] = {
+    "conv": ConvGenerator,
+    "avgpool": AveragePoolGenerator,
+    "random": RandomGenerator,
+}
+
+
 class LocalQueryAttention(nn.Module):
     """GLCA(X, G) = softmax(X Wq (G Wk)^T / sqrt(d)) G Wv Wo [section 2].
 

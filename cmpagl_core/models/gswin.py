@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from cmpagl_core.models.backbone import Backbone, BackboneProjection, PatchStem
 from cmpagl_core.models.global_window import (
-    AveragePoolGenerator,
-    ConvGenerator,
+    GENERATORS,
     GlobalQueryAttention,
     LocalQueryAttention,
 )
@@ -105,11 +104,11 @@ class GswinStage(nn.Module):
         self.downsample = PatchMerging(width // 2) if stage > cfg.first_stage else None
         self.generator: nn.Module | None = None
         if with_global:
-            generator = ConvGenerator if cfg.global_window_source == "conv" else AveragePoolGenerator
-            self.generator = generator(width, map_size, cfg.window_size)
+            self.generator = GENERATORS[cfg.global_window_source](width, map_size, cfg.window_size)
+        shifts = [cfg.shifted_windows and index % 2 == 1 for index in range(len(drop_paths))]
         self.blocks = nn.ModuleList(
-            GswinBranch(cfg, stage, WindowGeometry(map_size, cfg.window_size, index % 2 == 1), rate, with_global)
-            for index, rate in enumerate(drop_paths)
+            GswinBranch(cfg, stage, WindowGeometry(map_size, cfg.window_size, shifted), rate, with_global)
+            for shifted, rate in zip(shifts, drop_paths, strict=True)
         )
         self.merges = nn.ModuleList(
             ParallelMerge(width) for _ in range(len(drop_paths) // 2 if cfg.branches == "parallel" else 0)

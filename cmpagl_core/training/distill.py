@@ -49,6 +49,7 @@ DISTILL_VERSION = 2
 _ORDER_STREAM, _VIEW_STREAM = 11, 12
 _STATE_EVERY_S = 30.0
 _CLIP_NORM = 1.0
+_WARM_UP_STEPS, _RATE_STEPS = 2, 20
 _PREFIX = "image_encoder."
 _NOT_LEARNT = ("drop_path", "dropout")  # the student has none: it has a teacher
 
@@ -162,6 +163,42 @@ def distilled_start(job: DistillJob, cache_root: Path, progress: Progress) -> St
     return Start(job.key, tensors, about)
 
 
+@dataclass(frozen=True)
+class DistillRate:
+    """Measured seconds of distillation for each image: once, when it is decoded, and in every pass."""
+
+    decode_s: float
+    pass_s: float
+    images: int
+
+    def epochs_within(self, seconds: float) -> int:
+        """Passes over all images that fit into so many seconds; at least one."""
+        return max(1, int((seconds / self.images - self.decode_s) / self.pass_s))
+
+
+def measure_distillation(job: DistillJob, cache_root: Path, progress: Progress, seconds: float = 5.0) -> DistillRate:
+    """Time a few steps of a student that is thrown away; computes and caches the teachers' features first.
+
+    Raises what distilling raises.
+    """
+    encoder = _new_encoder(job)
+    targets = _targets(job, encoder.last_map_size, cache_root, progress)
+    student = _new_student(job, encoder, targets.shape[1])
+    rows = next(_batches(job.cfg, len(targets), 0))
+    kept = KeptImages([image.path for image in job.images], job.recipe.data.image_size_px)
+    started_at = time.monotonic()
+    for row in rows.tolist():
+        kept.pixel_values(row)
+    decode_s = (time.monotonic() - started_at) / len(rows)
+    for _ in range(_WARM_UP_STEPS):
+        _step(job, student, kept, targets, rows, _RATE_STEPS)
+    student.elapsed_s = 0.0
+    while student.step < _RATE_STEPS and student.elapsed_s < seconds:
+        _step(job, student, kept, targets, rows, _RATE_STEPS)
+    steps = student.step - _WARM_UP_STEPS
+    return DistillRate(decode_s, student.elapsed_s / steps / len(rows), len(targets))
+
+
 @dataclass
 class _Student:
     """The encoder, its head to the teachers' features, and their optimiser."""
@@ -200,7 +237,7 @@ def _distill(job: DistillJob, path: Path, cache_root: Path, progress: Progress) 
     )
     if not KeptImages.fit(len(job.images), size_px):
         raise DataError(
-            f"{len(job.images):,} images of {size_px} px take more than a gigabyte of memory",
+            f"{len(job.images):,} images of {size_px} px take more than 1.5 GiB of memory",
             hint="list fewer data sets in distill.datasets, or lower data.image_size_px",
         )
     encoder = _new_encoder(job)
@@ -250,7 +287,7 @@ def _new_student(job: DistillJob, encoder: GswinEncoder, targets: int) -> _Stude
 
 def _train(job: DistillJob, student: _Student, targets: Tensor, state_path: Path, progress: Progress) -> float:
     """All steps that are left. Returns the mean cosine to the teachers over the last epoch's share of them."""
-    cfg, interruption = job.cfg, Interruption.current()
+    cfg = job.cfg
     kept = KeptImages([image.path for image in job.images], job.recipe.data.image_size_px)
     total = -(-len(targets) // cfg.batch_size) * cfg.epochs
     cosines: list[float] = []
@@ -259,18 +296,7 @@ def _train(job: DistillJob, student: _Student, targets: Tensor, state_path: Path
         advance(student.step)
         try:
             for rows in _batches(cfg, len(targets), student.step):
-                started_at = time.monotonic()
-                views = _drawn_views(cfg, len(rows), student.step)
-                pixel_values = _turned([kept.pixel_values(row) for row in rows.tolist()], views).to(job.device)
-                wanted = _turned([targets[row].float() for row in rows.tolist()], views)
-                cosine = _gradients(job, student, pixel_values, wanted)
-                with interruption.shielded():
-                    torch.nn.utils.clip_grad_norm_(student.model.parameters(), _CLIP_NORM)
-                    set_rate(student.optimizer, schedule(student.step, total, cfg.warmup_fraction))
-                    student.optimizer.step()
-                    student.step += 1
-                    student.elapsed_s += time.monotonic() - started_at
-                cosines.append(cosine)
+                cosines.append(_step(job, student, kept, targets, rows, total))
                 advance(1)
                 if time.monotonic() - state_at > _STATE_EVERY_S:
                     _keep(student, state_path)
@@ -280,6 +306,24 @@ def _train(job: DistillJob, student: _Student, targets: Tensor, state_path: Path
             raise
     last = cosines[-math.ceil(total / cfg.epochs) :]
     return sum(last) / max(1, len(last))
+
+
+def _step(
+    job: DistillJob, student: _Student, kept: KeptImages, targets: Tensor, rows: NDArray[np.int64], total: int
+) -> float:
+    """One update by the images of these rows, of `total`. Returns their mean cosine to the teachers."""
+    started_at = time.monotonic()
+    views = _drawn_views(job.cfg, len(rows), student.step)
+    pixel_values = _turned([kept.pixel_values(row) for row in rows.tolist()], views).to(job.device)
+    wanted = _turned([targets[row].float() for row in rows.tolist()], views)
+    cosine = _gradients(job, student, pixel_values, wanted)
+    with Interruption.current().shielded():
+        torch.nn.utils.clip_grad_norm_(student.model.parameters(), _CLIP_NORM)
+        set_rate(student.optimizer, schedule(student.step, total, job.cfg.warmup_fraction))
+        student.optimizer.step()
+        student.step += 1
+        student.elapsed_s += time.monotonic() - started_at
+    return cosine
 
 
 def _gradients(job: DistillJob, student: _Student, pixel_values: Tensor, targets: Tensor) -> float:

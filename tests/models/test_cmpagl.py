@@ -47,6 +47,8 @@ NO_FUSION = ("fusion_encoder.enabled=false", "losses.itm=0", "losses.mlm=0")
 IMAGE_SWITCHES: dict[str, tuple[str, ...]] = {
     "no global window": ("image_encoder.global_window=false",),
     "average pool": ("image_encoder.global_window_source=avgpool",),
+    "random global window": ("image_encoder.global_window_source=random",),
+    "no shifts": ("image_encoder.shifted_windows=false",),
     "global query": ("image_encoder.global_query=global",),
     "parallel": ("image_encoder.branches=parallel",),
     "layer scale": ("image_encoder.layer_scale_init=0.1",),

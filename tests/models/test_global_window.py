@@ -13,6 +13,7 @@ from cmpagl_core.models.global_window import (
     ConvGenerator,
     GlobalQueryAttention,
     LocalQueryAttention,
+    RandomGenerator,
 )
 from cmpagl_core.models.gswin import GswinEncoder
 from cmpagl_core.models.windows import WindowAttention, WindowGeometry
@@ -179,3 +180,26 @@ def test_the_average_pool_source_is_the_mean_of_each_cell() -> None:
     x = torch.randn(2, 12, 12, 5, dtype=torch.float64)
     cells = x.view(2, 4, 3, 4, 3, 5).mean(dim=(2, 4)).reshape(2, 16, 5)
     assert torch.allclose(generator(x), generator.norm(cells), atol=1e-12)
+
+
+def test_a_random_global_window_is_the_same_for_every_image_and_is_not_trained() -> None:
+    generator = RandomGenerator(5, map_size=12, window_size=4)
+    window = generator(torch.randn(2, 12, 12, 5))
+    assert window.shape == (2, 16, 5)
+    assert torch.equal(window, generator(torch.zeros(2, 12, 12, 5)))
+    assert not list(generator.parameters())
+    assert list(generator.state_dict()) == ["tokens"]  # a run keeps it
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+def test_without_shifts_nothing_of_another_window_is_seen_in_the_first_stage(shifted: bool) -> None:
+    cfg = ImageEncoderPart(
+        size="custom", width=8, depths=(2, 2, 2, 2), num_heads=(1, 1, 2, 2), window_size=4, global_window=False,
+        shifted_windows=shifted, drop_path=0.0,
+    )  # fmt: skip
+    encoder = GswinEncoder(cfg, 64).eval()
+    x = torch.randn(1, 16, 16, 8, requires_grad=True)
+    encoder.layers["0"](x)[0, 0, 3].sum().backward()  # at its window's right edge
+    seen = x.grad[0].abs().sum(dim=-1) > 0
+    assert bool(seen[:4, :4].all())
+    assert bool(seen[:, 4:].any()) is shifted

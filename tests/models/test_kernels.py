@@ -186,10 +186,11 @@ def test_folded_attention_in_bf16_is_that_of_fp32_to_rounding() -> None:
         {},
         {"global_query": "global"},
         {"branches": "parallel", "global_window_source": "avgpool"},
+        {"shifted_windows": False, "global_window_source": "random"},
         {"global_window": False, "layer_scale_init": 0.1},
         {"layer_scale_init": 0.1, "drop_path": 0.5},
     ],
-    ids=["as it is", "global query", "parallel", "no global window", "layer scale"],
+    ids=["as it is", "global query", "parallel", "random, no shifts", "no global window", "layer scale"],
 )
 @pytest.mark.parametrize("folds", [True, False])
 def test_an_encoder_with_kernels_is_the_plain_one(

@@ -78,9 +78,10 @@ BACKBONE = (
         BACKBONE,
         ("image_encoder.global_query=global",),
         ("image_encoder.branches=parallel", "image_encoder.global_window_source=avgpool"),
+        ("image_encoder.shifted_windows=false", "image_encoder.global_window_source=random"),
         ("losses.mlm=0",),
     ],
-    ids=["as it is", "backbone", "global query", "parallel", "no mlm"],
+    ids=["as it is", "backbone", "global query", "parallel", "random, no shifts", "no mlm"],
 )
 def test_the_counts_are_those_of_a_real_pass_of_the_whole_model(overrides: tuple[str, ...]) -> None:
     """torch's counter over real tensors, the model called as training calls it, against the rows' own passes."""
