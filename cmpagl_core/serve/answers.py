@@ -66,17 +66,19 @@ class Answers:
         self._rankings: OrderedDict[Hashable, Ranked] = OrderedDict()
         self._masks: OrderedDict[Filters, Any] = OrderedDict()
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._work, name="searches", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin to answer, and make a large gallery's int8 store beside it."""
+        self._thread = threading.Thread(target=self._work, name="searches", daemon=True)
         self._thread.start()
         threading.Thread(target=self.searcher.prepare, name="store", daemon=True).start()
 
     def stop(self) -> None:
         """Answer what waits, then end."""
         self._jobs.put(None)
-        self._thread.join(timeout=5)
+        if self._thread is not None:
+            self._thread.join(timeout=5)
 
     async def search(self, asked: SearchRequest) -> Answer:
         """The part of the ranking that was asked for. Raises as `Searcher.search`, RequestError when too many wait."""

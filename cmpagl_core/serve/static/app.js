@@ -15,6 +15,7 @@ const setup = JSON.parse(document.body.dataset.setup);
 let state = stateOfAddress(location.search);
 let running = null; // what stops the search under way
 let map = null;
+let shown = 0; // the place of the hit whose details are open
 
 const grid = new Grid(byId("grid"), byId("hits"), {
   fetchPage: (offset, k) => withProgress(search(parameters(state), { offset, k, ...upload(), signal: running?.signal })),
@@ -28,8 +29,8 @@ const filters = makeFilters(setup, (values) => go({ ...state, values: { ...state
 const details = makeDetails(setup, {
   like: (hit) => addImage(hit, "plus_like"),
   unlike: (hit) => addImage(hit, "minus_like"),
-  step: (by) => { const place = grid.focused + by; if (grid.hits.has(place)) { grid.focus(place, { steal: false }); showHit(place); } },
-  closed: () => grid.focus(grid.focused),
+  step: (by) => { if (grid.hits.has(shown + by)) { grid.focus(shown + by, { steal: false }); showHit(shown + by); } },
+  closed: () => grid.focus(shown), // not where the focus was when the details were opened
   text: () => state.values.q ?? "",
 });
 
@@ -52,7 +53,7 @@ function addImage(hit, kind) {
 function showHit(place) {
   const hit = grid.hits.get(place);
   if (!hit) return;
-  grid.focused = place;
+  shown = place;
   details.open(hit);
 }
 
