@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from tokenizers import Encoding, Tokenizer
 
 from cmpagl_core.encoders.tensor_file import TensorFile, open_tensor_file, write_tensor_file
 from cmpagl_core.errors import DataError, MismatchError
+
+if TYPE_CHECKING:  # a query on an index opens no run
+    from cmpagl_core.runs import Run
 
 TOWER_FORMAT = 2
 TOWER_KIND = "text_tower"
@@ -27,6 +30,7 @@ Array = NDArray[np.float32]
 _AGAIN = "rebuild the index with `cmpagl index`"
 _ATTENTION = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
 _NORMS = ("attention.output.LayerNorm", "output.LayerNorm")
+_IN_MODEL, _ONE_A_LAYER = "text_encoder.", ".attention.self.query.weight"
 _EMBEDDINGS = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 
 
@@ -145,6 +149,29 @@ def open_text_tower(path: Path) -> TextTower:
     info = _read_info(file)
     text = file.array("tokenizer", "|u1", (None,)).tobytes().decode("utf-8", "replace")
     return TextTower(_read_weights(file, info), text, info)
+
+
+def run_text_tower(run: Run) -> TextTower | None:
+    """A run's text encoder, mapped from the run's own weights; None if the run does not align its features.
+
+    Raises DataError if they are broken.
+    """
+    recipe, shape = run.recipe, run.info.text_shape
+    if not recipe.losses.aligns_features:
+        return None
+    file = open_tensor_file(run.weights_path)
+    arrays = {name.removeprefix(_IN_MODEL): array for name, array in file.arrays.items()}
+    info = TowerInfo(
+        model_sha256=run.info.weights_sha256,
+        pooling=recipe.text_encoder.pooling,
+        layers=sum(name.startswith(f"{_IN_MODEL}layers.") and name.endswith(_ONE_A_LAYER) for name in file.arrays),
+        num_heads=int(shape["num_heads"]),
+        layer_norm_eps=float(shape["layer_norm_eps"]),
+        max_tokens=recipe.data.max_caption_tokens,
+        probes=recipe.image_encoder.probes,
+    )
+    weights = _read_weights(TensorFile(file.path, arrays, file.about), info)
+    return TextTower(weights, run.tokenizer_path.read_text(encoding="utf-8"), info)
 
 
 def tower_shapes(layers: int, hidden: int, inner: int, dim: int) -> dict[str, tuple[int | None, ...]]:

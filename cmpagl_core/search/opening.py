@@ -18,6 +18,7 @@ from cmpagl_core.workspace import MARKERS, Workspace
 
 if TYPE_CHECKING:  # takes seconds to import, and a text query needs none of it
     from cmpagl_core.encoders.encoder import Encoder
+    from cmpagl_core.encoders.text_tower import TextTower
     from cmpagl_core.runs import Run
 
 _WEIGHTS = "model.safetensors"  # as runs.py has it, which a text query does not wait for
@@ -41,7 +42,8 @@ def open_searcher(
         _check_run(session.workspace.find("runs", run), gallery)
     elif index is None:
         _say_if_a_run_is_newer(gallery, session)
-    return Searcher(gallery, partial(encoder_of, gallery, session, run), session.progress)
+    find_tower = partial(_tower_of, gallery, session.workspace, run)
+    return Searcher(gallery, partial(encoder_of, gallery, session, run), session.progress, find_tower)
 
 
 def _find_gallery(workspace: Workspace, index: str | None, features: Path | None) -> GalleryIndex | None:
@@ -88,6 +90,15 @@ def encoder_of(gallery: GalleryIndex, session: Session, run: str | None = None) 
 
     made = CmpaglEncoder(run_of(gallery, session.workspace, run), session.progress, session.device())
     return made.preparing_as(gallery.info.preprocessing)
+
+
+def _tower_of(gallery: GalleryIndex, workspace: Workspace, run: str | None) -> TextTower | None:
+    """The text encoder of the run that exported a gallery's features; None for other galleries."""
+    if gallery.info.kind != "features":
+        return None
+    from cmpagl_core.encoders.text_tower import run_text_tower
+
+    return run_text_tower(run_of(gallery, workspace, run))
 
 
 def run_of(gallery: GalleryIndex, workspace: Workspace, run: str | None) -> Run:

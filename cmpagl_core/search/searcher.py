@@ -1,7 +1,7 @@
 """Searcher: a gallery that is opened once and answers many queries.
 
-A text query needs only the index's text tower, so neither torch nor a model; an image query, or a gallery without a
-tower, needs the gallery's encoder, which is rebuilt at the first such query.
+A text query needs only the text tower of the index or of the run, so neither torch nor a model; an image query, or a
+gallery without a tower, needs the gallery's encoder, which is rebuilt at the first such query.
 """
 
 from __future__ import annotations
@@ -50,11 +50,20 @@ _QUERIES_A_PASS = 8  # queries that, searched together, cost as much as a single
 
 
 class Searcher:
-    """Answers queries on one gallery. make_encoder: rebuilds the gallery's encoder."""
+    """Answers queries on one gallery.
 
-    def __init__(self, gallery: GalleryIndex, make_encoder: Callable[[], Encoder], progress: Progress) -> None:
+    make_encoder: rebuilds the gallery's encoder. find_tower: the text tower of a gallery that has none of its own.
+    """
+
+    def __init__(
+        self,
+        gallery: GalleryIndex,
+        make_encoder: Callable[[], Encoder],
+        progress: Progress,
+        find_tower: Callable[[], TextTower | None] = lambda: None,
+    ) -> None:
         self.gallery = gallery
-        self._make_encoder, self._progress = make_encoder, progress
+        self._make_encoder, self._progress, self._find_tower = make_encoder, progress, find_tower
         self._images: Store = open_store(gallery)
         self._passes = 0
 
@@ -224,9 +233,9 @@ class Searcher:
 
     @cached_property
     def _tower(self) -> TextTower | None:
-        if self.gallery.tower is None:
+        tower = self._find_tower() if self.gallery.tower is None else open_text_tower(self.gallery.tower)
+        if tower is None:
             return None
-        tower = open_text_tower(self.gallery.tower)
         return tower if tower.info.model_sha256 == self.gallery.info.model_sha256 else None
 
 

@@ -315,6 +315,14 @@ def test_an_export_is_a_feature_set_that_can_be_asked(ask: Ask, tmp_path: Path) 
     assert [hit["image_id"] for hit in found] == [hit["image_id"] for hit in indexed]
 
 
+def test_a_text_query_on_features_needs_no_torch(ask: Ask, workspace: Path, tmp_path: Path) -> None:
+    assert ask("export", "--split", "all", "--out", "all.safetensors").exit_code == 0
+    question = ("retrieve", "a square", "--features", str(tmp_path / "all.safetensors"))
+    done = asked_apart(workspace, *question, loaded_of=("torch", "transformers", "timm", "pandas", "PIL"))
+    assert len(json.loads(done.stdout)) == 10
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
 def test_an_export_is_named_after_run_data_and_split(ask: Ask, tmp_path: Path) -> None:
     assert ask("export").exit_code == 0
     assert (tmp_path / "tiny-tiny-test.safetensors").is_file()

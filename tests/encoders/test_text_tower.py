@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from cmpagl_core.encoders.cmpagl import write_text_tower
 from cmpagl_core.encoders.tensor_file import open_tensor_file, write_tensor_file
-from cmpagl_core.encoders.text_tower import TextTower, open_text_tower
+from cmpagl_core.encoders.text_tower import TextTower, open_text_tower, run_text_tower
 from cmpagl_core.errors import DataError, MismatchError
 from cmpagl_core.models.bert import BertShape
 from cmpagl_core.models.cmpagl import build_model
@@ -110,6 +110,16 @@ print([name for name in ("torch", "transformers", "timm", "pandas", "pydantic", 
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["(1, 32)", "[]"]
+
+
+def test_a_run_is_its_own_tower(loaded: LoadedModel, tiny_run: Path) -> None:
+    run = open_run(tiny_run)
+    found = run_text_tower(run)
+    assert found is not None
+    assert found.info.model_sha256 == run.info.weights_sha256
+    np.testing.assert_allclose(found.encode(TEXTS), torch_features(loaded, TEXTS), atol=1e-5)
+    itm_alone = override_recipe(run.recipe, ["losses.pre_alignment=false"])
+    assert run_text_tower(replace(run, recipe=itm_alone)) is None
 
 
 def test_a_tower_whose_parts_do_not_fit_is_refused(loaded: LoadedModel, tmp_path: Path) -> None:
