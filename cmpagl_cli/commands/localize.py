@@ -30,7 +30,7 @@ def localize(
     download: DownloadOption = False,
     tile: Annotated[
         list[int] | None,
-        typer.Option("--tile", min=16, metavar="PX", help="Side of a tile; repeatable. Default: 192, 256 and 384."),
+        typer.Option("--tile", min=16, metavar="PX", help="Side of a tile; repeatable. Default: 128, 192 and 256."),
     ] = None,
     bands: BandsOption = None,
     stretch: StretchOption = None,

@@ -66,7 +66,7 @@ class ColumnRanks:
         self.dtype = np.dtype(np.uint16 if scores.shape[0] <= 2**16 else np.int32)
 
     def array(self) -> Ranks:
-        """All ranks; a file is mapped anew each time, so that its pages do not count as this process's memory."""
+        """All ranks; a file is mapped again each time, so that its pages do not count as this process's memory."""
         return self._store if isinstance(self._store, np.ndarray) else self._mapped("r")
 
     @cached_property

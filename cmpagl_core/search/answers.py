@@ -101,7 +101,7 @@ class Region:
 
 
 def merge_regions(hits: Sequence[Hit]) -> list[Region]:
-    """Join tiles that touch or overlap, transitively; other hits stay alone. Ranks are counted anew."""
+    """Join tiles that touch or overlap, transitively; other hits stay alone. Ranks are recounted."""
     groups: list[list[Hit]] = []
     for hit in hits:
         touching = [group for group in groups if any(_touch(hit.image, other.image) for other in group)]

@@ -19,7 +19,7 @@ from cmpagl_core.imagery.tiles import Tiling
 from cmpagl_core.progress import Progress
 from cmpagl_core.search.query import Hit
 
-DEFAULT_SIZES_PX = (192, 256, 384)
+DEFAULT_SIZES_PX = (128, 192, 256)
 _OVERLAP = 0.5
 _CELLS_A_TILE = 4  # of the smallest size, along a side
 

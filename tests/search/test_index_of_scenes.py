@@ -181,7 +181,7 @@ def test_large_images_are_tiles_too(encoder: Any, tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(open_ref(tile)), pixels[128:256, 172:300])
 
 
-def test_what_a_picture_of_another_folder_is_told_of_metres(encoder: Any, folder: Path) -> None:
+def test_what_an_image_of_another_folder_is_told_of_metres(encoder: Any, folder: Path) -> None:
     built = make(encoder, folder, Tiling(None, 640.0))
     assert {window.width for window in (image.window for image in map(built.index.image, range(12))) if window} == {64}
     assert "b.tif" in list(built.index.image_ids)  # small, and its metres are not known: whole
