@@ -9,12 +9,13 @@ RESULTS ?= gpu-results
 BIN := $(VENV)/bin
 CMPAGL := $(BIN)/cmpagl --workspace $(WORKSPACE)
 
-.PHONY: help quickstart test test-slow lint bench gpu docs clean
+.PHONY: help quickstart test test-slow faults lint bench gpu docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart  an image search from nothing: draw scenes, train, evaluate, search (about 5 minutes)"
 	@echo "make test        the test suite (make test-slow: the long tests)"
+	@echo "make faults      kill every command at everything it does to a file, and fill its disk there (an hour)"
 	@echo "make lint        ruff, mypy, import-linter"
 	@echo "make bench       one JSON line per measurement (one compares with faiss-cpu)"
 	@echo "make gpu         on a GPU: its tests, encoders against timm's, Swin-T distilled and trained (MINUTES=12 RESULTS=gpu-results)"
@@ -48,6 +49,13 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+# One line per command and kind of fault on stderr, all results in build/faults.json (docs/reliability.md).
+faults: $(VENV)/.dev
+	mkdir -p build
+	cc -O1 -Wall -shared -fPIC -o build/counter.so tests/faults/counter.c -ldl
+	LD_PRELOAD=$(CURDIR)/build/counter.so PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
+		$(BIN)/python tests/faults/sweep.py build/counter.so build/faults.json --fault kill --fault full --fault random
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,6 +47,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 def _replaced(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep_once(target.parent)
         handle, name = tempfile.mkstemp(prefix=partial_prefix(target), suffix=PARTIAL_SUFFIX, dir=target.parent)
         os.close(handle)
     except OSError as error:
@@ -66,8 +68,8 @@ def _replaced(target: Path) -> Iterator[Path]:
 @contextmanager
 def _written_through(target: Path) -> Iterator[Path]:
     try:
-        with tempfile.TemporaryDirectory(prefix="cmpagl-") as folder:
-            partial = Path(folder, target.name)
+        with scratch_folder("output") as folder:
+            partial = folder / target.name
             partial.touch()
             yield partial
             with partial.open("rb") as written, target.open("wb") as stream:
@@ -93,6 +95,22 @@ def _is_regular(target: Path) -> bool:
 def partial_prefix(target: Path) -> str:
     """Name prefix of a partial file for `target`: its final name and the writing process."""
     return f"{_partials_of(target)}{own_process().tag}."
+
+
+@contextmanager
+def partial_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` to write its parts to, removed in the end; `sweep_partials` removes dead processes'."""
+    with tempfile.TemporaryDirectory(prefix=partial_prefix(target), suffix=PARTIAL_SUFFIX, dir=target.parent) as name:
+        yield Path(name)
+
+
+@contextmanager
+def scratch_folder(stem: str) -> Iterator[Path]:
+    """A folder in the system's place for temporary files, removed in the end, after those that dead processes left."""
+    sketch = Path(tempfile.gettempdir(), f"cmpagl-{stem}")
+    _sweep(sketch.parent, _partials_of(sketch))
+    with partial_folder(sketch) as folder:
+        yield folder
 
 
 def sweep_partials(target: Path) -> None:
@@ -243,6 +261,12 @@ def newest(folder: Path, marker: str) -> Path | None:
 
 def _partials_of(target: Path) -> str:
     return f".{target.name[:_NAME_SHOWN]}."
+
+
+@cache
+def _sweep_once(folder: Path) -> None:
+    """Remove what dead processes left in a folder; once a process, since a folder may have many files."""
+    _sweep(folder)
 
 
 def _sweep(folder: Path, prefix: str = ".") -> None:

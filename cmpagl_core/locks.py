@@ -70,6 +70,14 @@ def hold(target: Path, wait: Callable[[str], None] | None = None, instead: str =
         lock.release()
 
 
+def sweep_lock(target: Path) -> None:
+    """Remove what a dead process left of its lock on something that was finished, so that nobody locks it again."""
+    lock = _Lock(target)
+    if lock.exists():
+        with suppress(CmpaglError), hold(target):  # a living owner keeps it
+            pass
+
+
 class _Lock:
     """The two files of a lock: `.NAME.lock`, which the kernel locks, and `.NAME.lock.json`, which names the owner."""
 
@@ -81,6 +89,10 @@ class _Lock:
         self._record = self._folder / f".{real.name}.lock.json"
         self._lock = FileLock(self._path)
         self._made: list[Path] = []  # folders that did not exist, innermost first
+
+    def exists(self) -> bool:
+        """Whether anybody has it, or had it and died."""
+        return self._path.exists() or self._record.exists()
 
     def take(self) -> Owner | None:
         """Take the lock, or return its owner."""
@@ -94,7 +106,8 @@ class _Lock:
                 time.sleep(_SETTLE_POLL_S)
             return self._recorded()
         except OSError as error:
-            self._lock.release()
+            if self._lock.is_locked:
+                self.release()  # with what a full disk left of the record
             raise CmpaglError(
                 f"cannot lock {self._target} ({error.strerror or error})", hint="choose a writable place"
             ) from error

@@ -21,6 +21,7 @@ from cmpagl_core.files import (
     atomic_path,
     canonical_json,
     now,
+    partial_folder,
     read_json,
     sha256_file,
     sha256_text,
@@ -268,11 +269,13 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], about: Mappin
 
     plain = {name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
              for name, tensor in tensors.items()}  # fmt: skip
-    with atomic_path(path) as partial:
+    with atomic_path(path) as partial, partial_folder(path) as folder:
+        written = folder / path.name  # beside which safetensors writes a file of its own
         try:
-            save_file(plain, partial, metadata={"cmpagl": canonical_json(about)})
+            save_file(plain, written, metadata={"cmpagl": canonical_json(about)})
         except SafetensorError as error:
             raise OSError(str(error)) from error
+        written.replace(partial)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

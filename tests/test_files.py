@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from cmpagl_core.files import (
     newest,
     now,
     read_json,
+    scratch_folder,
     sha256_file,
     sha256_text,
     sha256_unordered,
@@ -26,6 +28,9 @@ from cmpagl_core.files import (
     write_json,
     write_text,
 )
+from cmpagl_core.processes import Process, own_process
+
+DEAD = Process(own_process().host, 2**22 + 1, 1).tag  # no pid is that high
 
 
 def write_half(target: Path, end: BaseException) -> None:
@@ -158,3 +163,24 @@ def test_a_mark_fits_a_file_by_time_or_else_by_content(tmp_path: Path) -> None:
     path.write_bytes(b"three")
     os.utime(path, ns=(mark.mtime_ns, mark.mtime_ns))
     assert not mark.fits(path)
+
+
+def test_a_scratch_folder_is_removed_and_so_are_those_of_the_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / f".cmpagl-itm.{DEAD}.x.partial").mkdir()
+    (tmp_path / f".cmpagl-other.{DEAD}.x.partial").mkdir()
+    with scratch_folder("itm") as folder:
+        (folder / "tokens.npy").write_text("large")
+        assert len(list(tmp_path.iterdir())) == 2
+    assert [path.name for path in tmp_path.iterdir()] == [f".cmpagl-other.{DEAD}.x.partial"]
+
+
+def test_a_write_removes_what_dead_processes_left_beside_it(tmp_path: Path) -> None:
+    left = tmp_path / f".figure.png.{DEAD}.x.partial"
+    left.write_text("half")
+    living = tmp_path / f".figure.png.{own_process().tag}.x.partial"
+    living.write_text("half")
+    write_text(tmp_path / "figure.png", "whole")
+    assert sorted(tmp_path.iterdir()) == sorted((living, tmp_path / "figure.png"))

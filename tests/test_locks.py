@@ -17,7 +17,7 @@ import pytest
 
 from cmpagl_core.errors import BusyError, CmpaglError
 from cmpagl_core.files import partial_prefix, write_text
-from cmpagl_core.locks import hold
+from cmpagl_core.locks import hold, sweep_lock
 from cmpagl_core.processes import Process, own_process
 
 HOLDER = """
@@ -259,3 +259,23 @@ def test_a_place_that_cannot_be_written_is_named() -> None:
 def test_a_fork_does_not_let_go_of_its_parents_lock(tmp_path: Path) -> None:
     with another(FORKER, tmp_path / "tiny") as process:
         assert process.wait(30) == 0
+
+
+def test_a_full_disk_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("cmpagl_core.locks.json.dump", full)
+    with pytest.raises(CmpaglError, match="No space left"), hold(tmp_path / "folder" / "tiny"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dead_lock_on_what_was_finished_is_swept_and_a_living_one_stays(tmp_path: Path) -> None:
+    record = record_of(tmp_path / "tiny", Process(own_process().host, 2**22 + 1, 1))
+    (tmp_path / ".tiny.lock").touch()
+    sweep_lock(tmp_path / "tiny")
+    assert not list(tmp_path.iterdir())
+    with hold(tmp_path / "tiny"):
+        sweep_lock(tmp_path / "tiny")
+        assert record.exists()

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from cmpagl_core.errors import CmpaglError, DataError, MismatchError
+from cmpagl_core.files import partial_prefix
 from cmpagl_core.models.bert import BertShape
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe import Recipe
@@ -200,6 +201,23 @@ def test_a_full_disk_leaves_the_old_weights_and_nothing_half_written(tmp_path: P
         write_tensors(path, {"weight": torch.zeros(100_000)}, {})
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_what_a_library_writes_beside_its_file_has_a_name_that_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets: list[Path] = []
+
+    def save_file(tensors: object, path: Path, metadata: object) -> None:
+        targets.append(path)
+        (path.parent / ".tmpAbCdEf").write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("safetensors.torch.save_file", save_file)
+    with pytest.raises(KeyboardInterrupt):
+        write_tensors(tmp_path / "model.safetensors", {}, {})
+    assert targets[0].parent.name.startswith(partial_prefix(tmp_path / "model.safetensors"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_code_is_named_by_version_and_commit() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cmpagl_core.errors import DataError, UsageError
+from cmpagl_core.processes import Process, own_process
 from cmpagl_core.workspace import MARKERS, ArtefactKind, Workspace
 
 
@@ -79,3 +80,12 @@ def test_a_wrong_name_lists_what_is_there(tmp_path: Path) -> None:
     make(tmp_path, "data", "rsicd")
     with pytest.raises(DataError, match=r"no manifest\.json under usm .*available: rsicd, ucm"):
         Workspace(tmp_path).find("data", "usm")
+
+
+def test_selecting_a_data_set_removes_what_a_killed_process_left(tmp_path: Path) -> None:
+    dead = Process(own_process().host, 2**22 + 1, 1).tag  # no pid is that high
+    make(tmp_path, "data", "mine")
+    (tmp_path / "data" / f"..selected.{dead}.x.partial").write_text("oth")
+    Workspace(tmp_path).select_data("mine")
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [".selected", "mine"]
+    assert Workspace(tmp_path).find("data") == tmp_path / "data" / "mine"

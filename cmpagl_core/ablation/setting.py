@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 
 from cmpagl_core.ablation.trials import VARIANT_RUNS, StudySetting
 from cmpagl_core.datasets.prepared import open_prepared
-from cmpagl_core.files import write_text
+from cmpagl_core.files import scratch_folder, write_text
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import load_recipe, override_recipe, require_distinct
@@ -62,8 +61,8 @@ def start_study(
 def measured_training(start: Start) -> float:
     """Seconds of one training of the baseline on this machine, from a few measured steps."""
     setting = start.setting
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{start.name}.yaml"
+    with scratch_folder("recipe") as folder:
+        path = folder / f"{start.name}.yaml"
         write_text(path, start.recipe.to_yaml())
         request = TrainRequest(recipe=str(path), data=str(setting.prepared.root))
         return forecast(request, setting.workspace, setting.progress, setting.device).training_s

@@ -31,7 +31,7 @@ from cmpagl_core.files import canonical_json, sha256_text
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.images import IMAGE_MEAN, IMAGE_STD, decoded_px, to_pixel_values
 from cmpagl_core.imagery.stamps import stamp_file
-from cmpagl_core.locks import hold
+from cmpagl_core.locks import hold, sweep_lock
 from cmpagl_core.models.backbone import Backbone
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
@@ -199,6 +199,8 @@ def backbone_cache(
         with hold(home, progress.say):
             _add_missing(home, images, backbone, settings, values, progress, device)
         shards, rows = _open_shards(home, len(settings.views), values)
+    else:
+        sweep_lock(home)
     return BackboneCache(shapes, settings.views, tuple(shards), rows)
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from cmpagl_core.encoders.tensor_file import open_tensor_file, write_tensor_file
 from cmpagl_core.errors import CmpaglError, DataError
 from cmpagl_core.files import canonical_json, sha256_text
-from cmpagl_core.locks import hold
+from cmpagl_core.locks import hold, sweep_lock
 from cmpagl_core.progress import Progress
 
 RESULT_FORMAT = 1
@@ -67,7 +67,9 @@ class ResultCache:
         path = self._path(result)
         with ExitStack() as lock:
             found = self._read(path, result)
-            if found is None:
+            if found is not None:
+                sweep_lock(path)
+            else:
                 try:
                     lock.enter_context(hold(path, self.progress.say))
                 except CmpaglError as error:

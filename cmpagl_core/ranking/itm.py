@@ -8,11 +8,9 @@ computed once for all its texts, and texts are batched by length.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +24,7 @@ from cmpagl_core.encoders.encode import encode_image_tokens, encode_text_groups
 from cmpagl_core.encoders.feature_set import unique_texts
 from cmpagl_core.encoders.length_groups import length_groups
 from cmpagl_core.errors import UsageError
+from cmpagl_core.files import scratch_folder
 from cmpagl_core.progress import Progress
 from cmpagl_core.ranking.galr import candidates
 from cmpagl_core.ranking.scores import Flipped, Floats, Rows, ScoreMatrix, ScoreSource
@@ -102,8 +101,8 @@ def match_split(
     loaded: LoadedModel, split: DataSplit, texts: Sequence[str], pairs: Candidates, progress: Progress
 ) -> NDArray[np.float32]:
     """Probability [pairs] that a split's image and a text match. Raises DataError for an unreadable image."""
-    with tempfile.TemporaryDirectory(prefix="cmpagl-itm-") as folder:
-        image_tokens = encode_image_tokens(loaded, split.images, Path(folder) / "tokens.npy", progress)
+    with scratch_folder("itm") as folder:
+        image_tokens = encode_image_tokens(loaded, split.images, folder / "tokens.npy", progress)
         return match_probabilities(loaded, image_tokens, texts, pairs, progress)
 
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cmpagl_core.errors import DataError
 from cmpagl_core.files import canonical_json, read_json, sha256_text, write_json
-from cmpagl_core.locks import hold
+from cmpagl_core.locks import hold, sweep_lock
 from cmpagl_core.progress import Progress
 from cmpagl_core.ranking.rerank import ChosenParams, RerankParams
 from cmpagl_core.runs import Run, Seen
@@ -75,6 +75,7 @@ def read_params(run: Run, progress: Progress | None = None) -> ChosenParams:
     nothing = ChosenParams(split_sha256=chooser.split_sha256)
     if not path.is_file():
         return nothing
+    sweep_lock(path)
     content = read_json(path)
     version = content.get("format_version") if isinstance(content, dict) else None
     hint = "delete it; `cmpagl tune smr` writes a new one"

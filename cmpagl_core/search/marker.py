@@ -5,14 +5,13 @@ A reader therefore always sees the old index or the new one during a rebuild, ne
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cmpagl_core.errors import CmpaglError, DataError, MismatchError
-from cmpagl_core.files import PARTIAL_SUFFIX, FileStamp, now, partial_prefix, read_json, write_json
+from cmpagl_core.files import FileStamp, now, partial_folder, read_json, write_json
 from cmpagl_core.imagery.image_ref import ImageRef, Window
 from cmpagl_core.imagery.stamps import Broken, stamp_file
 
@@ -113,8 +112,8 @@ def write_named(root: Path, stem: str, write: Callable[[Path], object], suffix: 
     """Write a file under a name with its hash in it. Raises CmpaglError if writing fails."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=partial_prefix(root / stem), suffix=PARTIAL_SUFFIX, dir=root) as folder:
-            written = Path(folder, stem)
+        with partial_folder(root / stem) as folder:
+            written = folder / stem
             write(written)
             stamp = stamp_file(written)
             name = f"{stem}-{stamp.sha256[:16]}{suffix}"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from cmpagl_core.encoders.encode import encode_image_tokens
 from cmpagl_core.errors import UsageError
+from cmpagl_core.files import scratch_folder
 from cmpagl_core.progress import Progress
 from cmpagl_core.ranking.itm import Candidates, match_probabilities
 from cmpagl_core.runs import LoadedModel
@@ -31,8 +30,8 @@ def rerank_with_itm(loaded: LoadedModel, text: str, hits: Sequence[Hit], k: int,
     if there:
         images = [hits[row].image for row in there]
         pairs = Candidates(np.arange(len(there)), np.zeros(len(there), dtype=np.int64))
-        with tempfile.TemporaryDirectory(prefix="cmpagl-itm-") as folder:
-            image_tokens = encode_image_tokens(loaded, images, Path(folder) / "tokens.npy", progress)
+        with scratch_folder("itm") as folder:
+            image_tokens = encode_image_tokens(loaded, images, folder / "tokens.npy", progress)
             scores[there] += match_probabilities(loaded, image_tokens, [text], pairs, progress)
     order = sorted(range(len(hits)), key=lambda row: (-scores[row], hits[row].image.image_id))[:k]
     return [replace(hits[row], rank=rank, score=float(scores[row])) for rank, row in enumerate(order, start=1)]

@@ -31,7 +31,7 @@ from cmpagl_core.errors import DataError, InterruptedByUserError, MismatchError
 from cmpagl_core.files import canonical_json, sha256_text
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.interruption import Interruption
-from cmpagl_core.locks import hold
+from cmpagl_core.locks import hold, sweep_lock
 from cmpagl_core.losses import feature_distillation_loss, relation_distillation_loss
 from cmpagl_core.models.gswin import GswinEncoder
 from cmpagl_core.models.kernels.use import use_kernels
@@ -154,6 +154,8 @@ def distilled_start(job: DistillJob, cache_root: Path, progress: Progress) -> St
                     raise InterruptedByUserError(
                         "distillation was stopped; its state is saved", hint="run the same command again to continue"
                     ) from None
+    else:
+        sweep_lock(path)
     about, tensors = _read(path)
     progress.say(
         f"Gswin starts from distilled weights {path.name[:8]}, computed in {about['elapsed_s'] / 60:.0f} min "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,6 @@ from cmpagl_core.recipe import Recipe
 from cmpagl_core.runs import (
     INFO_FILE,
     LOG_FILE,
-    RESUME_FOLDER,
     WEIGHTS_FILE,
     BestEpoch,
     Run,
@@ -37,7 +35,7 @@ from cmpagl_core.training.journal import Journal
 from cmpagl_core.training.learner import Learner, gates_by_stage
 from cmpagl_core.training.monitor import EpochFigures, TrainingMonitor, TrainingWarning
 from cmpagl_core.training.optim import schedule
-from cmpagl_core.training.resume import Identity, Position, Tally, has_state, write_state
+from cmpagl_core.training.resume import Identity, Position, Tally, has_state, remove_state, write_state
 from cmpagl_core.training.setup import Plan, begin, fill_cache, restore_training, run_info
 from cmpagl_core.training.step import StepFigures, accumulate, update
 from cmpagl_core.training.validate import Validation, choose_gammas, validate
@@ -226,7 +224,7 @@ def finish(training: Training) -> Run:
         chooser = Chooser.of(files[WEIGHTS_FILE].sha256, info.selection_sha256, seen)
         write_params(training.root, chooser, params)
     run = write_info(training.root, info, files)
-    shutil.rmtree(training.root / RESUME_FOLDER)
+    remove_state(training.root)
     return run
 
 

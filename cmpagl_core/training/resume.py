@@ -7,6 +7,7 @@ in the same file as the tensors, so a kill cannot leave the two out of step.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -91,6 +92,11 @@ def write_state(root: Path, identity: Identity, position: Position, tensors: Map
 def has_state(root: Path) -> bool:
     """Whether a run is unfinished, so that `fit` can resume it."""
     return _state_path(root).is_file() and not (root / INFO_FILE).exists()
+
+
+def remove_state(root: Path) -> None:
+    """Remove the state of a finished run; one that was killed while doing so may have left a part of it."""
+    shutil.rmtree(root / RESUME_FOLDER, ignore_errors=True)
 
 
 def read_about(root: Path) -> tuple[Identity, Position]:

@@ -19,7 +19,7 @@ from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import find_recipe, load_recipe, override_recipe
 from cmpagl_core.runs import INFO_FILE, RECIPE_FILE, Run
 from cmpagl_core.training.loop import fit
-from cmpagl_core.training.resume import has_state, read_about, unfinished_run
+from cmpagl_core.training.resume import has_state, read_about, remove_state, unfinished_run
 from cmpagl_core.workspace import Workspace
 
 
@@ -70,6 +70,7 @@ def resume_training(request: TrainRequest, workspace: Workspace, progress: Progr
         root = workspace.folder("runs", request.name)
     with hold(root, instead="name another training with --name"):
         if (root / INFO_FILE).is_file():
+            remove_state(root)
             raise UsageError(f"{root} is finished", hint="train into another --name")
         identity, _ = read_about(root)
         if wanted is not None and wanted != identity.recipe_name:
@@ -123,6 +124,8 @@ def new_run_folder(workspace: Workspace, name: str | None, recipe_name: str) -> 
     with hold(root, instead="choose another --name"):
         if _is_taken(root):
             unfinished = not (root / INFO_FILE).is_file()
+            if not unfinished:
+                remove_state(root)
             hint = "resume it with --resume, or choose another --name" if unfinished else "choose another --name"
             raise UsageError(f"{root} already exists", hint=hint)
         yield root

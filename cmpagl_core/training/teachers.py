@@ -19,7 +19,7 @@ from cmpagl_core.errors import DataError, MismatchError
 from cmpagl_core.files import canonical_json, sha256_file, sha256_text
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.images import IMAGE_MEAN, IMAGE_STD, decoded_px, to_pixel_values
-from cmpagl_core.locks import hold
+from cmpagl_core.locks import hold, sweep_lock
 from cmpagl_core.models.backbone import Backbone
 from cmpagl_core.models.weights import parse_source
 from cmpagl_core.progress import Progress
@@ -108,6 +108,8 @@ def teacher_features(
             missing = [image for image in images if image.image_id not in known]
             _compute(teacher, missing, home, progress, device, precision, grid)
         known = _read(home)
+    else:
+        sweep_lock(home)
     return np.stack([known[image.image_id] for image in images])
 
 

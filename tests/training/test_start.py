@@ -102,6 +102,7 @@ def test_a_name_that_is_taken_is_refused(workspace: Workspace) -> None:
     (workspace.root / "runs" / "mine" / "run.json").write_text("{}")
     with pytest.raises(UsageError, match=r"mine already exists; choose another --name"):
         claim()
+    assert not state.parent.exists()  # a process that was killed after writing run.json had left it
     with pytest.raises(UsageError, match="is not a valid name"):
         claim("../mine")
 

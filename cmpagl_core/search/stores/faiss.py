@@ -6,6 +6,8 @@ Scores and order of the found rows are those of the exact store; only whether a 
 
 from __future__ import annotations
 
+import errno
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,7 +97,10 @@ class FaissStore:
     def save(self, path: Path) -> None:
         """Write the index. Raises CmpaglError when the disk refuses."""
         with atomic_path(path) as partial:
-            _faiss().write_index(self._index, str(partial))
+            try:
+                _faiss().write_index(self._index, str(partial))
+            except RuntimeError as error:  # "... write error in FILE: 0 != 1 (No space left on device)"
+                raise OSError(errno.EIO, re.split(r"[:(] ?", str(error).rstrip(")"))[-1]) from error
 
     def top_k(self, queries: NDArray[np.float32], k: int, where: NDArray[np.bool_] | None = None) -> TopK:
         """As `Store` has it, but for rows that are not found; a filter that leaves few rows is searched exactly."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmpagl_core.errors import DataError, MismatchError, UsageError
+from cmpagl_core.errors import CmpaglError, DataError, MismatchError, UsageError
 from cmpagl_core.progress import Silent
 from cmpagl_core.search.stores.candidates import measured_recall
 from cmpagl_core.search.stores.exact import ExactStore
@@ -50,6 +51,20 @@ def test_what_an_approximate_index_finds_is_scored_exactly(kind: FaissKind) -> N
         assert (np.diff(found.scores, axis=1) <= 0).all()
         assert allowed is None or allowed[found.rows].all()
     assert measured_recall(store, ExactStore(FEATURES), samples=50) > (0.95 if kind == "hnsw" else 0.3)
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_index(flat: FaissStore, tmp_path: Path) -> None:
+    flat.save(tmp_path / "a.faiss")
+    before = (tmp_path / "a.faiss").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(CmpaglError, match=r"cannot write .*a\.faiss \(File too large\)"):
+            flat.save(tmp_path / "a.faiss")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "a.faiss").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_saved_index_is_the_same_and_a_broken_or_foreign_one_is_refused(flat: FaissStore, tmp_path: Path) -> None:
