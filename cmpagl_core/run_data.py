@@ -48,13 +48,17 @@ def own_data(workspace: Workspace, run: Run) -> PreparedDataset:
 
 
 def is_own(run: Run, prepared: PreparedDataset) -> bool:
-    """Whether a data set is the run's own: the same images, captions and splits."""
+    """Whether a data set is the run's own: the same images, captions and splits.
+
+    A distilled start may have seen the train images of other data sets too.
+    """
     if prepared.manifest.sha256 != run.info.manifest_sha256:
         return False
     train, selection = selection_splits(prepared, run.recipe.data.selection, check_files=False)
+    trained = set(train.image_sha256)
     return (
         (train.sha256, selection.sha256) == (run.info.train_sha256, run.info.selection_sha256)
-        and set(train.image_sha256) == run.seen.train_images
+        and (trained <= run.seen.train_images if run.info.start_key else trained == run.seen.train_images)
         and set(selection.image_sha256) == run.seen.selection_images
     )
 

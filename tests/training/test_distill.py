@@ -10,18 +10,22 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.datasets.writing import Provenance, write_prepared
 from cmpagl_core.errors import DataError, InterruptedByUserError, MismatchError
+from cmpagl_core.files import FileStamp
 from cmpagl_core.models.gswin import GswinEncoder
 from cmpagl_core.progress import Advance, Silent
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import override_recipe
+from cmpagl_core.run_data import own_data
 from cmpagl_core.runs import Run, open_run
 from cmpagl_core.training import distill, loop, teachers
 from cmpagl_core.training.distill import DistillJob, distill_job, distilled_start
 from cmpagl_core.training.journal import read_journal
+from cmpagl_core.workspace import Workspace
 
 MakeRecipe = Callable[..., Recipe]
 CPU = torch.device("cpu")
@@ -134,6 +138,25 @@ def test_a_run_remembers_what_its_start_has_seen(
     run = train(distilled(), squares, tmp_path / "run", tmp_path / "cache")
     job = job_of(distilled(), squares)
     assert {image.image_id for image in job.images} <= run.seen.train_images
+
+
+def test_a_run_whose_start_has_seen_another_set_knows_its_own_data(
+    distilled: MakeRecipe, squares: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "draw_curves", lambda root, progress: None)
+    images = squares.images[squares.images["split"] == "train"].head(3).copy()
+    for row, name in enumerate(images["image_id"]):
+        Image.new("RGB", (32, 32), (50 * row, 0, 0)).save(tmp_path / f"{name}.png")
+    images["path"] = [str(tmp_path / f"{name}.png") for name in images["image_id"]]
+    stamps = [FileStamp.of(Path(path)) for path in images["path"]]
+    images["sha256"] = [stamp.sha256 for stamp in stamps]
+    images["bytes"], images["mtime_ns"] = [stamp.size for stamp in stamps], [stamp.mtime_ns for stamp in stamps]
+    captions = squares.captions[squares.captions["image_id"].isin(images["image_id"])]
+    other = write_prepared(tmp_path / "other", images.astype("str"), captions, Provenance(name="other"))
+    from_both = (squares, other)
+    run = loop.fit(distilled(), squares, tmp_path / "run", Silent(), CPU, distill_from=from_both)
+    assert set(images["sha256"]) <= run.seen.train_images
+    assert own_data(Workspace(tmp_path), run).root == squares.root
 
 
 def test_all_that_decides_a_start_is_in_its_key(distilled: MakeRecipe, squares: PreparedDataset) -> None:
