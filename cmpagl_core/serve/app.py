@@ -19,6 +19,7 @@ from cmpagl_core.errors import CmpaglError
 from cmpagl_core.search.searcher import Searcher
 from cmpagl_core.serve.answers import Answers
 from cmpagl_core.serve.api import Api
+from cmpagl_core.serve.evaluation_api import EvaluationApi
 from cmpagl_core.serve.guard import Access, Guard
 from cmpagl_core.serve.page import Page
 from cmpagl_core.serve.pictures import Pictures
@@ -50,6 +51,7 @@ def make_app(searcher: Searcher, session: Session, access: Access) -> ASGIApp:
     app = Starlette(
         routes=[
             *api.routes(),
+            *EvaluationApi(searcher.gallery, session).routes(),
             Route("/", page.search, methods=["GET"]),
             Mount("/static", StaticFiles(packages=[("cmpagl_core.serve", "static")])),
         ],

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cmpagl_core import __version__
+from cmpagl_core.serve.evaluation_api import PARAMETERS as EVALUATION
 from cmpagl_core.serve.exports import MAX_HITS, MEDIA_TYPES
 from cmpagl_core.serve.parameters import PARAMETERS, Parameter
 from cmpagl_core.serve.problems import PROBLEM
@@ -114,6 +115,7 @@ def description() -> dict[str, Any]:
             },
             "/api/export": {"post": export},
             "/api/explain": {"get": _operation("Which regions of an image speak for a text.", None, EXPLAIN, need=2)},
+            "/api/evaluation": {"get": _operation("Recalls of the index's own captions.", None, EVALUATION)},
             "/api/indexes": {"get": _operation("The workspace's indexes.", ["Index"])},
             "/api/openapi.json": {"get": _operation("This description.", None)},
         },

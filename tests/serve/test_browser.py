@@ -393,3 +393,29 @@ def test_a_slow_search_shows_progress(home: str, open_page: Callable[..., Page])
     waiting[0].continue_()
     shown(page)
     expect(page.locator("#progress")).to_be_hidden()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_evaluation_is_shown_beside_another(
+    serve: Callable[[Searcher], str], open_page: Callable[..., Page], tiny_prepared: Path, tmp_path: Path, axe: str,
+    scheme: str,
+) -> None:  # fmt: skip
+    from cmpagl_core.datasets.prepared import open_prepared
+    from cmpagl_core.search.gallery_source import dataset_source
+    from cmpagl_core.search.indexing import build_index
+
+    source, encoders = dataset_source(open_prepared(tiny_prepared)), [FakeEncoder(), FakeEncoder("other")]
+    indexes = [build_index(one, source, tmp_path / "indexes" / one.name, Silent()).index for one in encoders]
+    page = open_page(f"{serve(Searcher(indexes[0], lambda: encoders[0], Silent()))}/evaluation", color_scheme=scheme)
+    expect(page.locator("tbody th").first).to_contain_text("fake")
+    page.locator("#split").select_option("all")
+    expect(page.locator("#found h2").first).to_contain_text("12 images, 24 captions of all")
+    page.locator("#against").select_option("other")
+    expect(page.locator("#found tbody >> nth=0").locator("tr")).to_have_count(2)
+    assert page.url.endswith("?split=all&against=other")
+    expect(page.locator(".queries article").first.locator(".found-row")).to_have_count(2)
+    assert violations(page, axe) == []
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.locator(".queries a").first.click()
+    shown(page)
