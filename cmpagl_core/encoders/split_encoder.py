@@ -16,7 +16,7 @@ from cmpagl_core.encoders.encode import encode_captions, encode_images, preproce
 from cmpagl_core.encoders.feature_set import FeatureInfo, FeatureSet, is_unit_length
 from cmpagl_core.encoders.result_cache import Result, ResultCache, Values
 from cmpagl_core.progress import Progress, Silent
-from cmpagl_core.runs import LoadedModel, Run
+from cmpagl_core.runs import RECIPE_FILE, TOKENIZER_FILE, WEIGHTS_FILE, LoadedModel, Run
 from cmpagl_core.session import Session
 
 RESULTS_FOLDER = "features"  # in a workspace's cache
@@ -86,7 +86,14 @@ class SplitEncoder:
         compute: Callable[[], Values],
     ) -> Result:
         """A result of this model on this kind of device. of: everything else that it depends on, as JSON."""
-        model = {"model_sha256": self.run.info.weights_sha256, "precision": self._precision, "device": self.device.type}
+        info = self.run.info
+        model = {
+            "files": {name: info.files[name].sha256 for name in (WEIGHTS_FILE, RECIPE_FILE, TOKENIZER_FILE)},
+            "vocab_size": info.vocab_size,
+            "text_shape": info.text_shape,
+            "precision": self._precision,
+            "device": self.device.type,
+        }
         return Result({"what": what, **model, **of}, shape, is_valid, compute)
 
     @property
