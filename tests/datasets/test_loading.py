@@ -221,4 +221,4 @@ def test_images_are_kept_where_they_are_small_and_not_cropped() -> None:
     split = split_of(3, [(0, "a")])
     assert isinstance(image_source(split, DataPart(image_size_px=96)), KeptImages)
     assert isinstance(image_source(split, DataPart(image_size_px=96, crop_scale_min=0.5)), ImageFiles)
-    assert not KeptImages.fit(10_000, 224)
+    assert not KeptImages.fit(11_000, 224)
