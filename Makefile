@@ -9,7 +9,7 @@ RESULTS ?= gpu-results
 BIN := $(VENV)/bin
 CMPAGL := $(BIN)/cmpagl --workspace $(WORKSPACE)
 
-.PHONY: help quickstart test test-slow faults lint bench gpu docs clean
+.PHONY: help quickstart test test-slow faults lint bench gpu docs licences vulnerabilities clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,8 @@ help:
 	@echo "make bench       one JSON line per measurement (one compares with faiss-cpu)"
 	@echo "make gpu         on a GPU: its tests, encoders against timm's, Swin-T distilled and trained (MINUTES=12 RESULTS=gpu-results)"
 	@echo "make docs        regenerate docs/cli.md, docs/recipe.md and docs/benchmarks.md"
+	@echo "make licences    list the licences of all dependencies in docs/licences.md"
+	@echo "make vulnerabilities  compare installed packages with the known vulnerabilities (needs the network)"
 	@echo "make clean       remove everything that these targets created"
 
 $(VENV)/bin/python:
@@ -76,6 +78,14 @@ gpu:
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
+
+licences: $(VENV)/.dev
+	$(BIN)/python docs/licences.py
+
+# Asks the vulnerability database of PyPI about every installed package.
+vulnerabilities: $(VENV)/.dev
+	$(BIN)/pip install -q pip-audit
+	$(BIN)/pip-audit --local --skip-editable
 
 clean:
 	rm -rf $(VENV) $(WORKSPACE) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +24,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors: more threads only wait for each other
 os.environ["COLUMNS"] = "80"
 os.environ.pop("CMPAGL_WORKSPACE", None)
+OFFLINE = str(Path(__file__).parent / "offline")  # keeps the processes that tests start from the network
+sys.path.append(OFFLINE)  # which some tests hand on whole
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (OFFLINE, os.environ.get("PYTHONPATH"))))
 
 # A background job is born with signals ignored, and so would be the commands that tests stop by them.
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

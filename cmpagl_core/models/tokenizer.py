@@ -137,7 +137,7 @@ def _wordpiece(captions: Sequence[str]) -> Tokenizer:
     kept = [word for word in words if len(word) <= _MAX_WORD_CHARACTERS][:_MAX_WORDS]
     letters = sorted({letter for word in kept for letter in word} | set("abcdefghijklmnopqrstuvwxyz0123456789"))
     pieces = dict.fromkeys([*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters), *kept])
-    backend = Tokenizer(WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    backend = Tokenizer(WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))  # noqa: S106  # a word, no secret
     backend.add_special_tokens(list(SPECIAL_TOKENS))
     backend.normalizer = normalizer
     backend.pre_tokenizer = splitter

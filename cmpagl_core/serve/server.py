@@ -41,7 +41,7 @@ class Listening:
     def url(self) -> str:
         """What to open in a browser; with the token, where there is one."""
         host = self.access.host
-        if host in ("0.0.0.0", "::"):
+        if host in ("0.0.0.0", "::"):  # noqa: S104  # compared, not bound
             host = socket.gethostname()
         shown = f"[{host}]" if ":" in host else host
         token = f"?token={self.access.token}" if self.access.token else ""

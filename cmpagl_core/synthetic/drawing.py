@@ -83,7 +83,7 @@ def _helpers(arguments: list[str], count: int, numbers: BinaryIO) -> Iterator[No
         started: list[subprocess.Popen[bytes]] = []
         for _ in range(helpers):
             try:
-                helper = subprocess.Popen(
+                helper = subprocess.Popen(  # noqa: S603  # this Python, our module
                     command, stdin=numbers, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
                 )
             except OSError:

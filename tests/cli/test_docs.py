@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import load_recipe
@@ -27,6 +29,15 @@ def generate() -> dict[str, Any]:
 )
 def test_the_generated_pages_are_current(generate: dict[str, Any], page: str, maker: str) -> None:
     assert (ROOT / "docs" / page).read_text(encoding="utf-8") == generate[maker](), "run `make docs`"
+
+
+def test_the_licence_of_every_dependency_is_listed() -> None:
+    project = runpy.run_path(str(ROOT / "docs" / "licences.py"))["PROJECT"]
+    extras = {name: texts for name, texts in project["optional-dependencies"].items() if name not in ("dev", "bench")}
+    needed = [Requirement(text) for texts in (project["dependencies"], *extras.values()) for text in texts]
+    page = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| ([a-z0-9-]+) \| (.+?) \|", page, re.M))
+    assert {canonicalize_name(one.name) for one in needed} - listed.keys() == set(), "run `make licences`"
 
 
 def test_every_recipe_field_says_what_it_means(generate: dict[str, Any]) -> None:
