@@ -106,7 +106,7 @@ def run_all(
     results: Path,
     machine: Machine,
     seconds: float,
-    runner: Runner = run_child,
+    runner: Runner,
     clock: Callable[[], float] = time.monotonic,
     say: Callable[[str], None] = print,
 ) -> list[Outcome]:
@@ -253,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ucm, rsicd = _data(workspace, asked.ucm), _data(workspace, asked.rsicd)
             results = asked.results.absolute()
             todo = steps(results, ucm, rsicd, asked.device, asked.recipe.absolute())
-            outcomes = run_all(todo, results, machine, 60 * asked.minutes)
+            outcomes = run_all(todo, results, machine, 60 * asked.minutes, run_child)
     except CmpaglError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.exit_code)

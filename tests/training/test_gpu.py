@@ -195,6 +195,34 @@ def test_epochs_are_what_fits_and_a_stopped_part_goes_on_with_as_many(
     json.dumps([found, trained])
 
 
+@pytest.mark.slow
+def test_the_whole_of_it_runs_on_a_cpu_and_goes_on_after_an_interruption(
+    gpu: Any, asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All but the encoders' benchmark, which takes minutes on a CPU."""
+    steps, really = gpu.run.steps, gpu.run.run_child
+    monkeypatch.setattr(
+        gpu.run, "steps", lambda *given: [step for step in steps(*given) if not step.name.startswith("bench")]
+    )
+    monkeypatch.setattr(
+        gpu.run,
+        "run_child",
+        lambda command, log, limit_s: (
+            gpu.child.Ending(130, "", interrupted=True) if log.stem == "train" else really(command, log, limit_s)
+        ),
+    )
+    words = ["--device", "cpu", "--recipe", str(asked.recipe), "--ucm", str(asked.ucm), "--minutes", "5"]
+    words += ["--results", str(tmp_path / "results")]
+    assert gpu.run.main(words) == 130
+    assert "stopped in train; run the same command again to go on" in capsys.readouterr().err
+    monkeypatch.setattr(gpu.run, "run_child", really)
+    assert gpu.run.main(words) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("4 of 4 steps are done, on ")
+    found = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")}
+    assert found["train"]["results"]["run"]["start_key"] == found["distil"]["results"]["key"]
+    assert [row["stage"] for row in found["evaluate"]["results"]["rows"]] == ["cosine", "cosine+smr", "itm", "itm+smr"]
+
+
 def test_a_rate_says_how_many_passes_fit() -> None:
     rate = distill.DistillRate(decode_s=0.25, pass_s=0.125, images=64)
     assert rate.epochs_within(96.0) == 10  # 16 s to decode, then 8 s a pass
