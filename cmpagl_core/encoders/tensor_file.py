@@ -113,8 +113,13 @@ class TextTable(Sequence[str]):
 
 
 def write_tensor_file(path: Path, arrays: Mapping[str, Array], about: Mapping[str, Any]) -> None:
-    """Write arrays and one JSON object about them, atomically. Equal content gives equal bytes."""
-    stored = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    """Write arrays and one JSON object about them, atomically. Equal content gives equal bytes.
+
+    Large elements come first, as the safetensors package writes them too: a table of texts has any number of bytes, and
+    behind it numbers would not be aligned in memory, where a product with them takes a hundred times as long.
+    """
+    order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+    stored = {name: np.ascontiguousarray(arrays[name]) for name in order}
     header: dict[str, Any] = {"__metadata__": {_ABOUT: canonical_json(about)}}
     end = 0
     for name, array in stored.items():

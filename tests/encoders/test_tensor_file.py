@@ -32,6 +32,11 @@ def test_the_safetensors_package_reads_what_we_write(tmp_path: Path) -> None:
         assert found[name].dtype == array.dtype
 
 
+def test_mapped_numbers_are_aligned_whatever_texts_lie_beside_them(tmp_path: Path) -> None:
+    write_tensor_file(tmp_path / "x", {**TextTable.of(["odd"]).arrays("a"), **ARRAYS}, {})
+    assert all(array.flags.aligned for array in open_tensor_file(tmp_path / "x").arrays.values())
+
+
 def test_we_map_what_the_safetensors_package_writes(tmp_path: Path) -> None:
     save_file(ARRAYS, tmp_path / "x.safetensors", metadata={"cmpagl": '{"kind": "test"}'})
     found = open_tensor_file(tmp_path / "x.safetensors")
