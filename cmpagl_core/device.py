@@ -21,8 +21,13 @@ _MOST_THREADS = 64
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(name: str = "auto") -> torch.device:
-    """A device by name; "auto" is CUDA, else Apple's MPS, else the CPU. Raises UsageError for a missing device."""
+def choose_device(name: str = "auto", local_rank: int | None = None) -> torch.device:
+    """A device by name; "auto" is CUDA, else Apple's MPS, else the CPU. Raises UsageError for a missing device.
+
+    local_rank: the number of this process among several on this machine, of which each has a GPU of its own.
+    """
+    if local_rank is not None:
+        name = _device_of_rank(name, local_rank)
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -38,6 +43,18 @@ def choose_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError, ValueError) as error:
         raise missing from error
     return device
+
+
+def _device_of_rank(name: str, local_rank: int) -> str:
+    if name not in ("auto", "cuda"):
+        return name
+    if name == "auto" and not torch.cuda.is_available():
+        return "cpu"
+    if local_rank >= torch.cuda.device_count():
+        raise UsageError(
+            f"this machine has {torch.cuda.device_count()} GPUs for more processes", hint="start one process per GPU"
+        )
+    return f"cuda:{local_rank}"
 
 
 def set_threads(threads: int | None) -> None:

@@ -35,6 +35,10 @@ class BusyError(CmpaglError):
     """Another process is writing the same artefact; the message names it."""
 
 
+class LostPeerError(CmpaglError):
+    """Another process of the same training has ended."""
+
+
 class UsageError(CmpaglError):
     """Invalid or contradictory arguments."""
 

@@ -7,6 +7,7 @@ image i's captions, drawn or not. It is not symmetric; texts are ranked against 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -81,21 +82,15 @@ def triplet_loss(
     averaged over the batch.
     """
     match = scores.diagonal()
-    violated_texts = (margin - match[:, None] + scores).clamp(min=0).masked_fill(positives, 0)
-    violated_images = (margin - match[None, :] + scores).clamp(min=0).masked_fill(positives, 0)
-    if negatives == "sum":
-        hinges = violated_texts.sum(dim=1) + violated_images.sum(dim=0)
-    else:
-        hinges = violated_texts.amax(dim=1) + violated_images.amax(dim=0)
+    violated_texts = _violations(scores, positives, match[:, None], margin)
+    violated_images = _violations(scores, positives, match[None, :], margin)
+    hinges = _hinges(violated_texts, 1, negatives) + _hinges(violated_images, 0, negatives)
     return (hinges + intra_weight * (1 - match)).mean()
 
 
 def circle_loss(scores: Tensor, positives: Tensor, margin: float = 0.25, gamma: float = CIRCLE_GAMMA) -> Tensor:
     """Circle loss of each row and each column [Sun et al. 2020, equation 6], averaged."""
-    pull = (1 + margin - scores).clamp(min=0).detach()
-    push = (scores + margin).clamp(min=0).detach()
-    to_positives = (-gamma * pull * (scores - (1 - margin))).masked_fill(~positives, -torch.inf)
-    to_negatives = (gamma * push * (scores - margin)).masked_fill(positives, _lowest(scores))
+    to_positives, to_negatives = _circle_terms(scores, positives, margin, gamma)
     rows = F.softplus(to_positives.logsumexp(dim=1) + to_negatives.logsumexp(dim=1))
     columns = F.softplus(to_positives.logsumexp(dim=0) + to_negatives.logsumexp(dim=0))
     return (rows.mean() + columns.mean()) / 2
@@ -107,9 +102,7 @@ def supcon_loss(scores: Tensor, positives: Tensor, temperature: float = SUPCON_T
     As published, a positive's denominator includes the row's other positives, which thus compete.
     """
     logits = scores / temperature
-    counts = positives.sum(dim=1)
-    forward = -(logits.log_softmax(dim=1) * positives).sum(dim=1) / counts
-    backward = -(logits.log_softmax(dim=0) * positives).sum(dim=0) / positives.sum(dim=0)
+    forward, backward = _supcon_rows(logits, positives, 1), _supcon_rows(logits, positives, 0)
     return (forward.mean() + backward.mean()) / 2
 
 
@@ -121,6 +114,63 @@ def metric_loss(cfg: LossesPart, scores: Tensor, positives: Tensor) -> Tensor:
         return supcon_loss(scores, positives)
     intra = cfg.intra_weight if cfg.triplet == "intra" else 0.0
     return triplet_loss(scores, positives, cfg.margin_cosine, intra, cfg.triplet_negatives)
+
+
+@dataclass(frozen=True)
+class ScoreShare:
+    """What one of several processes has of the scores of N pairs: its own b images and b captions against all.
+
+    The losses of all shares sum to the loss of the whole matrix.
+    """
+
+    images: Tensor  # [b, N]: own images, all captions
+    texts: Tensor  # [b, N]: own captions, all images
+    image_positives: Tensor  # bool [b, N]
+    text_positives: Tensor  # bool [b, N]
+    first: int  # the own pairs are first, first + 1, ...
+
+    @property
+    def sides(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        return (self.images, self.image_positives), (self.texts, self.text_positives)
+
+
+def itc_share(
+    share: ScoreShare,
+    scale: Tensor,
+    soft_targets: Tensor | None = None,
+    soft_share: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """A share of `itc_loss`. soft_targets: [b, N], own captions with all; their similarity is symmetric."""
+    sums = [
+        _itc_rows(scores * scale, positives, soft_targets, soft_share, label_smoothing).sum()
+        for scores, positives in share.sides
+    ]
+    return (sums[0] + sums[1]) / (2 * share.images.shape[1])
+
+
+def metric_share(cfg: LossesPart, share: ScoreShare) -> Tensor:
+    """A share of `metric_loss`."""
+    total = share.images.shape[1]
+    if cfg.triplet == "circle":
+        terms = [_circle_terms(*side, cfg.margin_cosine, CIRCLE_GAMMA) for side in share.sides]
+        return _sum(F.softplus(pull.logsumexp(dim=1) + push.logsumexp(dim=1)) for pull, push in terms) / (2 * total)
+    if cfg.triplet == "supcon":
+        sides = [(scores / SUPCON_TEMPERATURE, positives) for scores, positives in share.sides]
+        return _sum(_supcon_rows(*side, 1) for side in sides) / (2 * total)
+    hinges = []
+    for scores, positives in share.sides:
+        match = scores.diagonal(share.first)
+        hinges.append(
+            _hinges(_violations(scores, positives, match[:, None], cfg.margin_cosine), 1, cfg.triplet_negatives)
+        )
+    intra = cfg.intra_weight if cfg.triplet == "intra" else 0.0
+    match = share.images.diagonal(share.first)
+    return _sum((*hinges, intra * (1 - match))) / total
+
+
+def _sum(rows: Iterable[Tensor]) -> Tensor:
+    return torch.stack([one.sum() for one in rows]).sum()
 
 
 @dataclass(frozen=True)
@@ -206,13 +256,35 @@ def mlm_loss(logits: Tensor, targets: Tensor, normaliser: float | None = None) -
     return total / max(1.0, float(len(targets)) if normaliser is None else normaliser)
 
 
-def caption_overlap(input_ids: Tensor, attention_mask: Tensor, vocab_size: int) -> Tensor:
-    """Similarity of captions: Jaccard index of their tokens, [B, B] in 0 to 1 (ours)."""
+def caption_overlap(input_ids: Tensor, attention_mask: Tensor, vocab_size: int, rows: slice = slice(None)) -> Tensor:
+    """Similarity of captions: Jaccard index of their tokens, [B, B] in 0 to 1 (ours). rows: those that are wanted."""
     present = torch.zeros(len(input_ids), vocab_size, device=input_ids.device)
     present.scatter_reduce_(1, input_ids, attention_mask.float(), reduce="amax")
-    shared = present @ present.t()
+    shared = present[rows] @ present.t()
     sizes = present.sum(dim=1)
-    return shared / (sizes[:, None] + sizes[None, :] - shared).clamp(min=1)
+    return shared / (sizes[rows, None] + sizes[None, :] - shared).clamp(min=1)
+
+
+def _violations(scores: Tensor, positives: Tensor, match: Tensor, margin: float) -> Tensor:
+    """How far each negative comes within the margin of a match."""
+    return (margin - match + scores).clamp(min=0).masked_fill(positives, 0)
+
+
+def _hinges(violations: Tensor, dim: int, negatives: Literal["sum", "hardest"]) -> Tensor:
+    return violations.sum(dim=dim) if negatives == "sum" else violations.amax(dim=dim)
+
+
+def _circle_terms(scores: Tensor, positives: Tensor, margin: float, gamma: float) -> tuple[Tensor, Tensor]:
+    """The exponents of the circle loss: of positives, and of negatives."""
+    pull = (1 + margin - scores).clamp(min=0).detach()
+    push = (scores + margin).clamp(min=0).detach()
+    to_positives = (-gamma * pull * (scores - (1 - margin))).masked_fill(~positives, -torch.inf)
+    to_negatives = (gamma * push * (scores - margin)).masked_fill(positives, _lowest(scores))
+    return to_positives, to_negatives
+
+
+def _supcon_rows(logits: Tensor, positives: Tensor, dim: int) -> Tensor:
+    return -(logits.log_softmax(dim=dim) * positives).sum(dim=dim) / positives.sum(dim=dim)
 
 
 def _itc_rows(

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from cmpagl_core import device
-from cmpagl_core.device import autocast, usable_precision
+from cmpagl_core.device import autocast, choose_device, usable_precision
+from cmpagl_core.errors import UsageError
 
 CPU = torch.device("cpu")
 _PAGE_FAULTS = """
@@ -68,3 +69,15 @@ def test_fp32_is_taken_everywhere() -> None:
     assert usable_precision(torch.device("meta"), "fp32") == "fp32"
     with autocast(CPU, "fp32"):
         assert not torch.is_autocast_enabled("cpu")
+
+
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_device("cpu", local_rank=1) == CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto", local_rank=1) == CPU  # never MPS, which processes cannot share
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    assert choose_device("auto", local_rank=1) == torch.device("cuda:1")
+    with pytest.raises(UsageError, match="this machine has 2 GPUs for more processes"):
+        choose_device("cuda", local_rank=2)

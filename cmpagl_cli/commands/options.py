@@ -112,9 +112,10 @@ class Settings:
     def compute_device(self) -> torch.device:
         """The device to compute on; also sets the number of threads. Raises UsageError for a missing device."""
         from cmpagl_core.device import choose_device, keep_freed_memory, set_threads
+        from cmpagl_core.ranks import local_rank, under_torchrun
 
         set_threads(self.threads)
-        device = choose_device(self.device)
+        device = choose_device(self.device, local_rank() if under_torchrun() else None)
         if device.type == "cpu":
             keep_freed_memory()
         return device

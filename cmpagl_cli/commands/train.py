@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,10 +11,11 @@ from cmpagl_cli.commands.options import DataOption, FormatOption, NameOption, Se
 from cmpagl_cli.views import Column, duration, emit
 
 if TYPE_CHECKING:
-    from cmpagl_cli.commands.options import OutputFormat
+    from cmpagl_cli.commands.options import OutputFormat, Settings
     from cmpagl_core.ranking.rerank import Gammas
     from cmpagl_core.runs import Run
     from cmpagl_core.training.forecast import TrainingForecast
+    from cmpagl_core.training.start import TrainRequest
 
 RecipeArgument = Annotated[
     str | None,
@@ -42,6 +44,15 @@ def train(
             "--dry-run", help="Do not train; estimate parameters, memory, steps and time from a few measured steps."
         ),
     ] = False,
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            "--devices",
+            min=1,
+            metavar="N",
+            help="Train on N GPUs of this machine, or in N processes on its CPU; several machines: torchrun.",
+        ),
+    ] = None,
     format: FormatOption = "table",
 ) -> None:
     """Train a recipe on a prepared data set and save the run in runs/NAME.
@@ -55,18 +66,51 @@ def train(
       cmpagl train my.yaml --data rsicd --set optim.lr=1.0e-4 --set train.epochs=20
       cmpagl train rsicd --dry-run
       cmpagl train --resume
+      cmpagl train rsicd --devices 8
+      torchrun --nproc-per-node 8 -m cmpagl_cli train rsicd
     """
-    from cmpagl_core.training.start import TrainRequest, start_training
+    from cmpagl_core.training.start import TrainRequest
 
     given = settings(ctx)
     request = TrainRequest(recipe, data, name, seed, tuple(overrides or ()), resume)
-    device = given.compute_device()
     if dry_run:
         from cmpagl_core.training.forecast import forecast
 
-        _show_forecast(forecast(request, given.workspace, given.progress, device), format)
+        _show_forecast(forecast(request, given.workspace, given.progress, given.compute_device()), format)
         return
-    _show_run(start_training(request, given.workspace, given.progress, device), format)
+    if (devices or 1) > 1 and not is_one_of_several():
+        from cmpagl_core.training.launch import launch
+
+        raise typer.Exit(int(launch(devices or 1, sys.argv[1:])))
+    _train(given, request, format)
+
+
+def is_one_of_several() -> bool:
+    """Whether torchrun, or `--devices`, has started this process beside others."""
+    from cmpagl_core.ranks import under_torchrun
+
+    return under_torchrun()
+
+
+def _train(given: Settings, request: TrainRequest, format: OutputFormat) -> None:
+    """Train in this process, which may be one of several: the first shows the run, and one says what went wrong."""
+    from cmpagl_core.errors import CmpaglError, ExitCode
+    from cmpagl_core.ranks import join_ranks, leave_ranks
+    from cmpagl_core.training.loop import join_training
+    from cmpagl_core.training.start import start_training
+
+    device = given.compute_device()
+    ranks = join_ranks(device)
+    try:
+        if ranks.first:
+            _show_run(start_training(request, given.workspace, given.progress, device, ranks), format)
+        else:
+            join_training(ranks, device)
+    except (Exception, KeyboardInterrupt) as error:
+        if ranks.claim("said why it ended"):
+            raise
+        raise typer.Exit(int(error.exit_code if isinstance(error, CmpaglError) else ExitCode.FAILURE)) from None
+    leave_ranks(ranks)
 
 
 def _show_run(run: Run, format: OutputFormat) -> None:

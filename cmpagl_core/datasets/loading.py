@@ -23,9 +23,10 @@ from torch import Tensor
 from cmpagl_core.datasets.augment import allowed_views, d4_transform
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.datasets.same_caption import caption_key, numbered
-from cmpagl_core.errors import DataError
+from cmpagl_core.errors import DataError, UsageError
 from cmpagl_core.imagery.images import decoded_px, normalised, open_image, to_pixel_values, to_square
 from cmpagl_core.imagery.room import DECODING
+from cmpagl_core.ranks import ALONE, Ranks
 from cmpagl_core.recipe_data import DataPart
 
 _BATCHES_AHEAD = 2
@@ -49,17 +50,35 @@ class Draw:
 
 
 @dataclass(frozen=True)
+class JointBatch:
+    """The batch of all processes of a training, of which a PairBatch is one process's part."""
+
+    sizes: tuple[int, ...]  # pairs of each process; N together
+    first: int  # the part's first pair
+    text_positives: Tensor  # [b, N] bool, own captions x all images
+
+
+@dataclass(frozen=True)
 class PairBatch:
-    """B pairs as model input; row i of the images belongs to row i of the captions."""
+    """B pairs as model input; row i of the images belongs to row i of the captions.
+
+    In a training of several processes it is a part of a joint batch, and its positives are own images x all captions.
+    """
 
     images: Tensor  # pixel_values [B, 3, S, S], or a frozen backbone's maps, flattened: [B, values]
     input_ids: Tensor  # [B, L] int64
     attention_mask: Tensor  # [B, L] bool
     positives: Tensor  # [B, B] bool, images x captions: caption j is one of image i's, drawn or not
     captions: tuple[str, ...]
+    joint: JointBatch | None = None
 
     def __len__(self) -> int:
         return len(self.captions)
+
+    @property
+    def joint_pairs(self) -> int:
+        """Pairs of all processes."""
+        return len(self) if self.joint is None else sum(self.joint.sizes)
 
     def to(self, device: torch.device) -> PairBatch:
         """The same pairs on another device."""
@@ -71,6 +90,9 @@ class PairBatch:
             input_ids=self.input_ids.to(device, non_blocking=True),
             attention_mask=self.attention_mask.to(device, non_blocking=True),
             positives=self.positives.to(device, non_blocking=True),
+            joint=None
+            if self.joint is None
+            else replace(self.joint, text_positives=self.joint.text_positives.to(device, non_blocking=True)),
         )
 
 
@@ -172,6 +194,7 @@ class PairLoader:
                 f"training needs at least 2"
             )
         self._batches = -(-len(self._rows) // batch_size)
+        self._ranks = ALONE
         self._image_key = numbered(split.image_sha256)
         self._caption_key = numbered([caption_key(text) for text in split.captions])
         self._owned = _owned_captions(self._image_key, self._caption_key, split.caption_image)
@@ -191,6 +214,18 @@ class PairLoader:
         other._source = source
         return other
 
+    def shared(self, ranks: Ranks) -> PairLoader:
+        """The same batches, of which each process has its part. Raises UsageError for more processes than pairs."""
+        smallest = len(self._rows) // self._batches
+        if smallest < ranks.count:
+            raise UsageError(
+                f"a batch of {smallest} pairs cannot be shared by {ranks.count} processes",
+                hint="start fewer, or set a larger train.batch_size, which is that of all together",
+            )
+        other = copy.copy(self)
+        other._ranks = ranks
+        return other
+
     def epoch(self, epoch: int, first: int = 0) -> Iterator[PairBatch]:
         """The batches of an epoch from number `first` on, prefetched by `workers` threads."""
         order = np.random.default_rng([self._seed, _ORDER_STREAM, epoch]).permutation(self._rows)
@@ -207,22 +242,27 @@ class PairLoader:
         return Draw(row, caption, view, _random_box(rng, self._cfg.crop_scale_min))
 
     def _batch(self, epoch: int, rows: NDArray[np.int64]) -> PairBatch:
-        draws = [self.draw(epoch, int(row)) for row in rows]
+        every = [self.draw(epoch, int(row)) for row in rows]  # other processes' captions decide the positives too
+        part = self._ranks.part(len(every))
+        draws = every[part]
         captions = tuple(self._split.captions[draw.caption] for draw in draws)
         tokens = self._tokenizer(captions)
         return PairBatch(
             images=self._source.gather(draws),
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
-            positives=self._positives(draws),
+            positives=self._positives(draws, every),
             captions=captions,
+            joint=None
+            if self._ranks.alone
+            else JointBatch(self._ranks.sizes(len(every)), part.start, self._positives(every, draws).t().contiguous()),
         )
 
-    def _positives(self, draws: Sequence[Draw]) -> Tensor:
-        """bool [B, B], images x captions: caption j, or one with its words, was written for image i (section 3)."""
-        captions = self._caption_key[[draw.caption for draw in draws]]
+    def _positives(self, images: Sequence[Draw], texts: Sequence[Draw]) -> Tensor:
+        """bool [images, texts]: caption j, or one with its words, was written for image i (section 3)."""
+        captions = self._caption_key[[draw.caption for draw in texts]]
         return torch.from_numpy(
-            np.stack([np.isin(captions, self._owned[int(self._image_key[draw.row])]) for draw in draws])
+            np.stack([np.isin(captions, self._owned[int(self._image_key[draw.row])]) for draw in images])
         )
 
 

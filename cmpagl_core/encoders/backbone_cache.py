@@ -11,6 +11,7 @@ import copy
 import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from cmpagl_core.imagery.stamps import stamp_file
 from cmpagl_core.locks import hold, sweep_lock
 from cmpagl_core.models.backbone import Backbone
 from cmpagl_core.progress import Progress
+from cmpagl_core.ranks import ALONE, Ranks
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_keys import keyed_fields
 
@@ -184,20 +186,24 @@ def backbone_cache(
     splits: Sequence[DataSplit],
     progress: Progress,
     device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> BackboneCache:
     """The cache under `folder` with every image of these splits, after adding the missing ones.
 
-    Reports in advance how much it will write. Raises DataError for an image that is unreadable or has changed since it
-    was prepared, CmpaglError if there is not enough disk space.
+    Of several processes, each adds its part, while rank 0 holds the lock. Reports in advance how much it will write.
+    Raises DataError for an image that is unreadable or has changed since it was prepared, CmpaglError if there is not
+    enough disk space.
     """
-    images = _images(splits, progress)
+    images = _images(splits, progress, ranks)
     home = folder / settings.key(weights_sha256(backbone))
     shapes = _shapes(backbone, settings, device)
     values = sum(int(np.prod(shape)) for shape in shapes)
     shards, rows = _open_shards(home, len(settings.views), values)
-    if any(image not in rows for image in images):
-        with hold(home, progress.say):
-            _add_missing(home, images, backbone, settings, values, progress, device)
+    if ranks.any(any(image not in rows for image in images)):
+        with hold(home, progress.say) if ranks.first else nullcontext():
+            ranks.wait()  # until rank 0 has the lock
+            _add_missing(home, images, backbone, settings, values, progress, device, ranks)
+            ranks.wait()  # until all have written
         shards, rows = _open_shards(home, len(settings.views), values)
     else:
         sweep_lock(home)
@@ -212,13 +218,17 @@ def _add_missing(
     values: int,
     progress: Progress,
     device: torch.device,
+    ranks: Ranks,
 ) -> None:
     """Make the shards of images that are in none yet. images: by their keys; values: of one image's maps."""
     _, rows = _open_shards(home, len(settings.views), values)
     missing = [image for image in images if image not in rows]
+    ranks.wait()  # until all have seen the same shards
+    each = 2 * len(settings.views) * values
     if missing:
-        each = 2 * len(settings.views) * values
         _announce(home, len(missing), len(images), len(settings.views), each, progress)
+    missing = missing[ranks.part(len(missing))]
+    if missing:
         size = max(1, _SHARD_BYTES // each)
         folded = copy.deepcopy(backbone)
         folded.set_trainable(False)  # one that is unfrozen later is frozen while its maps are cached
@@ -265,15 +275,19 @@ def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _images(splits: Sequence[DataSplit], progress: Progress) -> dict[str, ImageRef]:
-    """Each different image by its key, its file's sha256 as its id; which is checked: a changed one is never stale."""
+def _images(splits: Sequence[DataSplit], progress: Progress, ranks: Ranks) -> dict[str, ImageRef]:
+    """Each different image by its key, its file's sha256 as its id; which is checked: a changed one is never stale.
+
+    Each of several processes checks its part.
+    """
     images = [
         (key, ImageRef(sha256, path, reading=split.reading))
         for split in splits
         for key, sha256, path in zip(split.image_keys, split.image_sha256, split.paths, strict=True)
     ]
-    with progress.task("check images", len(images), "img") as advance:
-        for expected, path in ((image.image_id, image.path) for _, image in images):
+    checked = images[ranks.part(len(images))]
+    with progress.task("check images", len(checked), "img") as advance:
+        for expected, path in ((image.image_id, image.path) for _, image in checked):
             if stamp_file(path).sha256 != expected:
                 raise _was_changed(path)
             advance(1)

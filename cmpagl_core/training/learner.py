@@ -14,6 +14,7 @@ from cmpagl_core.encoders.cached import encode_flat_maps
 from cmpagl_core.models.backbone import Backbone
 from cmpagl_core.models.cmpagl import CmpaglModel, ImageEncoding
 from cmpagl_core.models.tokenizer import CaptionTokenizer
+from cmpagl_core.ranks import ALONE, Ranks
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.training.optim import RunningAverage, make_optimizer, optimizer_tensors, restore_optimizer
 
@@ -34,6 +35,8 @@ class Learner:
     average: RunningAverage | None
     cache: BackboneCache | None = None
     best: Tensors | None = None
+    ranks: Ranks = ALONE
+    wrapped: object = None  # what `parallel` makes of the objective for several processes
 
     @property
     def backbone(self) -> Backbone | None:
@@ -87,7 +90,12 @@ class Learner:
 
 
 def make_learner(
-    recipe: Recipe, tokenizer: CaptionTokenizer, device: torch.device, model: CmpaglModel, origins: Mapping[str, str]
+    recipe: Recipe,
+    tokenizer: CaptionTokenizer,
+    device: torch.device,
+    model: CmpaglModel,
+    origins: Mapping[str, str],
+    ranks: Ranks = ALONE,
 ) -> Learner:
     """A learner for a model on `device`; `origins` decides each parameter's learning rate (`make_optimizer`)."""
     scaled = usable_precision(device, recipe.train.precision) == "fp16" and device.type != "mps"
@@ -100,6 +108,7 @@ def make_learner(
         optimizer=make_optimizer(model, origins, recipe.optim),
         scaler=torch.amp.GradScaler(device.type, enabled=scaled),
         average=None,
+        ranks=ranks,
     )
     learner.freeze_backbone_until_due(0)
     if recipe.train.ema_decay > 0:

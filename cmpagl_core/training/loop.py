@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -11,17 +12,20 @@ from pathlib import Path
 
 import torch
 
-from cmpagl_core.datasets.prepared import PreparedDataset
+from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
 from cmpagl_core.device import usable_precision
-from cmpagl_core.errors import InterruptedByUserError
+from cmpagl_core.errors import InterruptedByUserError, LostPeerError
 from cmpagl_core.evaluation.protocol import seen_of
 from cmpagl_core.interruption import Interruption
-from cmpagl_core.progress import Advance, Progress
+from cmpagl_core.progress import Advance, Progress, Silent
 from cmpagl_core.ranking.kept_params import Chooser, write_params
+from cmpagl_core.ranks import ALONE, Ranks
 from cmpagl_core.recipe import Recipe
+from cmpagl_core.recipe_files import load_recipe
 from cmpagl_core.runs import (
     INFO_FILE,
     LOG_FILE,
+    RECIPE_FILE,
     WEIGHTS_FILE,
     BestEpoch,
     Run,
@@ -31,7 +35,7 @@ from cmpagl_core.runs import (
 )
 from cmpagl_core.training.curves import draw_curves
 from cmpagl_core.training.distill import DistillJob, Start, distill_job, distilled_start
-from cmpagl_core.training.journal import Journal
+from cmpagl_core.training.journal import Journal, SilentJournal
 from cmpagl_core.training.learner import Learner, gates_by_stage
 from cmpagl_core.training.monitor import EpochFigures, TrainingMonitor, TrainingWarning
 from cmpagl_core.training.optim import schedule
@@ -39,6 +43,8 @@ from cmpagl_core.training.resume import Identity, Position, Tally, has_state, re
 from cmpagl_core.training.setup import Plan, begin, fill_cache, restore_training, run_info
 from cmpagl_core.training.step import StepFigures, accumulate, update
 from cmpagl_core.training.validate import Validation, choose_gammas, validate
+
+_BEGUN = "begun"  # the message with which the first process lets the others join
 
 STATE_EVERY_S = 20.0
 """Minimum time between two saved states; steps lost to a kill are repeated and give the same weights."""
@@ -64,6 +70,10 @@ class Training:
     def recipe(self) -> Recipe:
         return self.learner.recipe
 
+    @property
+    def ranks(self) -> Ranks:
+        return self.learner.ranks
+
 
 def fit(
     recipe: Recipe,
@@ -75,13 +85,15 @@ def fit(
     cache_root: Path | None = None,
     recipe_name: str = "recipe",
     distill_from: Sequence[PreparedDataset] = (),
+    ranks: Ranks = ALONE,
 ) -> Run:
     """Train a recipe on a prepared data set and write a run to `root`.
 
     resume: continue from the state in `root`; on a CPU the final weights are identical. cache_root: where a frozen
     backbone's maps and distilled starts are cached; in `root` if None. distill_from: the data sets of the recipe's
-    `distill` part. The caller holds the lock of `root` (`locks.py`).
-    Raises InterruptedByUserError, saying how to resume, when interrupted.
+    `distill` part. The caller holds the lock of `root` (`locks.py`). ranks: the processes of this training, of which
+    this is the first; the others call `join_training`.
+    Raises InterruptedByUserError when interrupted and LostPeerError when another process ends, saying how to resume.
     """
     interruption = Interruption.current()
     with interruption.caught():
@@ -89,8 +101,10 @@ def fit(
             job = distill_job(recipe, prepared, distill_from, device)
             start = None if job is None or resume else distilled_start(job, cache_root or root, progress)
             training = open_training(
-                recipe, recipe_name, prepared, root, progress, device, resume, interruption, job, start
+                recipe, recipe_name, prepared, root, progress, device, resume, interruption, job, start, ranks
             )
+            places = {"root": root, "data": prepared.root, "cache": cache_root or root}
+            ranks.tell(_BEGUN, {name: str(place.absolute()) for name, place in places.items()})
             with training.journal:
                 prepare_cache(training, cache_root or root)
                 train(training)
@@ -99,6 +113,37 @@ def fit(
             if (root / INFO_FILE).is_file():
                 return open_run(root)
             raise _stopped(root) from None
+        except RuntimeError as error:
+            if not ranks.lost(error):
+                raise
+            raise _lost(root) from error
+
+
+def join_training(ranks: Ranks, device: torch.device) -> None:
+    """Take part in the training that the first process of `ranks` has begun, once it has saved its first state.
+
+    Every process reads that state, so all start alike; the run's folder must be on a disk that all share. Raises what
+    `fit` raises.
+    """
+    interruption = Interruption.current()
+    with interruption.caught():
+        begun = ranks.hear(_BEGUN)
+        root, cache_root = Path(begun["root"]), Path(begun["cache"])
+        try:
+            recipe, prepared = load_recipe(root / RECIPE_FILE), open_prepared(Path(begun["data"]))
+            plan, learner, identity, position = restore_training(recipe, prepared, root, device, ranks)
+            monitor = TrainingMonitor(**position.monitor)
+            training = Training(
+                root, plan, learner, identity, position, SilentJournal(), monitor, Silent(), interruption
+            )
+            prepare_cache(training, cache_root)
+            train(training)
+        except KeyboardInterrupt:
+            raise _stopped(root) from None
+        except RuntimeError as error:
+            if not ranks.lost(error):
+                raise
+            raise _lost(root) from error
 
 
 def open_training(
@@ -112,13 +157,14 @@ def open_training(
     interruption: Interruption,
     job: DistillJob | None = None,
     start: Start | None = None,
+    ranks: Ranks = ALONE,
 ) -> Training:
     """A new training with its first state saved, or one restored from its last state."""
     if resume:
-        plan, learner, identity, position = restore_training(recipe, prepared, root, device)
+        plan, learner, identity, position = restore_training(recipe, prepared, root, device, ranks)
         progress.say(f"resuming {root.name} after {position.step:,} steps, in epoch {position.epoch + 1}")
     else:
-        plan, learner, identity = begin(recipe, recipe_name, prepared, root, progress, device, start)
+        plan, learner, identity = begin(recipe, recipe_name, prepared, root, progress, device, start, ranks)
         position = Position(started_at=datetime.now(UTC).isoformat(timespec="seconds"))
     wanted, usable = recipe.train.precision, usable_precision(device, recipe.train.precision)
     if usable != wanted:
@@ -128,6 +174,8 @@ def open_training(
     training = Training(root, plan, learner, identity, position, journal, monitor, progress, interruption, job)
     if not resume:
         journal.write("begin", recipe=recipe_name, dataset=prepared.name, epochs=recipe.train.epochs)
+        if not ranks.alone:
+            journal.write("processes", count=ranks.count)
         for report in learner.model.import_reports:
             journal.write("weights", **vars(report))
         if start is not None:
@@ -160,16 +208,32 @@ def train(training: Training) -> None:
     except KeyboardInterrupt:
         keep_state(training)
         raise
+    except RuntimeError as error:
+        if training.ranks.lost(error):
+            with suppress(KeyboardInterrupt):  # torchrun has told this process to end too
+                keep_state(training)
+        raise
     keep_state(training)
 
 
 def train_epoch(training: Training, advance: Advance) -> None:
-    """The rest of the current epoch, one optimiser step after another."""
+    """The rest of the current epoch, one optimiser step after another.
+
+    An interruption of one of several processes ends all of them after the same step.
+    """
+    together = nullcontext() if training.ranks.alone else training.interruption.shielded()
+    with together:
+        _train_steps(training, advance)
+
+
+def _train_steps(training: Training, advance: Advance) -> None:
     plan, learner, position = training.plan, training.learner, training.position
     learner.freeze_backbone_until_due(position.epoch)
     learner.model.train()
     batches = plan.loader(learner, position.epoch).epoch(position.epoch, first=position.batch)
     while True:
+        if not training.ranks.alone and training.ranks.any(training.interruption.asked):
+            raise KeyboardInterrupt
         started_at = time.monotonic()
         group = list(islice(batches, training.recipe.train.accumulate))
         waited_s = time.monotonic() - started_at
@@ -182,7 +246,7 @@ def train_epoch(training: Training, advance: Advance) -> None:
             _note_step(training, figures, norm)
             position.step, position.batch = position.step + 1, position.batch + len(group)
             position.tally.add(figures, waited_s, time.monotonic() - started_at)
-        advance(sum(len(batch) for batch in group))
+        advance(sum(batch.joint_pairs for batch in group))
 
 
 def validate_epoch(training: Training) -> None:
@@ -192,8 +256,10 @@ def validate_epoch(training: Training) -> None:
     started_at = time.monotonic()
     due = number % train_part.validate_every_epochs == 0 or number == train_part.epochs
     found = validate(learner, plan, plan.is_cached(position.epoch)) if due else None
+    tally = position.tally
+    (waiting_share,) = training.ranks.greatest([tally.waiting_s / max(tally.elapsed_s, 1e-9)])
     with training.interruption.shielded():
-        figures = _epoch_figures(training)
+        figures = _epoch_figures(training, waiting_share)
         images_per_s = plan.pairs / max(position.tally.elapsed_s, 1e-9)
         training.journal.write("epoch", images_per_s=images_per_s, **vars(figures))
         _report(training, training.monitor.epoch(figures))
@@ -229,7 +295,9 @@ def finish(training: Training) -> Run:
 
 
 def keep_state(training: Training) -> None:
-    """Save everything that resuming needs, in one file."""
+    """Save everything that resuming needs, in one file; of several processes, the first one does."""
+    if not training.ranks.first:
+        return
     with training.interruption.shielded():
         training.position.log_bytes = training.journal.bytes
         training.position.monitor = training.monitor.state()
@@ -260,7 +328,8 @@ def _note_validation(training: Training, found: Validation) -> None:
     position.losses = []
     if position.best is None or found.mr > position.best.mr:
         position.best, position.validations_since_best = BestEpoch(number, found.mr), 0
-        training.learner.keep_best()
+        if training.ranks.first:
+            training.learner.keep_best()
     else:
         position.validations_since_best += 1
     training.journal.write("validation", epoch=number, mr=found.mr, i2t=vars(found.i2t), t2i=vars(found.t2i))
@@ -271,7 +340,7 @@ def _note_validation(training: Training, found: Validation) -> None:
     )
 
 
-def _epoch_figures(training: Training) -> EpochFigures:
+def _epoch_figures(training: Training, waiting_share: float) -> EpochFigures:
     plan, model, tally = training.plan, training.learner.model, training.position.tally
     return EpochFigures(
         epoch=training.position.epoch + 1,
@@ -283,7 +352,7 @@ def _epoch_figures(training: Training) -> EpochFigures:
         logit_scale_max=training.recipe.losses.logit_scale_max,
         gradient_shares=tally.gradient_shares,
         gates=gates_by_stage(model),
-        waiting_share=tally.waiting_s / max(tally.elapsed_s, 1e-9),
+        waiting_share=waiting_share,
     )
 
 
@@ -305,5 +374,16 @@ def _stopped(root: Path) -> InterruptedByUserError:
         )
     return InterruptedByUserError(
         f"training of {root.name} was stopped; its state is saved",
-        hint=f"resume it with `cmpagl train --resume --name {root.name}`",
+        hint=_how_to_resume(root),
     )
+
+
+def _lost(root: Path) -> LostPeerError:
+    return LostPeerError(
+        f"another process of the training of {root.name} has ended, and so did this one; its state is saved",
+        hint=_how_to_resume(root),
+    )
+
+
+def _how_to_resume(root: Path) -> str:
+    return f"resume it with `cmpagl train --resume --name {root.name}`"

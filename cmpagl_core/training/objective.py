@@ -33,11 +33,16 @@ _PAIR_GROUPS = 3  # removes 28 % of the padding of such a batch's pairs
 
 @dataclass(frozen=True)
 class LossTerms:
-    """total: the weighted sum, differentiable. terms: each loss unweighted, detached. weighted: each with its graph."""
+    """total: the weighted sum, differentiable. terms: each loss unweighted, detached. weighted: each with its graph.
+
+    Of a part of a joint batch they are shares of these, and unmatched is the sum and number of its cosines of images
+    and captions that do not match.
+    """
 
     total: Tensor
     terms: dict[str, Tensor]
     weighted: dict[str, Tensor]
+    unmatched: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -100,9 +105,9 @@ def compute_losses(
         if cfg.itc_soft_targets > 0:
             soft = caption_overlap(batch.input_ids, batch.attention_mask, model.text_encoder.shape.vocab_size)
         shares = (cfg.itc_soft_targets, cfg.label_smoothing)
-        add("itc", cfg.itc, _mean(itc_loss(probe * scale, positives, soft, *shares) for probe in scores))
+        add("itc", cfg.itc, mean_of(itc_loss(probe * scale, positives, soft, *shares) for probe in scores))
     if cfg.uses_triplet:
-        add("triplet", cfg.triplet_weight, _mean(metric_loss(cfg, probe, positives) for probe in scores))
+        add("triplet", cfg.triplet_weight, mean_of(metric_loss(cfg, probe, positives) for probe in scores))
     if cfg.uses_fusion:
         image_keys = model.cross_attention_cache(
             images.tokens
@@ -167,5 +172,6 @@ def _groups(lengths: Tensor, groups: int) -> list[tuple[Tensor, int]]:
     return [(torch.from_numpy(rows).to(lengths.device), int(counted[rows[-1]])) for rows in found]
 
 
-def _mean(losses: Iterable[Tensor]) -> Tensor:
+def mean_of(losses: Iterable[Tensor]) -> Tensor:
+    """The mean of the losses of a model's probes."""
     return torch.stack(list(losses)).mean()

@@ -21,6 +21,7 @@ from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.models.kernels.use import use_kernels
 from cmpagl_core.models.tokenizer import CaptionTokenizer, load_tokenizer
 from cmpagl_core.progress import Progress
+from cmpagl_core.ranks import ALONE, Ranks
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.runs import (
     RECIPE_FILE,
@@ -73,6 +74,7 @@ def begin(
     progress: Progress,
     device: torch.device,
     start: Start | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Plan, Learner, Identity]:
     """A new training; where there is a start, Gswin begins with its distilled weights.
 
@@ -85,7 +87,7 @@ def begin(
     if start is not None:
         model.import_reports = (start.fill(model.image_encoder), *model.import_reports)
     model = use_kernels(model, device)
-    learner = make_learner(recipe, tokenizer, device, model, model.parameter_origins())
+    learner = make_learner(recipe, tokenizer, device, model, model.parameter_origins(), ranks)
     for report in learner.model.import_reports:
         progress.say(report.sentence())
     plan = make_plan(learner, prepared, train, selection)
@@ -103,7 +105,7 @@ def begin(
 
 
 def restore_training(
-    recipe: Recipe, prepared: PreparedDataset, root: Path, device: torch.device
+    recipe: Recipe, prepared: PreparedDataset, root: Path, device: torch.device, ranks: Ranks = ALONE
 ) -> tuple[Plan, Learner, Identity, Position]:
     """A killed training, restored from its last state. Raises DataError or MismatchError."""
     identity, position, tensors = read_state(root, recipe.sha256(), prepared.manifest.sha256)
@@ -120,7 +122,7 @@ def restore_training(
     shape = BertShape.from_dict(identity.text_shape)
     empty = build_model(recipe, tokenizer.vocab_size, pretrained=False, text_shape=shape)
     model = use_kernels(empty, device)
-    learner = make_learner(recipe, tokenizer, device, model, identity.origins)
+    learner = make_learner(recipe, tokenizer, device, model, identity.origins, ranks)
     learner.restore(tensors)
     if position.scaler:
         learner.scaler.load_state_dict(position.scaler)
@@ -128,10 +130,11 @@ def restore_training(
 
 
 def make_plan(learner: Learner, prepared: PreparedDataset, train: DataSplit, selection: DataSplit) -> Plan:
-    """Raises DataError if there are too few captioned images to train on."""
+    """Raises DataError if there are too few captioned images to train on, UsageError for too many processes."""
     recipe, views = learner.recipe, views_needed(learner.recipe)
     source = image_source(train, recipe.data)
     files = PairLoader(train, recipe.data, recipe.train.batch_size, learner.tokenizer, source, recipe.train.seed)
+    files = files.shared(learner.ranks)
     validated = selection if recipe.losses.pre_alignment else _few_pairs(selection)
     steps = math.ceil(len(files) / recipe.train.accumulate) * recipe.train.epochs
     return Plan(prepared, train, selection, validated, files, views, caches_until(recipe, views), steps)
@@ -151,7 +154,7 @@ def fill_cache(plan: Plan, learner: Learner, cache_root: Path, progress: Progres
         return
     folder, settings = backbone_cache_folder(cache_root), backbone_settings(learner.recipe, learner.device)
     splits = (plan.train, plan.selection)
-    learner.cache = backbone_cache(folder, learner.backbone, settings, splits, progress, learner.device)
+    learner.cache = backbone_cache(folder, learner.backbone, settings, splits, progress, learner.device, learner.ranks)
 
 
 def run_info(

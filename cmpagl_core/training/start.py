@@ -15,6 +15,7 @@ from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
 from cmpagl_core.errors import BusyError, UsageError
 from cmpagl_core.locks import hold
 from cmpagl_core.progress import Progress
+from cmpagl_core.ranks import ALONE, Ranks
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import find_recipe, load_recipe, override_recipe
 from cmpagl_core.runs import INFO_FILE, RECIPE_FILE, Run
@@ -35,10 +36,15 @@ class TrainRequest:
     resume: bool = False
 
 
-def start_training(request: TrainRequest, workspace: Workspace, progress: Progress, device: torch.device) -> Run:
-    """Start or resume a training. Raises UsageError for contradictory arguments, and everything that `fit` raises."""
+def start_training(
+    request: TrainRequest, workspace: Workspace, progress: Progress, device: torch.device, ranks: Ranks = ALONE
+) -> Run:
+    """Start or resume a training, as the first of its processes.
+
+    Raises UsageError for contradictory arguments, and everything that `fit` raises.
+    """
     if request.resume:
-        return resume_training(request, workspace, progress, device)
+        return resume_training(request, workspace, progress, device, ranks)
     recipe, name = requested_recipe(request)
     with new_run_folder(workspace, request.name, name) as root:
         prepared = requested_data(request, recipe, workspace)
@@ -52,10 +58,13 @@ def start_training(request: TrainRequest, workspace: Workspace, progress: Progre
             cache_root=workspace.cache,
             recipe_name=name,
             distill_from=distill_data(recipe, workspace),
+            ranks=ranks,
         )
 
 
-def resume_training(request: TrainRequest, workspace: Workspace, progress: Progress, device: torch.device) -> Run:
+def resume_training(
+    request: TrainRequest, workspace: Workspace, progress: Progress, device: torch.device, ranks: Ranks = ALONE
+) -> Run:
     """Resume the training of that name, or the newest unfinished one of that recipe or of any.
 
     It keeps its original recipe. Raises UsageError if asked to change it, DataError if there is nothing to resume,
@@ -79,7 +88,15 @@ def resume_training(request: TrainRequest, workspace: Workspace, progress: Progr
         prepared = requested_data(request, recipe, workspace)
         named = distill_data(recipe, workspace)
         return fit(
-            recipe, prepared, root, progress, device, resume=True, cache_root=workspace.cache, distill_from=named
+            recipe,
+            prepared,
+            root,
+            progress,
+            device,
+            resume=True,
+            cache_root=workspace.cache,
+            distill_from=named,
+            ranks=ranks,
         )
 
 

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from cmpagl_core.datasets.loading import PairBatch
-from cmpagl_core.device import autocast
 from cmpagl_core.errors import CmpaglError
+from cmpagl_core.losses import MaskedTokens
+from cmpagl_core.ranks import ALONE, Ranks
 from cmpagl_core.training.learner import Learner
-from cmpagl_core.training.objective import Encoded, LossTerms, compute_losses, encode_batch_texts, mask_batch
+from cmpagl_core.training.objective import Encoded, LossTerms, mask_batch
 from cmpagl_core.training.optim import set_rate
+from cmpagl_core.training.parallel import STABILISE, objective_of, unsynchronised, widened
 
 _MODEL_STREAM = 3  # separates the random numbers of the model from those of the loader
-_STABILISE = "train again with a lower optim.lr, a longer optim.warmup_fraction, or train.precision=fp32"
 
 
 @dataclass(frozen=True)
@@ -38,26 +39,27 @@ def accumulate(learner: Learner, batches: Sequence[PairBatch], epoch: int, step:
     negatives of their micro-batch; MLM is normalised over all tokens of the step, so accumulation does not change it.
     Raises CmpaglError if features or loss are not finite.
     """
-    cfg, where = learner.recipe.losses, f"step {step + 1} of epoch {epoch + 1}"
-    generator = seed_step(learner.recipe.train.seed, epoch, step)
+    cfg, ranks, where = learner.recipe.losses, learner.ranks, f"step {step + 1} of epoch {epoch + 1}"
+    generator = seed_step(learner.recipe.train.seed, epoch, step, ranks.rank)
     learner.optimizer.zero_grad(set_to_none=True)
     batches = [batch.to(learner.device) for batch in batches]
+    if not ranks.alone:
+        batches = widened(batches, learner.tokenizer, learner)
     masked = [mask_batch(cfg, learner.tokenizer, batch, generator) for batch in batches]
-    tokens = sum(int(mask.chosen.sum()) for mask in masked if mask is not None) / len(batches)
+    tokens = _tokens(masked, learner) / len(batches)
+    objective = objective_of(learner)
     shares: dict[str, float] = {}
     seen: list[dict[str, Tensor]] = []
     for number, (batch, mask) in enumerate(zip(batches, masked, strict=True)):
-        with autocast(learner.device, learner.recipe.train.precision):
-            images = learner.encode(batch.images)
-            texts = encode_batch_texts(learner.model, batch.input_ids, batch.attention_mask)
-            encoded = Encoded(images, texts)
-            if not encoded.is_finite:
-                raise CmpaglError(f"the features are not finite at {where}", hint=_STABILISE)
-            losses = compute_losses(learner.model, cfg, encoded, batch, mask, generator, mlm_normaliser=tokens)
-        if with_shares and number == 0 and learner.losses_meet:
-            shares = gradient_shares(losses.weighted, encoded.images.tokens)
-        torch.autograd.backward(learner.scaler.scale(losses.total / len(batches)))
+        with unsynchronised(objective, is_last=number == len(batches) - 1):
+            losses, encoded = objective(batch, mask, generator, tokens, where)
+            if with_shares and number == 0 and learner.losses_meet:
+                shares = gradient_shares(losses.weighted, encoded.images.tokens, ranks)
+            # DistributedDataParallel averages the gradients, and those of shares are to be summed
+            torch.autograd.backward(learner.scaler.scale(losses.total / len(batches) * ranks.count))
         seen.append(_figures(losses, encoded, batch.positives))
+    if not ranks.alone:
+        seen = _joint_figures(seen, ranks)
     return _summarised(seen, shares, where)
 
 
@@ -70,7 +72,7 @@ def update(learner: Learner, step: int, share: float) -> float:
     parameters = [p for group in learner.optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, learner.recipe.optim.clip_norm))
     if not math.isfinite(norm) and not learner.scaler.is_enabled():
-        raise CmpaglError(f"the gradient is not finite at step {step + 1}", hint=_STABILISE)
+        raise CmpaglError(f"the gradient is not finite at step {step + 1}", hint=STABILISE)
     set_rate(learner.optimizer, share)
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
@@ -80,15 +82,18 @@ def update(learner: Learner, step: int, share: float) -> float:
     return norm
 
 
-def seed_step(seed: int, epoch: int, step: int) -> torch.Generator:
-    """Seed torch for dropout and drop path; returns the CPU generator for masks and hard negatives."""
-    sequence = np.random.SeedSequence([seed, _MODEL_STREAM, epoch, step])
+def seed_step(seed: int, epoch: int, step: int, rank: int = 0) -> torch.Generator:
+    """Seed torch for dropout and drop path; returns the CPU generator for masks and hard negatives.
+
+    rank: each process of a training has numbers of its own.
+    """
+    sequence = np.random.SeedSequence([seed, _MODEL_STREAM, epoch, step, *([rank] if rank else [])])
     number = int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
     torch.manual_seed(number)
     return torch.Generator().manual_seed(number)
 
 
-def gradient_shares(weighted: dict[str, Tensor], image_tokens: Tensor) -> dict[str, float]:
+def gradient_shares(weighted: dict[str, Tensor], image_tokens: Tensor, ranks: Ranks = ALONE) -> dict[str, float]:
     """Each loss's share of the gradient norm at the image tokens, through which all losses act; they sum to 1."""
     if not image_tokens.requires_grad:
         return {}
@@ -98,6 +103,9 @@ def gradient_shares(weighted: dict[str, Tensor], image_tokens: Tensor) -> dict[s
         if loss.requires_grad:
             (gradient,) = torch.autograd.grad(loss, [image_tokens], retain_graph=True, allow_unused=True)
         norms[name] = 0.0 if gradient is None else float(gradient.float().norm())
+    if not ranks.alone:
+        squares = torch.tensor([norm**2 for norm in norms.values()], device=image_tokens.device)
+        norms = dict(zip(norms, ranks.total(squares).sqrt().tolist(), strict=True))
     total = sum(norms.values())
     return {name: norm / total for name, norm in norms.items()} if 0 < total < math.inf else {}
 
@@ -110,7 +118,26 @@ def unmatched_cosine(encoded: Encoded, positives: Tensor) -> Tensor:
     return (scores * unmatched).sum() / unmatched.sum().clamp(min=1)
 
 
+def _tokens(masked: Sequence[MaskedTokens | None], learner: Learner) -> int:
+    """Tokens to predict in this step, in all processes."""
+    own = sum(int(mask.chosen.sum()) for mask in masked if mask is not None)
+    return own if learner.ranks.alone else int(learner.ranks.total(torch.tensor(own, device=learner.device)))
+
+
+def _joint_figures(seen: Sequence[dict[str, Tensor]], ranks: Ranks) -> list[dict[str, Tensor]]:
+    """The figures of joint micro-batches from the shares of all processes."""
+    names = list(seen[0])
+    sums = ranks.total(torch.stack([torch.stack([one[name].float() for name in names]) for one in seen]))
+    found = [dict(zip(names, row, strict=True)) for row in sums]
+    for one in found:
+        one["unmatched_cosine"] = one.pop("unmatched_sum") / one.pop("unmatched_count").clamp(min=1)
+    return found
+
+
 def _figures(losses: LossTerms, encoded: Encoded, positives: Tensor) -> dict[str, Tensor]:
+    if losses.unmatched is not None:
+        total, count = losses.unmatched
+        return {"loss": losses.total.detach(), **losses.terms, "unmatched_sum": total, "unmatched_count": count}
     cosine = unmatched_cosine(encoded, positives)
     return {"loss": losses.total.detach(), **losses.terms, "unmatched_cosine": cosine}
 
@@ -122,5 +149,5 @@ def _summarised(seen: Sequence[dict[str, Tensor]], shares: dict[str, float], whe
     loss, cosine = figures.pop("loss"), figures.pop("unmatched_cosine")
     if not math.isfinite(loss):
         listed = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
-        raise CmpaglError(f"the loss is not finite at {where} ({listed})", hint=_STABILISE)
+        raise CmpaglError(f"the loss is not finite at {where} ({listed})", hint=STABILISE)
     return StepFigures(loss, figures, cosine, shares)

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cmpagl_core.losses import (
+    ScoreShare,
     caption_overlap,
     circle_loss,
     itc_loss,
+    itc_share,
     metric_loss,
+    metric_share,
     supcon_loss,
     triplet_loss,
 )
@@ -198,3 +201,34 @@ def test_caption_overlap_is_the_share_of_common_tokens() -> None:
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
     expected = torch.tensor([[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]])
     assert torch.allclose(caption_overlap(ids, mask, vocab_size=10), expected)
+
+
+def shares_of(scores: Tensor, positives: Tensor, sizes: tuple[int, ...]) -> list[ScoreShare]:
+    """The scores as so many processes hold them."""
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    rows = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+    return [ScoreShare(scores[own], scores.t()[own], positives[own], positives.t()[own], own.start) for own in rows]
+
+
+@pytest.mark.parametrize("sizes", [(7,), (4, 3), (3, 2, 2)], ids=str)
+@pytest.mark.parametrize("kind", ["plain", "intra", "hardest", "circle", "supcon", "itc"])
+def test_the_shares_of_processes_sum_to_the_loss_and_its_gradient(kind: str, sizes: tuple[int, ...]) -> None:
+    scores, positives = batch(seed=4)
+    positives |= torch.eye(len(scores), dtype=torch.bool)
+    scores.requires_grad_()
+    hardest = {"triplet": "plain", "triplet_negatives": "hardest"}
+    cfg = LossesPart.model_validate(hardest if kind == "hardest" else {"triplet": "intra" if kind == "itc" else kind})
+    shares = shares_of(scores, positives, sizes)
+    if kind == "itc":
+        soft, scale = (scores.detach() + scores.detach().t()) ** 2, torch.tensor(14.0, dtype=torch.float64)
+        whole = itc_loss(scale * scores, positives, soft, 0.4, 0.2)
+        parts = [
+            itc_share(share, scale, soft[share.first : share.first + size], 0.4, 0.2)
+            for share, size in zip(shares, sizes, strict=True)
+        ]
+    else:
+        whole, parts = metric_loss(cfg, scores, positives), [metric_share(cfg, share) for share in shares]
+    assert sum(part.item() for part in parts) == pytest.approx(whole.item(), rel=1e-12)
+    (expected,) = torch.autograd.grad(whole, scores)
+    (found,) = torch.autograd.grad(torch.stack(parts).sum(), scores)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
