@@ -30,12 +30,13 @@ PEER = "import torch, transformers; from transformers import BertModel"
 RECIPE = """
 image_encoder: {size: custom, width: 16, depths: [1, 1, 1, 1], num_heads: [1, 2, 4, 8]}
 text_encoder: {size: SIZE}
+losses: {embed_dim: DIM}
 """
 
 
-def make_index(root: Path, size: str) -> None:
+def make_index(root: Path, size: str, images: int = IMAGES, dim: int = DIM) -> None:
     """An index of random images with five captions each, and the text half of a model of that size."""
-    recipe = parse_recipe(RECIPE.replace("SIZE", size), "the benchmark")
+    recipe = parse_recipe(RECIPE.replace("SIZE", size).replace("DIM", str(dim)), "the benchmark")
     words = [f"word{number}" for number in range(8000)]
     tokenizer = load_tokenizer(recipe.text_encoder, 64, [QUERY, *words])
     model = use_kernels(build_model(recipe, tokenizer.vocab_size), torch.device("cpu")).eval()
@@ -43,10 +44,10 @@ def make_index(root: Path, size: str) -> None:
     tokens = tokenizer([QUERY])
     with torch.inference_mode():
         expected = model.encode_texts(tokens.input_ids, tokens.attention_mask).features.numpy()
-    values = np.random.default_rng(0).standard_normal((IMAGES, DIM)).astype(np.float32)
+    values = np.random.default_rng(0).standard_normal((images, dim), dtype=np.float32)
     values /= np.linalg.norm(values, axis=1, keepdims=True)
-    ids = [f"{row:05d}.jpg" for row in range(IMAGES)]
-    nothing = np.zeros(IMAGES, dtype=np.int64)
+    ids = [f"{row:07d}.jpg" for row in range(images)]
+    nothing = np.zeros(images, dtype=np.int64)
     index = GalleryIndex(
         root=root,
         image_features=values,
@@ -54,15 +55,15 @@ def make_index(root: Path, size: str) -> None:
         paths=TextTable.of(f"/images/{name}" for name in ids),
         windows=None,
         captions=TextTable.of(f"caption {number} of many" for number in range(IMAGES)),
-        text_features=values,
-        caption_image=np.repeat(np.arange(IMAGES), 5),
-        caption_text=np.resize(np.arange(IMAGES), 5 * IMAGES),
+        text_features=values[:IMAGES],
+        caption_image=np.repeat(np.arange(images), 5),
+        caption_text=np.resize(np.arange(IMAGES), 5 * images),
         tie_order=None,
-        stamps=FileStamps(nothing, nothing, np.zeros((IMAGES, 32), dtype=np.uint8)),
+        stamps=FileStamps(nothing, nothing, np.zeros((images, 32), dtype=np.uint8)),
         info=IndexInfo("many", "folder", "/images", "", "", "model", "run", "", "0" * 64, "", "bf16"),
     )
     written = write_named(root, "text_tower", lambda path: write_text_tower(path, loaded))
-    tower = save_index(index, "", [], written).tower
+    tower = save_index(index, "", [], {"text_tower": written}).tower
     assert tower is not None
     assert np.abs(open_text_tower(tower).encode([QUERY]) - expected).max() < 1e-4, "not the model's features"
 

@@ -28,7 +28,8 @@ from cmpagl_core.serve.problems import RequestError
 _WAITING = 512
 _TOGETHER = 64
 _FIRST_DEPTH = 240  # hits that are ranked at first; more when someone scrolls there
-_KEPT_HITS = 4_000_000  # in all kept rankings: 64 MB
+_KEPT_RANKINGS = 256  # the last ones
+_KEPT_HITS = 4_000_000  # in all of them: 64 MB
 _KEPT_MASKS = 8
 
 
@@ -152,8 +153,9 @@ class Answers:
     def _keep(self, key: Hashable, ranked: Ranked) -> None:
         with self._lock:
             self._rankings[key] = ranked
-            while len(self._rankings) > 1 and sum(map(len, self._rankings.values())) > _KEPT_HITS:
-                self._rankings.popitem(last=False)
+            hits = sum(map(len, self._rankings.values()))
+            while len(self._rankings) > _KEPT_RANKINGS or (hits > _KEPT_HITS and len(self._rankings) > 1):
+                hits -= len(self._rankings.popitem(last=False)[1])
 
     def _work(self) -> None:
         if self.gallery.tower is not None:

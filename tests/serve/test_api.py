@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import shutil
@@ -27,6 +28,7 @@ from cmpagl_core.search.opening import open_searcher
 from cmpagl_core.search.query import ImageQuery, ItemQuery, TextQuery, Weighted, added_together
 from cmpagl_core.search.searcher import Searcher
 from cmpagl_core.serve import answers as answers_module
+from cmpagl_core.serve.parameters import SearchRequest
 from cmpagl_core.session import Session
 from cmpagl_core.workspace import Workspace
 from tests.serve.conftest import OpenClient
@@ -230,3 +232,13 @@ def test_scores_of_the_whole_gallery_are_exact(client: TestClient, searcher: Sea
     query = searcher.encoder.encode_texts(["everything"])[0].astype(np.float64)
     exact = np.sort(searcher.gallery.image_features.astype(np.float64) @ query)[::-1]
     assert [hit["score"] for hit in hits] == pytest.approx(exact.tolist(), abs=1e-9)
+
+
+def test_only_the_last_rankings_are_kept(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers_module, "_KEPT_RANKINGS", 2)
+    answers = answers_module.Answers(searcher)
+    answers.start()
+    for text in ("a", "b", "a", "c", "d"):
+        asyncio.run(answers.search(SearchRequest(TextQuery(text), Filters())))
+    answers.stop()
+    assert [key[0].words for key in answers._rankings] == ["c", "d"]
