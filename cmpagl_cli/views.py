@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import sys
@@ -18,6 +17,7 @@ from cmpagl_cli.commands.options import OutputFormat
 from cmpagl_cli.entry import silence
 from cmpagl_core.errors import CmpaglError
 from cmpagl_core.progress import Advance, Progress, Silent
+from cmpagl_core.sheets import write_sheet
 
 if TYPE_CHECKING:
     import rich.console
@@ -285,15 +285,8 @@ def _picked(row: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, Any]
 
 def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([column.key for column in columns])
-    for row in rows:
-        writer.writerow([_csv_cell(row.get(column.key)) for column in columns])
+    write_sheet(stream, [column.key for column in columns], ([row.get(one.key) for one in columns] for row in rows))
     return stream.getvalue().rstrip("\n")
-
-
-def _csv_cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | tuple | dict) else value
 
 
 def _markdown(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:

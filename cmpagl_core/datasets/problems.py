@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Literal
 from cmpagl_core.datasets.manifest import Dropped
 from cmpagl_core.errors import DataError
 from cmpagl_core.files import atomic_file
+from cmpagl_core.sheets import write_sheet
 
 PROBLEMS_FILE = "problems.csv"
 _SHOWN = 20
@@ -44,9 +44,8 @@ def fail(problems: Sequence[Problem], name: str, folder: Path) -> DataError:
     """Write all problems to `problems.csv` in `folder`; returns the error that shows the first 20."""
     path = folder / PROBLEMS_FILE
     with atomic_file(path) as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(("kind", "what", "why", "where"))
-        writer.writerows((one.kind, plain(one.what), plain(one.why), plain(one.where)) for one in problems)
+        rows = ((one.kind, plain(one.what), plain(one.why), plain(one.where)) for one in problems)
+        write_sheet(stream, ("kind", "what", "why", "where"), rows)
     shown = "".join(f"\n  {_line(one)}" for one in problems[:_SHOWN])
     rest = f"\n  and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
     kinds = ", ".join(f"{kind}: {number:,}" for kind, number in Counter(one.kind for one in problems).items())

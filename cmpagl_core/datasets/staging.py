@@ -59,13 +59,20 @@ def _swap(partial: Path, target: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     partial.chmod(0o777 & ~mask)
-    if target.exists():
-        old = _beside(target)
+    if not target.exists():
+        partial.rename(target)
+        return
+    old = _beside(target)
+    try:
         target.rename(old / target.name)
-        partial.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        partial.rename(target)
+        try:
+            partial.rename(target)
+        except OSError:
+            (old / target.name).rename(target)
+            raise
+    finally:
+        if target.exists():  # else it is all that is left of it
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _files_sha256(folder: Path) -> str:

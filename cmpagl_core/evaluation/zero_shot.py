@@ -22,6 +22,7 @@ from cmpagl_core.files import atomic_file, atomic_path
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.listing import list_images
 from cmpagl_core.progress import Progress
+from cmpagl_core.sheets import write_sheet
 
 TOP = 5
 _NAME_COLUMNS = ("image", "file", "filename", "path")
@@ -145,16 +146,20 @@ def read_classes(path: Path) -> Classes:
     if path.suffix.lower() not in (".csv", ".tsv"):
         names = tuple(dict.fromkeys(lines))
         return Classes(_at_least_two(names, path), {})
-    rows = list(csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
+    try:
+        rows = list(csv.DictReader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
+    except csv.Error as error:
+        raise DataError(f"{path} is not a table ({error})") from error
     columns = set(rows[0]) if rows else set()
     named = next((column for column in _NAME_COLUMNS if column in columns), None)
     if named is None or _CLASS_COLUMN not in columns:
         raise DataError(
             f"{path} has no columns image and class", hint="or write one class name per line to a .txt file"
         )
-    names = _at_least_two(tuple(sorted({row[_CLASS_COLUMN] for row in rows if row[_CLASS_COLUMN]})), path)
+    rows = [row for row in rows if row[_CLASS_COLUMN] and row[named]]
+    names = _at_least_two(tuple(sorted({row[_CLASS_COLUMN] for row in rows})), path)
     place = {name: number for number, name in enumerate(names)}
-    return Classes(names, {Path(row[named]).name: place[row[_CLASS_COLUMN]] for row in rows if row[_CLASS_COLUMN]})
+    return Classes(names, {Path(row[named]).name: place[row[_CLASS_COLUMN]] for row in rows})
 
 
 def classify(
@@ -194,10 +199,9 @@ def classify(
 def write_predictions(found: ZeroShot, path: Path) -> None:
     """One line per image: its class if known, and the top five. Raises CmpaglError if writing fails."""
     with atomic_file(path) as stream:
-        writer = csv.writer(stream)
         places = range(1, found.ranked.shape[1] + 1)
-        writer.writerow(["image_id", "class", "score", *(f"predicted_{place}" for place in places)])
-        writer.writerows(_lines(found))
+        head = ["image_id", "class", "score", *(f"predicted_{place}" for place in places)]
+        write_sheet(stream, head, _lines(found))
 
 
 def draw_confusion(found: ZeroShot, path: Path) -> None:

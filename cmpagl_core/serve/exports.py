@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from cmpagl_core.errors import DataError, UsageError
+from cmpagl_core.files import scratch_folder
 from cmpagl_core.search.answers import document, geojson, place_of
 from cmpagl_core.search.index import GalleryIndex
 from cmpagl_core.search.query import Hit
 from cmpagl_core.serve.pictures import Pictures
+from cmpagl_core.sheets import write_sheet
 
 Format = Literal["paths", "csv", "geojson", "gpkg", "zip"]
 MAX_HITS, MAX_CROPS = 1000, 200
@@ -98,23 +97,16 @@ def _csv(hits: Sequence[Hit]) -> str:
     places = dict.fromkeys(key for hit in hits for key in place_of(hit.image))
     columns = ["rank", "image_id", "path", "score", "captions", *places]
     stream = io.StringIO(newline="")
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns)
-    for hit in hits:
-        about = document(hit)
-        writer.writerow([_cell(about.get(column)) for column in columns])
+    abouts = [document(hit) for hit in hits]
+    write_sheet(stream, columns, ([about.get(column) for column in columns] for about in abouts))
     return stream.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | tuple) else value
 
 
 def _geopackage(hits: Sequence[Hit]) -> bytes:
     from cmpagl_core.search.geo_export import export_hits
 
-    with tempfile.TemporaryDirectory(prefix="cmpagl-serve-") as folder:
-        path = Path(folder) / "hits.gpkg"
+    with scratch_folder("serve") as folder:
+        path = folder / "hits.gpkg"
         export_hits(hits, path)
         return path.read_bytes()
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from cmpagl_core.errors import CmpaglError, UsageError
+from cmpagl_core.files import scratch_folder
 from cmpagl_core.serve.problems import RequestError
 
 MAX_UPLOAD_BYTES = 32 << 20
@@ -55,11 +55,11 @@ class Uploads:
 async def received(request: Request) -> AsyncIterator[Uploads]:
     """The files of a multipart form, in a folder of their own until the end of the block.
 
-    Raises RequestError for another kind of body, UsageError for other fields or a file that is no image.
+    Raises RequestError for another kind of body or a full disk, UsageError for other fields or a file that is no image.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise RequestError(415, "the body is not multipart/form-data", hint="send the image as its field `image`")
-    with tempfile.TemporaryDirectory(prefix="cmpagl-serve-") as folder:
+    with _folder() as folder:
         try:
             async with request.form(max_files=len(_FIELDS), max_fields=0) as form:
                 paths: dict[str, Path] = {}
@@ -67,11 +67,28 @@ async def received(request: Request) -> AsyncIterator[Uploads]:
                 for field, value in form.multi_items():
                     if field not in _FIELDS or field in paths or not isinstance(value, UploadFile):
                         raise UsageError(f"there is no field {field[:100]!r}", hint=f"send {' or '.join(_FIELDS)} once")
-                    paths[field] = _written(Path(folder), field, value)
+                    paths[field] = _written(folder, field, value)
                     names.append((str(paths[field]), (value.filename or field)[:200]))
         except HTTPException as error:
             raise UsageError(f"the form cannot be read ({error.detail})", hint="send multipart/form-data") from error
+        except OSError as error:
+            raise _no_room(error) from error
         yield Uploads(paths.get("image"), paths.get("inside"), tuple(names))
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """A folder for the files, after those that a killed server left are removed."""
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(scratch_folder("serve"))
+        except OSError as error:
+            raise _no_room(error) from error
+        yield folder
+
+
+def _no_room(error: OSError) -> RequestError:
+    return RequestError(507, f"the files cannot be kept ({error.strerror or error})", hint="ask who runs the server")
 
 
 def _written(folder: Path, field: str, value: UploadFile) -> Path:

@@ -177,6 +177,24 @@ def test_a_staged_folder_appears_only_when_complete(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
 
+def test_a_staged_folder_is_put_back_when_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, target = Path.rename, tmp_path / "target"
+
+    def fails_for_the_new_one(self: Path, to: Path) -> Path:
+        if to == target and self.parent == tmp_path:
+            raise OSError(28, "No space left on device")
+        return rename(self, to)
+
+    stage_folder(target, {"of": 1}, lambda folder: (folder / "old").touch())
+    monkeypatch.setattr(Path, "rename", fails_for_the_new_one)
+    with pytest.raises(CmpaglError, match="No space left on device"):
+        stage_folder(target, {"of": 2}, lambda folder: (folder / "new").touch())
+    assert (target / "old").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
 def test_a_staged_folder_is_filled_once_for_one_stamp(tmp_path: Path) -> None:
     filled: list[Path] = []
     for of in (1, 1, 2):

@@ -56,7 +56,12 @@ def test_classes_are_read_from_a_table_or_a_list(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "text", "said"),
-    [("a.csv", "x,y\n1,2\n", "no columns image and class"), ("a.txt", "beach\n", "has 1 classes")],
+    [
+        ("a.csv", "x,y\n1,2\n", "no columns image and class"),
+        ("a.txt", "beach\n", "has 1 classes"),
+        ("a.csv", "class,image\nbeach\nport,a.jpg\n", "has 1 classes"),
+        ("a.csv", f"image,class\na,{'x' * 200_000}\n", "is not a table"),
+    ],
 )
 def test_a_file_without_classes_is_refused(tmp_path: Path, name: str, text: str, said: str) -> None:
     (tmp_path / name).write_text(text)

@@ -236,9 +236,13 @@ int fsync(int fd)
 int rename(const char *old, const char *new)
 {
     REAL(rename);
-    char path[PATH_MAX];
-    ACT("rename", of_name(AT_FDCWD, new, path), path, 1);
-    return real(old, new);
+    static char freed[PATH_MAX]; /* the last name that something was moved from: moving it back needs no room */
+    char path[PATH_MAX], from[PATH_MAX];
+    ACT("rename", of_name(AT_FDCWD, new, path), path, strcmp(path, freed) != 0);
+    int done = real(old, new);
+    if (done == 0 && armed && of_name(AT_FDCWD, old, from))
+        strcpy(freed, from);
+    return done;
 }
 
 int mkdir(const char *name, mode_t mode)

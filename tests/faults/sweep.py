@@ -136,13 +136,17 @@ class Bench:
         os.chdir(self.root)
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.root / "tmp")
         from cmpagl_cli.entry import main
-        from cmpagl_core.training import loop
+        from tests.faults.workspace import index_with_fake
 
         if every_step:
+            from cmpagl_core.training import loop
+
             loop.STATE_EVERY_S = 0.0
         sys.argv = ["cmpagl", *command]
         self._counter.arm(str(self.root).encode(), mode, ctypes.c_long(number), logged)
         try:
+            if command[0] == "index-with-fake":
+                index_with_fake(*command[1:])
             main()
         except SystemExit as ended:
             os._exit(ended.code if isinstance(ended.code, int) else 1)
@@ -354,16 +358,16 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=30)
     parser.add_argument("--folder", type=Path)
     asked = parser.parse_args()
-    from tests.faults.workspace import CASES, warm_up
+    from tests.faults.workspace import CASES, SMALL_CASES, warm_up
 
-    warm_up()
+    cases = [{**CASES, **SMALL_CASES}[name] for name in asked.case or CASES]
+    warm_up(whole=not all(case.name in SMALL_CASES for case in cases))
     swept = []
     with tempfile.TemporaryDirectory(prefix="cmpagl-faults-", dir=asked.folder) as folder:
-        for name in asked.case or CASES:
+        for case in cases:
             for done in sweep(
-                Bench(asked.counter, Path(folder)), CASES[name], asked.fault or ("kill", "full"), asked.points,
-                asked.random,
-            ):  # fmt: skip
+                Bench(asked.counter, Path(folder)), case, asked.fault or ("kill", "full"), asked.points, asked.random
+            ):
                 swept.append(asdict(done))
                 print(f"{done.case}, {done.fault}: {done.points} of {done.events} points, {done.elapsed_s:.0f} s, "
                       f"{len(done.failures)} failures", file=sys.stderr)  # fmt: skip

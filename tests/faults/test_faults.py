@@ -46,7 +46,7 @@ def check(results: list[dict[str, object]]) -> None:
 
 
 def test_a_few_moments_of_preparing_and_indexing(tmp_path: Path) -> None:
-    check(swept(tmp_path, "--case", "prepare --copy", "--case", "index update", "--points", "3"))
+    check(swept(tmp_path, "--case", "prepare --copy", "--case", "index update with a fake model", "--points", "3"))
 
 
 @pytest.mark.slow

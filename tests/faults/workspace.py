@@ -6,6 +6,7 @@ import csv
 import os
 import zipfile
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image
@@ -104,17 +105,47 @@ CASES = {
 }  # fmt: skip
 
 
-def warm_up() -> None:
-    """Import once what the forks need."""
+_FAKE = ("index-with-fake", "mine", "indexes/fake")
+# Those that need neither torch nor a run.
+SMALL_CASES = {
+    **{name: CASES[name] for name in ("prepare", "prepare --copy", "prepare an archive")},
+    "index update with a fake model": _case("index update with a fake model", *_FAKE, before=(_FAKE, *_CHANGES)),
+}
+
+
+def index_with_fake(folder: str, root: str) -> NoReturn:
+    """What `cmpagl index` does, with a model that starts in no time; ends as the command line would."""
+    from cmpagl_core.errors import CmpaglError
+    from cmpagl_core.progress import Silent
+    from cmpagl_core.search.gallery_source import folder_source
+    from cmpagl_core.search.indexing import build_index
+    from tests.conftest import FakeEncoder
+
+    try:
+        build_index(FakeEncoder(), folder_source(Path(folder)), Path(root), Silent())
+    except CmpaglError as error:
+        print(f"error: {error}")
+        raise SystemExit(int(error.exit_code)) from error
+    raise SystemExit(0)
+
+
+def warm_up(whole: bool) -> None:
+    """Import once what the forks need; whole: what needs torch, too."""
+    import pandas  # noqa: F401
+
+    import cmpagl_core.datasets.building
+    import cmpagl_core.search.indexing
+    import tests.conftest  # noqa: F401
+
+    if not whole:
+        return
     import faiss  # noqa: F401
     import matplotlib.pyplot  # noqa: F401  # ICN: only to have it imported
-    import pandas  # noqa: F401
     import rasterio  # noqa: F401
     import timm  # noqa: F401
     import torch
     import transformers  # noqa: F401
 
-    import cmpagl_cli.app  # noqa: F401
     import cmpagl_core.ablation.study
     import cmpagl_core.evaluation.evaluate
     import cmpagl_core.search.build

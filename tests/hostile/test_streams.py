@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ import pytest
 
 from cmpagl_cli.views import emit
 from cmpagl_core.errors import ExitCode
+from tests.conftest import REPOSITORY
 from tests.hostile.conftest import check_output
 
 Told = Callable[..., str]
@@ -41,12 +43,12 @@ REDIRECTED = {
 }
 
 
-def shell(words: Sequence[str], redirection: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def shell(words: Sequence[str], redirection: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Call the command line from a shell, which redirects its streams."""
     call = f'"{sys.executable}" -m cmpagl_cli {" ".join(words)} {redirection}'
     return subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {call}"], cwd=folder, env={**os.environ, **environment},
-        capture_output=True, text=True, encoding="utf-8", errors="surrogateescape", check=False, timeout=120,
+        ["bash", "-c", f"set -o pipefail; {call}"], cwd=folder, capture_output=True,
+        text=True, encoding="utf-8", errors="surrogateescape", check=False, timeout=120,
     )  # fmt: skip
 
 
@@ -63,13 +65,68 @@ def test_a_stream_that_takes_nothing_is_no_surprise(
         assert "No space left on device" in done.stderr
 
 
+@dataclass(frozen=True)
+class Call:
+    """A command line, called by many_calls.py."""
+
+    words: tuple[str, ...]
+    encoding: str
+    cwd: str
+    is_anyone: bool = False
+
+
+def called(calls: Sequence[Call]) -> list[tuple[int, str]]:
+    """Exit code and output of each."""
+    done = subprocess.run(
+        [sys.executable, Path(__file__).parent / "many_calls.py"], input=json.dumps([asdict(call) for call in calls]),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(REPOSITORY), *sys.path))},
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    return [(answer["code"], answer["output"]) for answer in json.loads(done.stdout)]
+
+
+def words_of(call: Call) -> str:
+    return f"{call.words[0]} {call.encoding}{' as anyone' if call.is_anyone else ''}"
+
+
+COMMANDS: tuple[tuple[str, ...], ...] = (LIST, ("recipe", "validate", "r\u00e9cip\u00e9 \u4e2d"), ("doctor",))
+AS_ANYONE: tuple[tuple[str, ...], ...] = (("retrieve", "x"), ("runs", "list"), ("doctor",))
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[Call, tuple[int, str]]:
+    """Of each command in each encoding in an empty folder, and as anyone where nothing may be read."""
+    empty, closed = tmp_path_factory.mktemp("empty"), tmp_path_factory.mktemp("closed")
+    folders = [closed / kind for kind in ("indexes", "runs", "data")]
+    for folder in folders:
+        (folder / "x").mkdir(parents=True)
+        folder.chmod(0)
+    calls = [
+        Call(words, encoding, str(empty)) for words in COMMANDS for encoding in ("latin-1", "cp1252", "ascii", "utf-8")
+    ]
+    if sys.platform == "linux":  # which has capabilities to be dropped
+        calls += [Call(words, "utf-8", str(closed), is_anyone=True) for words in AS_ANYONE]
+    told = dict(zip(calls, called(calls), strict=True))
+    for folder in folders:
+        folder.chmod(0o755)
+    return told
+
+
 @posix
-@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "ascii", "utf-8"])
-@pytest.mark.parametrize("words", [LIST, ("recipe", "validate", "'r\u00e9cip\u00e9 \u4e2d'"), ("doctor",)])
-def test_any_terminal_can_show_what_is_written(words: tuple[str, ...], encoding: str, tmp_path: Path) -> None:
-    done = shell(words, "", tmp_path, PYTHONIOENCODING=encoding, LC_ALL="C.UTF-8")
-    check_output(done.stdout + done.stderr)
-    assert done.returncode in (0, 1, 2)
+def test_any_terminal_can_show_what_is_written(answers: dict[Call, tuple[int, str]]) -> None:
+    for call, (code, output) in answers.items():
+        check_output(output)
+        assert code in (0, 1, 2, ExitCode.DATA if call.is_anyone else 0), words_of(call)
+        assert output, words_of(call)
+
+
+@posix
+def test_folders_that_may_not_be_read_are_named(answers: dict[Call, tuple[int, str]]) -> None:
+    for call, (code, output) in answers.items():
+        if call.is_anyone:
+            assert code in (ExitCode.DONE, ExitCode.FAILURE, ExitCode.DATA), output
+        if call.words[0] == "retrieve":
+            assert "cannot be read" in output
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
@@ -125,30 +182,3 @@ def test_a_device_or_thread_count_that_cannot_be_is_refused(
 ) -> None:
     workspace = ("--workspace", tiny_prepared.parent.parent)
     assert said in told(*workspace, *option, "train", "ucm-cpu", "--dry-run", code=ExitCode.USAGE)
-
-
-def without_privileges() -> None:
-    """As any user: root may else read everything (capabilities 1 and 2, dropped before the exec by prctl 24)."""
-    import ctypes
-
-    for capability in (1, 2):
-        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="drops Linux's capabilities")
-@pytest.mark.parametrize("words", [("retrieve", "x"), ("runs", "list"), ("doctor",)])
-def test_folders_that_may_not_be_read_are_named(words: tuple[str, ...], tmp_path: Path) -> None:
-    folders = [tmp_path / kind for kind in ("indexes", "runs", "data")]
-    for folder in folders:
-        (folder / "x").mkdir(parents=True)
-        folder.chmod(0)
-    done = subprocess.run(
-        [sys.executable, "-m", "cmpagl_cli", *words], cwd=tmp_path, preexec_fn=without_privileges,
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    for folder in folders:
-        folder.chmod(0o755)
-    check_output(done.stdout + done.stderr)
-    assert done.returncode in (ExitCode.DONE, ExitCode.FAILURE, ExitCode.DATA), done.stderr
-    if words[0] == "retrieve":
-        assert "cannot be read" in done.stderr

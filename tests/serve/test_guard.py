@@ -13,6 +13,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from cmpagl_core.errors import CmpaglError, UsageError
+from cmpagl_core.processes import Process, own_process
 from cmpagl_core.progress import Silent
 from cmpagl_core.search.gallery_source import folder_source
 from cmpagl_core.search.indexing import build_index
@@ -176,6 +177,30 @@ def test_no_upload_is_left_behind(
     assert client.post("/api/search", files={"image": content}).status_code == 200
     assert client.post("/api/search", files={"image": content[:500]}).status_code == 422
     assert list(folder.iterdir()) == []
+
+
+def test_what_a_killed_server_left_is_removed_by_the_next_upload(
+    client: TestClient, tiny_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = Process(own_process().host, 2**22 + 1, 1)  # no pid is that high
+    (tmp_path / f".cmpagl-serve.{dead.tag}.x.partial").mkdir()
+    (tmp_path / f".cmpagl-serve.{dead.tag}.x.partial" / "uploaded-image.jpg").touch()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    content = (tiny_images / "north" / "scene_05.jpg").read_bytes()
+    assert client.post("/api/search", files={"image": content}).status_code == 200
+    assert not list(tmp_path.glob(".cmpagl-serve*"))
+
+
+def test_a_full_disk_is_named_to_who_uploads(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    for place in ("shutil.copyfileobj", "tempfile.mkdtemp"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, full)
+            answer = client.post("/api/search", files={"image": b"\xff\xd8\xff"})
+        assert answer.status_code == 507
+        assert answer.json()["detail"].startswith("the files cannot be kept (No space left on device)")
 
 
 @pytest.fixture
