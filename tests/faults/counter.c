@@ -1,4 +1,5 @@
-/* Counts what a process does to the files under one folder, and at the Nth time kills it or fills its disk.
+/* Counts what a process does to the files under one folder, and at the Nth time kills it or fills its disk; or counts
+ * what it reads of them, and makes the Nth file unreadable from there on, as a bad sector does.
  *
  * Preloaded into the Python of tests/faults/sweep.py, so that the tested code has no hook: libraries in C, C++ and Rust
  * are counted as Python itself is. Counted are creating, writing, resizing, renaming, syncing and removing. A fatal
@@ -20,7 +21,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-enum mode { COUNT, KILL, FULL };
+enum mode { COUNT, KILL, FULL, BAD };
 enum verdict { GO_ON, DIE, NO_ROOM };
 
 static char root[PATH_MAX];
@@ -74,6 +75,8 @@ static int of_name(int folder, const char *name, char *path)
 
 static enum verdict count(const char *what, const char *path, int needs_room)
 {
+    if (chosen == BAD)
+        return GO_ON;
     long number = ++events;
     if (log_fd >= 0) {
         char line[PATH_MAX + 64];
@@ -83,6 +86,27 @@ static enum verdict count(const char *what, const char *path, int needs_room)
     if (chosen == KILL && number == target)
         return DIE;
     return chosen == FULL && needs_room && number >= target ? NO_ROOM : GO_ON;
+}
+
+/* Whether a read fails. */
+static int is_bad(int fd)
+{
+    static char bad[PATH_MAX];
+    char path[PATH_MAX];
+    if (!armed || chosen != BAD || fd <= 2 || !of_fd(fd, path))
+        return 0;
+    long number = ++events;
+    if (log_fd >= 0) {
+        char line[PATH_MAX + 64];
+        int length = snprintf(line, sizeof line, "%ld read %s\n", number, path + root_length);
+        syscall(SYS_write, log_fd, line, length);
+    }
+    if (number == target)
+        strcpy(bad, path);
+    if (strcmp(path, bad) != 0)
+        return 0;
+    errno = EIO;
+    return 1;
 }
 
 static int no_room(void)
@@ -174,6 +198,23 @@ FOPEN(fopen)
 FOPEN(fopen64)
 RESIZE(ftruncate, off_t)
 RESIZE(ftruncate64, off64_t)
+
+#define READ(name, arguments, handed) \
+    ssize_t name arguments \
+    { \
+        REAL(name); \
+        return is_bad(fd) ? -1 : real handed; \
+    }
+
+READ(read, (int fd, void *content, size_t size), (fd, content, size))
+READ(pread, (int fd, void *content, size_t size, off_t offset), (fd, content, size, offset))
+READ(pread64, (int fd, void *content, size_t size, off64_t offset), (fd, content, size, offset))
+
+size_t fread(void *content, size_t size, size_t number, FILE *stream)
+{
+    REAL(fread);
+    return is_bad(fileno(stream)) ? 0 : real(content, size, number, stream);
+}
 
 ssize_t write(int fd, const void *content, size_t size)
 {

@@ -5,7 +5,7 @@
 must run with COUNTER.so preloaded (`make faults` does). Each case is a command in a small workspace. First it runs
 undisturbed, twice: what differs between the two ends are times and the like, and is not compared. Then, for every
 event that was counted, a fork of this process runs it in a fresh copy of the workspace and is killed there, or finds
-the disk full from there on. Afterwards every file must be whole, the same command (or the one that its sentence
+the disk full from there on; and for every read, that the file cannot be read from there on (EIO). Afterwards every file must be whole, the same command (or the one that its sentence
 names) must finish, the end must be the undisturbed one, and nothing may be left of the dead process.
 """
 
@@ -26,8 +26,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-COUNT, KILL, FULL = 0, 1, 2
-Fault = Literal["kill", "full", "random"]
+COUNT, KILL, FULL, BAD = range(4)
+_MODES = {"kill": KILL, "full": FULL, "bad": BAD}
+Fault = Literal["kill", "full", "random", "bad"]
 
 _JUNK = (".partial", ".lock", ".lock.json", ".state")
 _SHORTEST_S, _LONGEST_S = 0.01, 120.0
@@ -168,6 +169,9 @@ def sweep(bench: Bench, case: Case, faults: Sequence[Fault], points: int | None,
     count = len(undisturbed.events)
     for fault in faults:
         started_at = time.monotonic()
+        if fault == "bad":
+            bench.restore()
+            count = len(bench.run(case.command, case.every_step, BAD).events)
         done = Swept(case.name, fault, events=count)
         if fault == "random":
             generator = random.Random(case.name)
@@ -181,7 +185,7 @@ def sweep(bench: Bench, case: Case, faults: Sequence[Fault], points: int | None,
                 ended = bench.run(case.command, case.every_step, killed_after_s=moment)
                 where = f"after {moment:.3f} s"
             else:
-                ended = bench.run(case.command, case.every_step, KILL if fault == "kill" else FULL, int(moment))
+                ended = bench.run(case.command, case.every_step, _MODES[fault], int(moment))
                 where = ended.events[int(moment) - 1] if len(ended.events) >= moment else f"{moment:g} (not reached)"
             done.failures += [f"{where}: {why}" for why in _examined(bench, case, fault, ended, expected)]
         done.elapsed_s = round(time.monotonic() - started_at, 1)
@@ -192,8 +196,8 @@ def _examined(bench: Bench, case: Case, fault: Fault, ended: Ended, expected: St
     """What is wrong after a fault, and after the command that comes next."""
     yield from _wrong_ends(fault, ended)
     yield from (f"{path} is not whole ({why})" for path, why in broken_files(bench.root))
-    if fault == "full":
-        yield from (f"{path} is left while the disk is full" for path in left_overs(bench.root))
+    if fault in ("full", "bad"):
+        yield from (f"{path} is left though it could end" for path in left_overs(bench.root))
     if fault == "full" and ended.code == 0:
         yield from State.of(bench.root).differences(expected)
         return
@@ -216,6 +220,8 @@ def _examined(bench: Bench, case: Case, fault: Fault, ended: Ended, expected: St
 def _wrong_ends(fault: Fault, ended: Ended) -> Iterator[str]:
     if fault == "kill" and ended.code not in (-signal.SIGKILL, 0):
         yield f"ended with {ended.code}: {ended.said[-300:]}"
+    if fault == "bad" and (ended.code not in (0, 1, 2, 3, 5) or "unexpected" in ended.said or "Traceback" in ended.said):
+        yield f"a file that cannot be read ended with {ended.code}: {ended.said[-300:]}"
     if fault != "full" or ended.code == 0:
         return  # a cache or a figure that could not be written costs nothing
     if ended.code != 1 or "unexpected" in ended.said or "Traceback" in ended.said:
@@ -353,7 +359,7 @@ def main() -> None:
     parser.add_argument("counter", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--case", action="append")
-    parser.add_argument("--fault", action="append", choices=("kill", "full", "random"))
+    parser.add_argument("--fault", action="append", choices=("kill", "full", "random", "bad"))
     parser.add_argument("--points", type=int)
     parser.add_argument("--random", type=int, default=30)
     parser.add_argument("--folder", type=Path)
