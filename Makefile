@@ -15,7 +15,7 @@ CMPAGL := $(BIN)/cmpagl --workspace $(WORKSPACE)
 help:
 	@echo "make quickstart  an image search from nothing: draw scenes, train, evaluate, search (about 5 minutes)"
 	@echo "make test        the test suite (make test-slow: the long tests)"
-	@echo "make faults      kill every command at everything it does to a file, and fill its disk there (an hour)"
+	@echo "make faults      kill every command at everything it does to a file, fill its disk there, fail its reads (hours)"
 	@echo "make lint        ruff, mypy, import-linter"
 	@echo "make bench       one JSON line per measurement (one compares with faiss-cpu)"
 	@echo "make gpu         on a GPU: its tests, encoders against timm's, Swin-T distilled and trained (MINUTES=12 RESULTS=gpu-results)"
@@ -57,7 +57,7 @@ faults: $(VENV)/.dev
 	mkdir -p build
 	cc -O1 -Wall -shared -fPIC -o build/counter.so tests/faults/counter.c -ldl
 	LD_PRELOAD=$(CURDIR)/build/counter.so PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
-		$(BIN)/python tests/faults/sweep.py build/counter.so build/faults.json --fault kill --fault full --fault random
+		$(BIN)/python tests/faults/sweep.py build/counter.so build/faults.json --fault kill --fault full --fault random --fault bad
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

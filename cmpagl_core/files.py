@@ -184,11 +184,15 @@ def canonical_json(content: Any) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex digest of a file's bytes, read in chunks."""
+    """Hex digest of a file's bytes, read in chunks. Raises OSError, which names the file also when a read fails."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
+    try:
+        with path.open("rb") as stream:
+            while chunk := stream.read(_HASH_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     return digest.hexdigest()
 
 

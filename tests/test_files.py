@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -184,3 +185,14 @@ def test_a_write_removes_what_dead_processes_left_beside_it(tmp_path: Path) -> N
     living.write_text("half")
     write_text(tmp_path / "figure.png", "whole")
     assert sorted(tmp_path.iterdir()) == sorted((living, tmp_path / "figure.png"))
+
+
+def test_a_read_that_fails_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnBadSectors(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", lambda *_: OnBadSectors())
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        sha256_file(tmp_path / "a")
+    assert caught.value.filename == str(tmp_path / "a")

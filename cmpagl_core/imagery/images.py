@@ -22,7 +22,7 @@ from cmpagl_core.imagery.plain import PILLOW_FORMATS, PILLOW_ONLY, is_plain
 from cmpagl_core.imagery.quiet import silence_decoders
 from cmpagl_core.imagery.reading import DEFAULT, Reading
 from cmpagl_core.imagery.room import DECODING
-from cmpagl_core.imagery.stamps import open_file
+from cmpagl_core.imagery.stamps import cannot_read, open_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,7 +128,7 @@ def size_of_plain(path: Path, reading: Reading) -> tuple[int, int] | None:
     except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
     except (*_UNDECODABLE, *_UNDECODABLE_TOO) as error:
-        raise DataError(f"{path} is a broken image ({_reason(error)})") from error
+        raise _undecodable(path, error) from error
 
 
 def _decode_plain(
@@ -154,11 +154,17 @@ def _decode_plain(
     except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None  # GDAL looks at it by parts, if it is an image
     except (*_UNDECODABLE, *_UNDECODABLE_TOO) as error:
-        raise DataError(f"{path} is a broken image ({_reason(error)})") from error
+        raise _undecodable(path, error) from error
     raise DataError(
         f"{path} has {width:,} x {height:,} pixels, more than the {max_pixels:,} that can be decoded safely",
         hint="save it as a TIFF, or crop or shrink it first",
     )
+
+
+def _undecodable(path: Path, error: Exception) -> DataError:
+    if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the decoder's
+        return cannot_read(path, error)
+    return DataError(f"{path} is a broken image ({_reason(error)})")
 
 
 def _is_turned(path: Path) -> bool:

@@ -68,5 +68,6 @@ def _rendering(ref: ImageRef) -> Rendering | None:
 
 
 def _broken(ref: ImageRef, error: DataError, stamp: FileStamp) -> Broken:
-    lasting = not isinstance(error.__cause__, MemoryError)
-    return Broken(ref, str(error), stamp if lasting else None)
+    cause = error.__cause__
+    passing = isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno is not None)
+    return Broken(ref, str(error), None if passing else stamp)

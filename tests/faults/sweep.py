@@ -5,8 +5,9 @@
 must run with COUNTER.so preloaded (`make faults` does). Each case is a command in a small workspace. First it runs
 undisturbed, twice: what differs between the two ends are times and the like, and is not compared. Then, for every
 event that was counted, a fork of this process runs it in a fresh copy of the workspace and is killed there, or finds
-the disk full from there on; and for every read, that the file cannot be read from there on (EIO). Afterwards every file must be whole, the same command (or the one that its sentence
-names) must finish, the end must be the undisturbed one, and nothing may be left of the dead process.
+the disk full from there on; and for every read, that the file cannot be read from there on (EIO). Afterwards every file
+must be whole, the same command (or the one that its sentence names) must finish, the end must be the undisturbed one,
+and nothing may be left of the dead process.
 """
 
 from __future__ import annotations
@@ -220,11 +221,12 @@ def _examined(bench: Bench, case: Case, fault: Fault, ended: Ended, expected: St
 def _wrong_ends(fault: Fault, ended: Ended) -> Iterator[str]:
     if fault == "kill" and ended.code not in (-signal.SIGKILL, 0):
         yield f"ended with {ended.code}: {ended.said[-300:]}"
-    if fault == "bad" and (ended.code not in (0, 1, 2, 3, 5) or "unexpected" in ended.said or "Traceback" in ended.said):
+    is_sentence = "unexpected" not in ended.said and "Traceback" not in ended.said
+    if fault == "bad" and not (is_sentence and ended.code in (0, 1, 2, 3, 5)):
         yield f"a file that cannot be read ended with {ended.code}: {ended.said[-300:]}"
     if fault != "full" or ended.code == 0:
         return  # a cache or a figure that could not be written costs nothing
-    if ended.code != 1 or "unexpected" in ended.said or "Traceback" in ended.said:
+    if ended.code != 1 or not is_sentence:
         yield f"a full disk ended with {ended.code}: {ended.said[-300:]}"
     elif "No space left" not in ended.said:
         yield f"a full disk is not named: {ended.said[-300:]}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from PIL import Image
 
 from cmpagl_core.encoders.encoder import Encoder, Features, collect
 from cmpagl_core.errors import DataError, InterruptedByUserError, MismatchError, UsageError
+from cmpagl_core.imagery import stamps
 from cmpagl_core.imagery.image_ref import ImageRef, Window
 from cmpagl_core.imagery.stamps import stamp_file
 from cmpagl_core.progress import Silent
@@ -273,6 +276,24 @@ def test_an_image_that_stays_broken_is_not_tried_again(encoder: Any, image_folde
     assert make(encoder, image_folder, tmp_path / "index").encoded == 1
     stored = json.loads((tmp_path / "index" / "index.json").read_text())
     assert stored["left_out"] == []
+
+
+def test_an_image_that_the_disk_did_not_give_is_tried_again(
+    encoder: Any, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = next(image_folder.rglob("scene_03.jpg"))
+
+    class OnBadSectors(BufferedReader):
+        """Is hashed (by readinto), and not decoded."""
+
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stamps, "open_file", lambda path: OnBadSectors(FileIO(path)) if path == bad else path.open("rb"))
+        left_out = make(encoder, image_folder, tmp_path / "index").left_out
+    assert [item.why for item in left_out] == [f"{bad} cannot be read (Input/output error)"]
+    assert make(encoder, image_folder, tmp_path / "index").encoded == 1
 
 
 def test_another_reader_tries_broken_images_again(
