@@ -231,6 +231,14 @@ class FileStamp:
         return state.st_mtime_ns == self.mtime_ns or sha256_file(path) == self.sha256
 
 
+def leads_to_file(path: Path) -> bool:
+    """Whether there is such a file; not where no file can have such a name, or its folder may not be searched."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def now() -> str:
     """The current time as ISO 8601 in UTC, which sorts correctly as text."""
     return datetime.now(UTC).isoformat(timespec="microseconds")

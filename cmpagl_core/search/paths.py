@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cmpagl_core.errors import CmpaglError, DataError, UsageError
-from cmpagl_core.files import read_json
+from cmpagl_core.files import leads_to_file, read_json
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.images import IMAGE_SUFFIXES
 from cmpagl_core.imagery.listing import list_images
@@ -81,7 +81,9 @@ def _of_catalogue(path: Path, left_out: list[Broken]) -> list[Path]:
         file = Path(href)
         if "://" in href:
             left_out.append(Broken(ImageRef(name, file), f"{href} is not a local file, and nothing is fetched"))
-        elif file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
+        elif not _is_below(href, path):
+            left_out.append(Broken(ImageRef(name, file), f"{href} is not below the folder of {path}"))
+        elif file.suffix.lower() in IMAGE_SUFFIXES and leads_to_file(file):
             images.append(_absolute(file))
         else:
             left_out.append(Broken(ImageRef(name, file), f"asset {name} of {path} is not an image file: {href}"))
@@ -101,6 +103,8 @@ def _assets(path: Path) -> Iterator[tuple[str, str]]:
         def read_text(self, source: Any, *args: Any, **kwargs: Any) -> str:
             if "://" in str(source):
                 raise DataError(f"{source} is not a local file, and nothing is fetched", hint="copy the catalogue here")
+            if not _is_below(str(source), path):
+                raise DataError(f"{source} is not below the folder of {path}", hint="copy the catalogue whole")
             return str(super().read_text(source, *args, **kwargs))
 
     try:
@@ -115,6 +119,14 @@ def _assets(path: Path) -> Iterator[tuple[str, str]]:
             if isinstance(cause, CmpaglError):
                 raise cause from error
         raise DataError(f"{path} cannot be read as a STAC catalogue ({type(error).__name__}: {error})") from error
+
+
+def _is_below(place: str, catalogue: Path) -> bool:
+    """Whether a catalogue may lead there: whoever wrote it does not choose among all files of this machine."""
+    try:
+        return Path(place).resolve().is_relative_to(catalogue.resolve().parent)
+    except (OSError, ValueError):
+        return False
 
 
 def _absolute(path: Path) -> Path:

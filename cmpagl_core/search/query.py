@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmpagl_core.errors import DataError, UsageError
+from cmpagl_core.files import leads_to_file
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.reading import Reading
 
@@ -123,8 +124,8 @@ def parse_part(text: str, sign: float = 1.0) -> Weighted:
     from cmpagl_core.imagery.images import IMAGE_SUFFIXES  # Pillow, which a text alone does without
 
     path = Path(rest)
-    query = ImageQuery(path) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() else TextQuery(rest)
-    return Weighted(query, sign * weight)
+    is_image = path.suffix.lower() in IMAGE_SUFFIXES and leads_to_file(path)
+    return Weighted(ImageQuery(path) if is_image else TextQuery(rest), sign * weight)
 
 
 def read_queries(path: Path) -> list[TextQuery]:

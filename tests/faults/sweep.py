@@ -39,7 +39,8 @@ _SHORTEST_S, _LONGEST_S = 0.01, 120.0
 class Case:
     """A command to disturb, after others (and `cp` and `rm`) that make its workspace; `then`: tried if it refuses.
 
-    every_step: whether a training saves its state after each step.
+    every_step: whether a training saves its state after each step. answers: a command whose output must be the same in
+    the end, where a faiss index need not be (rows that are gone may stay in it).
     """
 
     name: str
@@ -47,6 +48,7 @@ class Case:
     before: tuple[tuple[str, ...], ...] = ()
     then: tuple[tuple[str, ...], ...] = ()
     every_step: bool = False
+    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -165,8 +167,8 @@ def sweep(bench: Bench, case: Case, faults: Sequence[Fault], points: int | None,
         undisturbed = bench.run(case.command, case.every_step)
         if undisturbed.code != 0:
             raise RuntimeError(f"{case.name} ended with {undisturbed.code}: {undisturbed.said}")
-        ends.append(State.of(bench.root))
-    expected = ends[0].common(ends[1])
+        ends.append(End.of(bench, case))
+    expected = End(ends[0].state.common(ends[1].state), ends[0].answers)
     count = len(undisturbed.events)
     for fault in faults:
         started_at = time.monotonic()
@@ -193,14 +195,14 @@ def sweep(bench: Bench, case: Case, faults: Sequence[Fault], points: int | None,
         yield done
 
 
-def _examined(bench: Bench, case: Case, fault: Fault, ended: Ended, expected: State) -> Iterator[str]:
+def _examined(bench: Bench, case: Case, fault: Fault, ended: Ended, expected: End) -> Iterator[str]:
     """What is wrong after a fault, and after the command that comes next."""
     yield from _wrong_ends(fault, ended)
     yield from (f"{path} is not whole ({why})" for path, why in broken_files(bench.root))
     if fault in ("full", "bad"):
         yield from (f"{path} is left though it could end" for path in left_overs(bench.root))
     if fault == "full" and ended.code == 0:
-        yield from State.of(bench.root).differences(expected)
+        yield from End.of(bench, case).differences(expected)
         return
     tried = []
     for command in (case.command, *case.then):
@@ -211,10 +213,10 @@ def _examined(bench: Bench, case: Case, fault: Fault, ended: Ended, expected: St
         if "unexpected" in again.said or "Traceback" in again.said:
             yield f"what comes next is no sentence: {tried[-1]}"
     else:
-        if list(State.of(bench.root).differences(expected)):
+        if list(End.of(bench, case).differences(expected)):
             yield f"nothing goes on: {'; '.join(tried)}"
             return
-    yield from State.of(bench.root).differences(expected)
+    yield from End.of(bench, case).differences(expected)
     yield from (f"{path} is left of the dead" for path in left_overs(bench.root))
 
 
@@ -239,6 +241,27 @@ def _spread(count: int, points: int | None) -> list[int]:
 
 
 @dataclass(frozen=True)
+class End:
+    """How a workspace is in the end, and what it answers where files alone do not decide."""
+
+    state: State
+    answers: str
+
+    @classmethod
+    def of(cls, bench: Bench, case: Case) -> End:
+        state = State.of(bench.root)
+        if not case.answers:
+            return cls(state, "")
+        return cls(state.without("faiss"), bench.run(case.answers).said)
+
+    def differences(self, expected: End) -> Iterator[str]:
+        """How this end is not the expected one."""
+        yield from self.state.differences(expected.state)
+        if self.answers != expected.answers:
+            yield f"the answers differ in the end: {self.answers[:200]}"
+
+
+@dataclass(frozen=True)
 class State:
     """The files of a workspace: by path the bytes, or for JSON the leaves."""
 
@@ -248,6 +271,18 @@ class State:
     def of(cls, root: Path) -> State:
         paths = [path for path in root.rglob("*") if path.is_file() and not _is_junk(path)]
         return cls({str(path.relative_to(root)): _content(path) for path in sorted(paths)})
+
+    def without(self, word: str) -> State:
+        """The files and leaves that do not have a word in their names."""
+        kept = {path: content for path, content in self.files.items() if word not in Path(path).name}
+        return State(
+            {
+                path: {key: value for key, value in content.items() if word not in key}
+                if isinstance(content, dict)
+                else content
+                for path, content in kept.items()
+            }
+        )
 
     def common(self, other: State) -> State:
         """What two undisturbed ends agree on; a file that differs is known by its name alone."""

@@ -99,7 +99,10 @@ CASES = {
         _case("index", *_INDEX, before=_READY),
         _case("index faiss", *_INDEX, "--store", "faiss", before=_READY),
         _case("index update", *_FOLDER, before=(*_READY, _FOLDER, *_CHANGES)),
-        _case("index update faiss", *_FOLDER, before=(*_READY, (*_FOLDER, "--store", "faiss"), *_CHANGES)),
+        _case(
+            "index update faiss", *_FOLDER, before=(*_READY, (*_FOLDER, "--store", "faiss"), *_CHANGES),
+            answers=("retrieve", "a field", "--index", "folder", "--format", "json"),
+        ),
         _case("ablate", "ablate", "tiny.yaml", "--data", "mine", "--no-smr", before=(_PREPARE,)),
     )
 }  # fmt: skip

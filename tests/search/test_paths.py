@@ -69,6 +69,7 @@ def test_a_path_that_leads_nowhere_is_refused(folder: Path, path: str, said: str
 def test_a_catalogues_images_are_found_and_no_address_is_opened(folder: Path) -> None:
     image = next(folder.rglob("scene_03.jpg"))
     shutil.copyfile(image, folder / "scene.jpg")
+    shutil.copyfile(image, folder.parent / "outside.jpg")
     path = catalogue(
         folder,
         {
@@ -76,6 +77,9 @@ def test_a_catalogues_images_are_found_and_no_address_is_opened(folder: Path) ->
             "thumbnail": {"href": "./thumb.jpg", "type": "image/jpeg", "roles": ["thumbnail"]},
             "remote": {"href": "https://example.org/a.tif", "type": "image/tiff"},
             "gone": {"href": "./gone.tif", "type": "image/tiff"},
+            "outside": {"href": "../outside.jpg", "type": "image/jpeg"},
+            "absolute": {"href": "/etc/absolute.jpg", "type": "image/jpeg"},
+            "long": {"href": f"./{'x' * 300}.jpg", "type": "image/jpeg"},
             "notes": {"href": "./notes.xml", "type": "application/xml"},
         },
     )
@@ -84,7 +88,9 @@ def test_a_catalogues_images_are_found_and_no_address_is_opened(folder: Path) ->
     why = " ".join(one.why for one in found.left_out)
     assert "https://example.org/a.tif is not a local file, and nothing is fetched" in why
     assert "gone.tif" in why
-    assert len(found.left_out) == 2
+    for name in ("outside", "absolute"):
+        assert f"{name}.jpg is not below the folder of {path}" in why
+    assert len(found.left_out) == 5
 
 
 def test_a_catalogue_that_leads_outside_is_refused(folder: Path) -> None:
@@ -93,6 +99,10 @@ def test_a_catalogue_that_leads_outside_is_refused(folder: Path) -> None:
     content["links"].append({"rel": "child", "href": "https://example.org/catalog.json"})
     path.write_text(json.dumps(content))
     with pytest.raises(CmpaglError, match="not a local file, and nothing is fetched"):
+        path_source([path])
+    content["links"][-1]["href"] = "../../catalog.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(CmpaglError, match="is not below the folder of"):
         path_source([path])
 
 
