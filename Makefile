@@ -5,17 +5,21 @@ VENV ?= .venv
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 WORKSPACE ?= quickstart
 MINUTES ?= 12
+SOAK_MINUTES ?= 10
+FUZZ_SECONDS ?= 600
 RESULTS ?= gpu-results
 BIN := $(VENV)/bin
 CMPAGL := $(BIN)/cmpagl --workspace $(WORKSPACE)
 
-.PHONY: help quickstart test test-slow faults lint bench gpu docs licences vulnerabilities clean
+.PHONY: help quickstart test test-slow faults soak fuzz lint bench gpu docs licences vulnerabilities clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart  an image search from nothing: draw scenes, train, evaluate, search (about 5 minutes)"
 	@echo "make test        the test suite (make test-slow: the long tests)"
 	@echo "make faults      kill every command at everything it does to a file, fill its disk there, fail its reads (hours)"
+	@echo "make soak        update indexes and ask a server with 64 clients (SOAK_MINUTES=10)"
+	@echo "make fuzz        any bytes in place of files and requests, with atheris (FUZZ_SECONDS=600 for each of 9 targets)"
 	@echo "make lint        ruff, mypy, import-linter"
 	@echo "make bench       one JSON line per measurement (one compares with faiss-cpu)"
 	@echo "make gpu         on a GPU: its tests, encoders against timm's, Swin-T distilled and trained (MINUTES=12 RESULTS=gpu-results)"
@@ -58,6 +62,17 @@ faults: $(VENV)/.dev
 	cc -O1 -Wall -shared -fPIC -o build/counter.so tests/faults/counter.c -ldl
 	LD_PRELOAD=$(CURDIR)/build/counter.so PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
 		$(BIN)/python tests/faults/sweep.py build/counter.so build/faults.json --fault kill --fault full --fault random --fault bad
+
+# 64 clients at a server, some of them malformed, while indexes are updated; results in build/soak.json.
+soak: $(VENV)/.dev
+	mkdir -p build
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(BIN)/python tests/soak/soak.py build/soak.json --minutes $(SOAK_MINUTES)
+
+# FUZZ_SECONDS for each target; results in build/fuzz.json, what was found in build/findings.
+fuzz: $(VENV)/.dev
+	mkdir -p build
+	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/pip install -q 'atheris>=3.0'
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/fuzz/fuzz.py build/fuzz.json --seconds $(FUZZ_SECONDS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
