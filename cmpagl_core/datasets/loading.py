@@ -23,7 +23,7 @@ from torch import Tensor
 from cmpagl_core.datasets.augment import allowed_views, d4_transform
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.datasets.same_caption import caption_key, numbered
-from cmpagl_core.errors import DataError, UsageError
+from cmpagl_core.errors import CmpaglError, DataError, UsageError
 from cmpagl_core.imagery.images import decoded_px, normalised, open_image, to_pixel_values, to_square
 from cmpagl_core.imagery.room import DECODING
 from cmpagl_core.ranks import ALONE, Ranks
@@ -296,7 +296,13 @@ def _ahead(
     waiting: deque[Future[PairBatch]] = deque()
     try:
         for part in parts:
-            waiting.append(pool.submit(make, part))
+            try:
+                waiting.append(pool.submit(make, part))
+            except RuntimeError as error:  # "can't start new thread"
+                raise CmpaglError(
+                    "no thread can be started to decode images",
+                    hint="train with --set data.workers=0, or raise the limit on processes (ulimit -u)",
+                ) from error
             if len(waiting) >= workers + _BATCHES_AHEAD:
                 yield waiting.popleft().result()
         while waiting:

@@ -194,7 +194,8 @@ def prepare_cache(training: Training, cache_root: Path) -> None:
 def train(training: Training) -> None:
     """Train and validate the remaining epochs, until the last one or until patience runs out.
 
-    An interruption saves the state between two steps, so nothing is lost.
+    An interruption saves the state between two steps, so nothing is lost. Raises MismatchError after an epoch in which
+    an image was changed; the state of an epoch before it stays.
     """
     recipe, position = training.recipe, training.position
     images = (recipe.train.epochs - position.epoch) * training.plan.pairs
@@ -202,6 +203,7 @@ def train(training: Training) -> None:
         with training.progress.task("train", images, "img") as advance:
             while position.epoch < recipe.train.epochs and not _out_of_patience(training):
                 train_epoch(training, advance)
+                training.plan.check_files(position.epoch)
                 validate_epoch(training)
                 if time.monotonic() - training.state_written_at >= STATE_EVERY_S:
                     keep_state(training)

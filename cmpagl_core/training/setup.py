@@ -59,6 +59,12 @@ class Plan:
         """Whether this epoch reads cached maps instead of images."""
         return epoch < self.cached_epochs
 
+    def check_files(self, epoch: int) -> None:
+        """Check that the files read in an epoch are still those that were prepared. Raises as `DataSplit.checked`."""
+        if not self.is_cached(epoch):
+            self.train.checked()
+            self.selection.checked()
+
     def loader(self, learner: Learner, epoch: int) -> PairLoader:
         """The loader of this epoch's batches."""
         if not self.is_cached(epoch) or learner.cache is None:

@@ -17,7 +17,7 @@ from cmpagl_core.datasets.augment import d4_transform
 from cmpagl_core.datasets.loading import WHOLE, Draw, ImageFiles, KeptImages, PairBatch, PairLoader, image_source
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.datasets.same_caption import caption_key
-from cmpagl_core.errors import DataError
+from cmpagl_core.errors import CmpaglError, DataError
 from cmpagl_core.recipe_data import DataPart
 
 
@@ -186,6 +186,23 @@ def test_an_image_that_is_gone_is_named(tmp_path: Path, workers: int) -> None:
     made = PairLoader(split, DataPart(workers=workers), 4, tokenize, ImageFiles(split, 32), seed=0)
     with pytest.raises(DataError, match=r"image .*\.png does not exist"):
         list(made.epoch(0))
+
+
+def test_a_worker_that_dies_ends_the_epoch_and_the_other_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dies:
+        def gather(self, draws: Sequence[Draw]) -> torch.Tensor:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        list(loader(split_of(40, five_each(40)), workers=2).reading(Dies()).epoch(0))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+    def refuses(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuses)
+    with pytest.raises(CmpaglError, match=r"no thread can be started to decode images; .*workers=0"):
+        list(loader(split_of(40, five_each(40)), workers=2).epoch(0))
 
 
 def test_an_epoch_left_early_stops_its_workers() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import pytest
 import torch
 
 from cmpagl_core import device
-from cmpagl_core.datasets.loading import Draw, KeptImages
+from cmpagl_core.datasets.loading import Draw, KeptImages, PairBatch
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.errors import CmpaglError, DataError, GuardError, InterruptedByUserError, MismatchError
 from cmpagl_core.progress import Silent
@@ -290,6 +293,50 @@ def test_a_full_disk_stops_the_training_which_goes_on_when_there_is_room(
     assert [path.name for path in (root / "resume").iterdir()] == ["state.safetensors"]
     monkeypatch.setattr(loop, "validate_epoch", validate_epoch)
     assert train(tiny_recipe(), squares, root, resume=True).info.weights_sha256 == tiny_run.info.weights_sha256
+
+
+def test_a_loss_that_is_no_number_names_its_batch_and_keeps_the_last_good_state(
+    tiny_run: Run, squares: PreparedDataset, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "STATE_EVERY_S", 0.0)
+    accumulate, root = loop.accumulate, tmp_path / "run"
+
+    def poisoned(learner: Any, batches: Sequence[PairBatch], epoch: int, step: int, with_shares: bool) -> Any:
+        if epoch == 1:
+            batches = [replace(batch, images=batch.images * float("nan")) for batch in batches]
+        return accumulate(learner, batches, epoch, step, with_shares)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "accumulate", poisoned)
+        with pytest.raises(CmpaglError, match=r"the features are not finite at step \d+ of epoch 2; train again"):
+            train(tiny_recipe(), squares, root)
+    state = read_tensors(root / "resume" / "state.safetensors")
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in state.values() if tensor.is_floating_point())
+    assert train(tiny_recipe(), squares, root, resume=True).info.weights_sha256 == tiny_run.info.weights_sha256
+
+
+def test_an_image_that_is_changed_while_it_is_trained_on_stops_the_training(
+    squares: PreparedDataset, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = squares.split("train").paths[0]
+    content, times = path.read_bytes(), path.stat()
+    train_epoch = loop.train_epoch
+
+    def spoils(session: loop.Training, advance: Any) -> None:
+        train_epoch(session, advance)
+        path.write_bytes(content[:-1] + b"?")
+
+    monkeypatch.setattr(loop, "train_epoch", spoils)
+    try:
+        with pytest.raises(
+            MismatchError, match=rf"{re.escape(str(path))} has changed since .* was prepared; restore it"
+        ):
+            train(tiny_recipe(), squares, tmp_path / "run")
+    finally:
+        path.write_bytes(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (tmp_path / "run" / "resume" / "state.safetensors").is_file()
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_a_changed_recipe_or_data_set_is_not_gone_on_with(
