@@ -12,7 +12,6 @@ from cmpagl_cli.views import Column, emit
 
 if TYPE_CHECKING:
     from cmpagl_core.explain.relevance import Explanation
-    from cmpagl_core.runs import Run
 
 
 def explain(
@@ -40,6 +39,7 @@ def explain(
       cmpagl explain airport_12.jpg "many planes" --html planes.html --run ucm-cpu
       cmpagl explain airport_12.jpg "many planes" --format json
     """
+    from cmpagl_core.explain.doubts import doubts
     from cmpagl_core.explain.overlay import sheet, write_png
     from cmpagl_core.explain.page import write_page
     from cmpagl_core.explain.relevance import explain as look
@@ -54,7 +54,7 @@ def explain(
     write_png(png, sheet(opened, explanation))
     if html is not None:
         write_page(html, opened, image.name, explanation)
-    for doubt in _doubts(found, explanation):
+    for doubt in doubts(found, explanation):
         given.progress.say(doubt)
     document = _document(explanation)
     if format == "json":
@@ -70,19 +70,6 @@ def explain(
         ]
         emit(document["stages"], stages, format)
         given.progress.say(f"match {document['match_percent']:.1f} %; written: {png}" + (f", {html}" if html else ""))
-
-
-def _doubts(run: Run, explanation: Explanation) -> list[str]:
-    """Reasons to distrust the relevance maps, one sentence each."""
-    from cmpagl_core.training.journal import read_journal
-    from cmpagl_core.training.monitor import matching_is_idle
-
-    doubts = []
-    if run.log_path.is_file() and matching_is_idle(read_journal(run.log_path)):
-        doubts.append(f"{run.root.name}: its log shows ITM at chance, so relevance means little")
-    if not any(word.share for word in explanation.words):
-        doubts.append("no word has any relevance: all evidence is negative, or the run has a single fusion layer")
-    return doubts
 
 
 def _document(explanation: Explanation) -> dict[str, Any]:

@@ -68,6 +68,11 @@ class CmpaglEncoder:
         self._rounds = rounded and _has_frozen_backbone(run.recipe)
 
     @property
+    def run(self) -> Run:
+        """Where the encoders come from."""
+        return self._run
+
+    @property
     def name(self) -> str:
         return self._run.root.name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -31,12 +32,12 @@ def make_app(searcher: Searcher, session: Session, access: Access) -> ASGIApp:
     """Everything that is served over one open Searcher."""
     answers = Answers(searcher)
     api = Api(answers, Pictures(searcher.gallery), session)
-
-    page = Page(searcher.gallery, access)
+    page = Page(searcher.gallery, access, session.workspace)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         answers.start()
+        await asyncio.to_thread(lambda: page.html)  # so that the first visitor does not wait for it
         try:
             yield
         finally:

@@ -44,11 +44,11 @@ class EvaluationApi:
 
     async def page(self, request: Request) -> Response:
         """The page; what is chosen on it is in its address."""
-        name, captions = self._gallery.info.name, len(self._gallery.caption_text)
         others = await asyncio.to_thread(self._others)
         setup = json.dumps({"others": others})
-        page = render_page("cmpagl_core.serve", "evaluation.html", name=name, captions=captions, setup=setup)
-        return HTMLResponse(page)
+        return HTMLResponse(
+            render_page("cmpagl_core.serve", "evaluation.html", name=self._gallery.info.name, setup=setup)
+        )
 
     async def evaluation(self, request: Request) -> Response:
         """Recalls, scenes and worst queries."""

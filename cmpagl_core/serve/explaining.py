@@ -10,6 +10,7 @@ from PIL import Image
 
 from cmpagl_core.encoders.cmpagl import CmpaglEncoder
 from cmpagl_core.errors import UsageError
+from cmpagl_core.explain.doubts import doubts
 from cmpagl_core.explain.overlay import overlay, png_bytes
 from cmpagl_core.explain.relevance import explain_pixels
 from cmpagl_core.imagery.images import to_pixel_values
@@ -22,6 +23,8 @@ _ONE = threading.Lock()  # a forward and a backward pass take all cores
 
 def explained(searcher: Searcher, pictures: Pictures, row: int, text: str) -> dict[str, Any]:
     """Match, cosine and relevance of a text for an image of the index, with an overlay for the text and each word.
+
+    notes: why it may mean little.
 
     Raises UsageError for an encoder without an ITM head, or as `explain_pixels` does.
     """
@@ -43,6 +46,7 @@ def explained(searcher: Searcher, pictures: Pictures, row: int, text: str) -> di
             {"word": word.word, "percent": 100 * word.share, "overlay": _data(overlay(pixels, word.relevance, highest))}
             for word in found.words
         ],
+        "notes": doubts(encoder.run, found),
     }
 
 

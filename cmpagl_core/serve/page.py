@@ -11,12 +11,15 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from cmpagl_core.errors import CmpaglError
 from cmpagl_core.html_page import render_page
 from cmpagl_core.search.index import GalleryIndex
+from cmpagl_core.search.opening import run_of
 from cmpagl_core.search.query import Hit
 from cmpagl_core.serve.documents import more_of
 from cmpagl_core.serve.exports import can_write_geopackage
 from cmpagl_core.serve.guard import Access
+from cmpagl_core.workspace import Workspace
 
 _PACKAGE = "cmpagl_core.serve"
 _EXAMPLES, _SAMPLES = 6, 12
@@ -37,17 +40,18 @@ MODULES = (
 
 
 class Page:
-    """The pages of one index."""
+    """The pages of one index. workspace: where its run is, if it was made by one."""
 
-    def __init__(self, gallery: GalleryIndex, access: Access) -> None:
-        self._gallery, self._access = gallery, access
+    def __init__(self, gallery: GalleryIndex, access: Access, workspace: Workspace) -> None:
+        self._gallery, self._access, self._workspace = gallery, access, workspace
 
     async def search(self, request: Request) -> Response:
         """Where one searches. The query in the address is read by the page."""
-        return HTMLResponse(self._search)
+        return HTMLResponse(self.html)
 
     @cached_property
-    def _search(self) -> str:
+    def html(self) -> str:
+        """What it has before anything is asked."""
         gallery = self._gallery
         places, dates = _has_places_and_dates(gallery)
         captions = len(gallery.caption_text) > 0
@@ -55,7 +59,7 @@ class Page:
             "tiles": self._access.tiles,
             "places": places,
             "dates": dates,
-            "explains": gallery.info.model_kind == "run",
+            "explains": has_itm_head(gallery, self._workspace),
             "geopackage": places and can_write_geopackage(),
         }
         return render_page(
@@ -70,6 +74,16 @@ class Page:
             samples=[_sample(gallery, row) for row in _spread(len(gallery), _SAMPLES)],
             modules=MODULES,
         )
+
+
+def has_itm_head(gallery: GalleryIndex, workspace: Workspace) -> bool:
+    """Whether the index's run is here and can explain its hits."""
+    if gallery.info.model_kind != "run":
+        return False
+    try:
+        return run_of(gallery, workspace, None).recipe.matches_pairs
+    except CmpaglError:
+        return False
 
 
 def _spread(count: int, wanted: int) -> list[int]:

@@ -49,7 +49,11 @@ def open_client(searcher: Searcher, session: Session) -> Iterator[OpenClient]:
     """A client of an application over any searcher; ours if none is given."""
     opened: list[TestClient] = []
 
-    def make(other: Searcher | None = None, access: Access | None = None, **options: Any) -> TestClient:
+    ours = session
+
+    def make(
+        other: Searcher | None = None, access: Access | None = None, session: Session = ours, **options: Any
+    ) -> TestClient:
         app = make_app(other or searcher, session, access or Access(port=PORT))
         client = TestClient(app, base_url=HOME, **options)
         client.__enter__()

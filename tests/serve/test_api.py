@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import shutil
@@ -18,13 +19,17 @@ from PIL import Image
 from starlette.testclient import TestClient
 from typer.testing import Result
 
+from cmpagl_core.datasets.prepared import open_prepared
+from cmpagl_core.encoders.cmpagl import CmpaglEncoder
+from cmpagl_core.explain.relevance import explain
 from cmpagl_core.progress import Silent
+from cmpagl_core.runs import open_run
 from cmpagl_core.search.answers import document
 from cmpagl_core.search.filters import Filters
-from cmpagl_core.search.gallery_source import folder_source
+from cmpagl_core.search.gallery_source import dataset_source, folder_source
 from cmpagl_core.search.indexing import build_index
 from cmpagl_core.search.narrowing import Narrowed
-from cmpagl_core.search.opening import open_searcher
+from cmpagl_core.search.opening import encoder_of, open_searcher
 from cmpagl_core.search.query import ImageQuery, ItemQuery, TextQuery, Weighted, added_together
 from cmpagl_core.search.searcher import Searcher
 from cmpagl_core.serve import answers as answers_module
@@ -219,6 +224,31 @@ def test_an_explanation_needs_an_itm_head(client: TestClient) -> None:
         400, "fake has no ITM head, which an explanation needs; index with a run",
     )  # fmt: skip
     assert client.get("/api/explain", params={"q": "a"}).json()["detail"].startswith("id is missing")
+
+
+def test_an_explanation_is_that_of_the_command_line(tiny_run: Path, tmp_path: Path, open_client: OpenClient) -> None:
+    import torch
+
+    run, cpu = open_run(tiny_run), torch.device("cpu")
+    index = build_index(
+        CmpaglEncoder(run, Silent()),
+        dataset_source(open_prepared(Path(run.info.dataset_root))),
+        tmp_path / "i",
+        Silent(),
+    ).index
+    session = Session(Workspace(tiny_run.parent.parent), Silent(), lambda: cpu)
+    client = open_client(Searcher(index, lambda: encoder_of(index, session), Silent()), session=session)
+    assert "&#34;explains&#34;: true" in client.get("/").text
+    found = client.get("/api/explain", params={"q": "a square", "id": "scene_05"}).json()
+    expected = explain(run.load(cpu), index.image(5).path, "a square")
+    assert found["cosine"] == pytest.approx(expected.cosine, abs=1e-6)
+    assert found["match_percent"] == pytest.approx(100 * expected.match_probability, abs=1e-4)
+    assert [word["word"] for word in found["words"]] == ["a", "square"]
+    for overlay in (found["overlay"], *(word["overlay"] for word in found["words"])):
+        with Image.open(io.BytesIO(base64.b64decode(overlay.removeprefix("data:image/png;base64,")))) as image:
+            assert image.size == (80, 80)
+    hits = client.get("/api/search", params={"q": "a square", "rerank": "itm", "k": 3}).json()["hits"]
+    assert len(hits) == 3
 
 
 def test_hits_lie_inside_a_polygon_that_is_sent(client: TestClient) -> None:

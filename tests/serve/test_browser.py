@@ -24,6 +24,7 @@ from cmpagl_core.search.gallery_source import dataset_source, folder_source
 from cmpagl_core.search.index import GalleryIndex, IndexInfo
 from cmpagl_core.search.indexing import build_index
 from cmpagl_core.search.searcher import Searcher
+from cmpagl_core.serve import page as page_module
 from cmpagl_core.serve.guard import Access
 from cmpagl_core.session import Session
 from cmpagl_core.workspace import Workspace
@@ -109,6 +110,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """Start a server over a searcher, in the workspace where its index is; its address."""
     device: Any = None
     with ExitStack() as stack:
+        stack.enter_context(pytest.MonkeyPatch.context()).setattr(page_module, "has_itm_head", lambda *_: True)
 
         def start(searcher: Searcher) -> str:
             bound = socket.socket()
@@ -259,6 +261,8 @@ def test_an_error_says_what_to_do(home: str, open_page: OpenPage) -> None:
     page = open_page(f"{home}/?q=sea&bbox=1,2,3", expected="400 (Bad Request)")
     says(page, "#trouble", "--bbox '1,2,3' is not 4 numbers")
     says(page, "#trouble", "give W,S,E,N in degrees")
+    page.get_by_role("button", name="Clear the filters").click()
+    shown(page)
 
 
 def test_map_and_grid_show_each_other(home: str, open_page: OpenPage) -> None:
@@ -280,6 +284,9 @@ def test_map_and_grid_show_each_other(home: str, open_page: OpenPage) -> None:
     page.keyboard.press("Enter")
     says(page, "#count", "9 images")
     assert all(name.startswith("copenhagen") for name in names(page))
+    page.click("#show-map")
+    page.get_by_role("button", name="Take the map's view").click()
+    says(page, ".toast", "The map is open now")
     page.get_by_role("button", name="Take the map's view").click()
     expect(page.get_by_label("Box in degrees")).not_to_have_value("12,55,13,56")
     shown(page)
@@ -309,12 +316,14 @@ def test_details_zoom_out_to_the_scene_and_lead_on(home: str, open_page: OpenPag
 def test_an_explanation_lies_over_the_image(home: str, open_page: OpenPage) -> None:
     overlays = [f"data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' width='{side}'/>" for side in (8, 9)]
     words = [{"word": "sea", "percent": 71.6, "overlay": overlays[1]}]
-    answer = {"text": "sea", "cosine": 0.5, "match_percent": 93.2, "overlay": overlays[0], "words": words}
+    answer = {"text": "sea", "cosine": 0.5, "match_percent": 93.2, "overlay": overlays[0], "words": words,
+              "notes": ["of little meaning"]}  # fmt: skip
     page = open_page(f"{home}/?q=sea&scene=*.tif")
     page.route("**/api/explain?*", lambda route: route.fulfill(json=answer))
     page.locator(".card .open").first.click()
     page.get_by_role("button", name="Explain").click()
     says(page, ".explained h3", "Match 93 %")
+    says(page, ".explained p", "of little meaning")
     expect(page.locator(".shown")).to_have_attribute("src", overlays[0])
     page.get_by_role("button", name="sea 72 %").click()
     expect(page.locator(".shown")).to_have_attribute("src", overlays[1])

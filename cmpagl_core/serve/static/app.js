@@ -8,7 +8,7 @@ import { Grid } from "./grid.js";
 import { makeMap } from "./map.js";
 import { showParts } from "./parts.js";
 import { makeSelection } from "./selection.js";
-import { addressOf, isQuery, parameters, readBox, stateOfAddress } from "./state.js";
+import { activeFilters, addressOf, isQuery, parameters, readBox, stateOfAddress } from "./state.js";
 
 const FIRST = 120;
 const setup = JSON.parse(document.body.dataset.setup);
@@ -25,7 +25,7 @@ const grid = new Grid(byId("grid"), byId("hits"), {
   failed: (error) => showTrouble(error),
 });
 const selection = makeSelection(setup, grid);
-const filters = makeFilters(setup, (values) => go({ ...state, values: { ...state.values, ...values } }), () => map?.box() ?? null);
+const filters = makeFilters(setup, (values) => go({ ...state, values: { ...state.values, ...values } }), takeBox);
 const details = makeDetails(setup, {
   like: (hit) => addImage(hit, "plus_like"),
   unlike: (hit) => addImage(hit, "minus_like"),
@@ -33,6 +33,12 @@ const details = makeDetails(setup, {
   closed: () => grid.focus(shown), // not where the focus was when the details were opened
   text: () => state.values.q ?? "",
 });
+
+function takeBox() {
+  if (!byId("map-panel").hidden && map) return map.box();
+  mapButton.click();
+  return null;
+}
 
 const upload = () => ({ upload: state.upload, uploadWeight: state.uploadWeight });
 
@@ -104,11 +110,12 @@ function showNothing() {
 function showTrouble(error, kind = "") {
   const known = error instanceof Trouble;
   const again = element("button", { type: "button", onclick: run }, "Try again");
-  const clear = element("button", { type: "button", onclick: () => byId("filters").querySelector("button[type=button].quiet:last-child").click() }, "Clear the filters");
+  const clear = element("button", { type: "button", onclick: () => filters.clear() }, "Clear the filters");
+  const isRefused = known && error.status && error.status < 500;
   byId("trouble").replaceChildren(
     element("p.said", {}, known ? error.message : `The page failed: ${error.message}`),
     element("p", {}, known ? error.hint : "Load it again."),
-    ...(kind === "empty" ? [clear] : known && error.status && error.status < 500 ? [] : [again]),
+    ...(kind === "empty" || (isRefused && activeFilters(state)) ? [clear] : isRefused ? [] : [again]),
   );
   byId("trouble").hidden = false;
 }

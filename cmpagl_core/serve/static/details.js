@@ -48,13 +48,19 @@ export function makeDetails(setup, { like, unlike, step, closed, text }) {
       const found = await withProgress(askJson(`/api/explain?${new URLSearchParams({ q: words, id: hit.image_id })}`));
       show(1);
       image.src = found.overlay;
-      const choose = (overlay) => () => { image.src = overlay; };
+      const choice = (words, overlay, pressed) => element("button.quiet", {
+        type: "button", "aria-pressed": String(pressed),
+        onclick: (event) => {
+          image.src = overlay;
+          for (const button of event.target.parentElement.children) button.setAttribute("aria-pressed", String(button === event.target));
+        },
+      }, words);
       facts.querySelector(".explained")?.remove();
       facts.append(element("div.explained", {},
         element("h3", {}, `Match ${found.match_percent.toFixed(0)} %`),
-        element("div.words", {},
-          element("button.quiet", { type: "button", onclick: choose(found.overlay) }, "whole text"),
-          ...found.words.map((word) => element("button.quiet", { type: "button", onclick: choose(word.overlay) }, `${word.word} ${word.percent.toFixed(0)} %`)))));
+        element("div.words", {}, choice("whole text", found.overlay, true),
+          ...found.words.map((word) => choice(`${word.word} ${word.percent.toFixed(0)} %`, word.overlay, false))),
+        ...found.notes.map((note) => element("p.soft", {}, note))));
     } catch (error) {
       toast(error instanceof Trouble ? `${error.message}. ${error.hint}` : String(error));
     }

@@ -33,21 +33,22 @@ export async function withProgress(work) {
   const bar = byId("progress");
   const token = {};
   running.add(token);
-  const timer = setTimeout(() => { if (running.size) bar.hidden = false; }, 300);
+  const timer = setTimeout(() => { if (running.has(token)) { bar.hidePopover(); bar.showPopover(); } }, 300); // above a dialog
   try {
     return await work;
   } finally {
     clearTimeout(timer);
     running.delete(token);
-    if (!running.size) bar.hidden = true;
+    if (!running.size) bar.hidePopover();
   }
 }
 
 let toasted;
 export function toast(text) {
   toasted?.remove();
-  toasted = element("div.toast", { role: "status" }, text);
+  toasted = element("div.toast", { role: "status", popover: "manual" }, text);
   document.body.append(toasted);
+  toasted.showPopover(); // above a dialog
   setTimeout(() => toasted?.remove(), 4000);
 }
 

@@ -71,7 +71,8 @@ export async function makeMap(setup, { open, hover }) {
     }
   };
   map.on("zoomend", draw);
-  map.on("moveend", drawLines);
+  map.on("moveend resize", drawLines);
+  new ResizeObserver(() => map.invalidateSize({ animate: false })).observe(byId("map"));
   drawLines();
 
   return {
