@@ -136,7 +136,7 @@ def measured(images: int, work: Callable[[str, int], bool]) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         make_index(Path(folder, "indexes", "many"), TEXT_HALF, images, DIM)
         with serving(folder) as (address, process):
-            clients(address, 1, WARM_S, None)
+            clients(address, CLIENTS, WARM_S, None)  # as many as later, since each worker thread has memory of its own
             return work(address, process)
 
 

@@ -24,7 +24,9 @@ from cmpagl_core.search.indexing import build_index
 from cmpagl_core.search.query import TextQuery
 from cmpagl_core.search.searcher import Searcher
 from cmpagl_core.serve.guard import Access
+from cmpagl_core.serve.openapi import description
 from cmpagl_core.serve.page import MODULES
+from tests.conftest import REPOSITORY
 from tests.serve.conftest import PORT, OpenClient
 
 STATIC = Path(str(resources.files("cmpagl_core.serve") / "static"))
@@ -148,3 +150,12 @@ def test_other_exports_are_refused(client: TestClient, body: Any, words: str) ->
     answer = client.post("/api/export", json=body)
     assert answer.status_code == 400
     assert answer.json()["detail"].startswith(words)
+
+
+def test_the_addresses_of_its_documentation_are_answered(client: TestClient) -> None:
+    page = (REPOSITORY / "docs" / "serve.md").read_text()
+    asked = re.findall(r"curl (?:-o \S+ )?'http://127\.0\.0\.1:8230([^']+)'", page)
+    assert len(asked) >= 7
+    assert [address for address in asked if client.get(address).status_code != 200] == []
+    listed = set(re.findall(r"`(?:GET|POST) (/api/[^`?]+)", page))
+    assert listed == set(description()["paths"])
