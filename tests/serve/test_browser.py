@@ -101,21 +101,21 @@ def many_images(picture: Path) -> Searcher:
     return Searcher(gallery, lambda: encoder, Silent())
 
 
-Serve = Callable[[Searcher], str]
+Serve = Callable[..., str]
 OpenPage = Callable[..., Page]
 
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """Start a server over a searcher, in the workspace where its index is; its address."""
+    """Start a server over a searcher, in the workspace where its index is, perhaps with tiles; its address."""
     device: Any = None
     with ExitStack() as stack:
         stack.enter_context(pytest.MonkeyPatch.context()).setattr(page_module, "has_itm_head", lambda *_: True)
 
-        def start(searcher: Searcher) -> str:
+        def start(searcher: Searcher, tiles: str = "") -> str:
             bound = socket.socket()
             bound.bind(("127.0.0.1", 0))
-            access = Access(port=bound.getsockname()[1])
+            access = Access(port=bound.getsockname()[1], tiles=tiles)
             session = Session(Workspace(searcher.gallery.root.parent.parent), Silent(), device)
             stack.enter_context(served(searcher, session, bound, access))
             return f"http://127.0.0.1:{access.port}"
@@ -132,10 +132,10 @@ def home(serve: Serve, scenes: Searcher) -> str:
 def open_page(browser_page: Page) -> Iterator[OpenPage]:
     """Go to an address. Anything on the console, or a request to an address elsewhere, fails the test.
 
-    expected: what a message may contain, where the test makes something fail.
+    allowed: what may be in one, where the test makes something fail or asks for it.
     """
     said: list[str] = []
-    allowed: list[str] = []
+    expected: list[str] = []
     homes: list[str] = []
     listeners = {
         "console": lambda message: said.append(message.text),
@@ -146,9 +146,9 @@ def open_page(browser_page: Page) -> Iterator[OpenPage]:
     for event, listener in listeners.items():
         page.on(event, listener)
 
-    def go(address: str, expected: str = "", dark: bool = False, size: Any = WIDE) -> Page:
+    def go(address: str, allowed: str = "", dark: bool = False, size: Any = WIDE) -> Page:
         homes.append("/".join(address.split("/")[:3]))
-        allowed.extend([expected] if expected else [])
+        expected.extend([allowed] if allowed else [])
         page.set_viewport_size(size)
         page.emulate_media(color_scheme="dark" if dark else "light")
         page.goto(address)
@@ -159,7 +159,7 @@ def open_page(browser_page: Page) -> Iterator[OpenPage]:
     page.goto("about:blank")
     for event, listener in listeners.items():
         page.remove_listener(event, listener)
-    assert [text for text in said if not any(part in text for part in allowed)] == []
+    assert [text for text in said if not any(part in text for part in expected)] == []
 
 
 def is_own(url: str, homes: list[str]) -> bool:
@@ -257,12 +257,43 @@ def test_filters_narrow_and_are_in_the_address(home: str, open_page: OpenPage) -
     shown(page)
 
 
+# by which time the page has seen its new shape, and looks soon for hits that are in sight
+ANSWER_AFTER_TWO_FRAMES = """() => {
+    const ask = window.fetch;
+    const frame = () => new Promise(done => requestAnimationFrame(done));
+    const refused = {detail: "notes.txt is no image that can be sent; send JPEG, PNG", hint: "send JPEG, PNG"};
+    window.fetch = async (address, options) => {
+        if (options?.method !== "POST") return ask(address, options);
+        window.asked = (window.asked ?? 0) + 1;
+        await frame();
+        await frame();
+        return new Response(JSON.stringify(refused), {status: 400});
+    };
+}"""
+
+
 def test_an_error_says_what_to_do(home: str, open_page: OpenPage) -> None:
-    page = open_page(f"{home}/?q=sea&bbox=1,2,3", expected="400 (Bad Request)")
+    page = open_page(f"{home}/?q=sea&bbox=1,2,3", allowed="400 (Bad Request)")
     says(page, "#trouble", "--bbox '1,2,3' is not 4 numbers")
     says(page, "#trouble", "give W,S,E,N in degrees")
     page.get_by_role("button", name="Clear the filters").click()
     shown(page)
+    page.evaluate(ANSWER_AFTER_TWO_FRAMES)
+    page.set_input_files("#file", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no image"})
+    says(page, "#trouble", "notes.txt is no image that can be sent")
+    page.wait_for_timeout(60)  # in which the hits that were there were asked for again
+    assert page.evaluate("window.asked") == 1
+    says(page, "#trouble", "send JPEG, PNG")
+
+
+def test_a_tile_server_of_ones_own_is_the_ground(serve: Serve, open_page: OpenPage, scenes: Searcher) -> None:
+    page = open_page(serve(scenes, "http://tiles.test/{z}/{x}/{y}.png") + "/?q=sea", allowed="http://tiles.test/")
+    content = scenes.gallery.image(scenes.row_of("plain/1.png")).path.read_bytes()
+    page.route("http://tiles.test/**", lambda route: route.fulfill(body=content, content_type="image/png"))
+    shown(page)
+    page.click("#show-map")
+    page.locator("img.leaflet-tile-loaded").first.wait_for()
+    page.locator("path.footprint").first.wait_for()
 
 
 def test_map_and_grid_show_each_other(home: str, open_page: OpenPage) -> None:
@@ -430,7 +461,7 @@ def test_a_hundred_thousand_hits_scroll(serve: Serve, open_page: OpenPage, tiny_
 
 
 def test_a_server_that_is_gone_or_slow_is_said(home: str, open_page: OpenPage) -> None:
-    page = open_page(home, expected="net::ERR")
+    page = open_page(home, allowed="net::ERR")
     page.route("**/api/search*", lambda route: route.abort())
     page.fill("#words", "lake")
     page.keyboard.press("Enter")

@@ -25,6 +25,7 @@ export class Grid {
     this.pages = new Map();
     this.hits = new Map(); // place -> hit
     this.focused = 0;
+    this.inSight = [0, 0]; // and not what was, which may not be there
     this.cards = new Map(); // place -> element
     this.list.replaceChildren();
     this.best = first[0]?.score ?? 1;
@@ -122,7 +123,7 @@ export class Grid {
   }
 
   async fetchInSight() {
-    const [first, last] = this.inSight ?? [0, 0];
+    const [first, last] = this.inSight;
     for (let page = Math.floor(first / PAGE); page * PAGE < last; page += 1) {
       if (this.pages.has(page)) continue;
       const { pages } = this;
