@@ -297,6 +297,16 @@ class TrainPart(Part):
         description="micro-batches per optimiser step; ITC, triplet and ITM see the negatives of one micro-batch, MLM "
         "is the same as in one large batch",
     )
+    chunk_size: Epochs = Field(
+        0,
+        description="pairs encoded at once, with GradCache: memory grows with them, negatives and gradients are those "
+        "of batch_size, time is about 1.3 times as long; 0: the whole batch",
+    )
+    checkpoint_activations: bool = Field(
+        False,
+        description="compute each block's activations again in the backward pass instead of keeping them: less memory, "
+        "about 1.3 times the time",
+    )
     precision: Annotated[Literal["fp32", "bf16", "fp16"], Word] = Field(
         "bf16", description="of autocast; without hardware support for it, the training runs in fp32"
     )
@@ -308,6 +318,14 @@ class TrainPart(Part):
         1, ge=1, le=100_000, description="epochs between validations on the selection split"
     )
     seed: Seed = Field(0, description="seeds weights, order, captions, augmentation and dropout")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.chunk_size >= self.batch_size:
+            raise ValueError(
+                f"chunk_size {self.chunk_size} has no effect with batch_size {self.batch_size}: write less, or 0"
+            )
+        return self
 
 
 class EvaluatePart(Part):

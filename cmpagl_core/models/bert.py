@@ -206,7 +206,7 @@ class FusionEncoder(nn.Module):
         x, bias = text_tokens, attention_bias(attention_mask, text_tokens.dtype)
         cache = self.cross_attention_cache(image) if isinstance(image, Tensor) else image
         for index in range(len(self.layers)):
-            x = self._layer(index, x, bias, cache)
+            x = self.layer(index, x, bias, cache)
         return x
 
     def first_token(self, text_tokens: Tensor, attention_mask: Tensor, cache: CrossAttentionCache) -> Tensor:
@@ -217,14 +217,15 @@ class FusionEncoder(nn.Module):
         x, bias = text_tokens, attention_bias(attention_mask, text_tokens.dtype)
         last = len(self.layers) - 1
         for index in range(last):
-            x = self._layer(index, x, bias, cache)
+            x = self.layer(index, x, bias, cache)
         layer = _bert_layers(self.layers)[last]
         x = _attend_from_first(layer, x, bias, self.num_heads)
         x = _cross_attend(layer, x, cache.keys[last], cache.values[last])
         out: Tensor = layer.feed_forward_chunk(x)
         return out
 
-    def _layer(self, index: int, x: Tensor, bias: Tensor, cache: CrossAttentionCache | None) -> Tensor:
+    def layer(self, index: int, x: Tensor, bias: Tensor, cache: CrossAttentionCache | None) -> Tensor:
+        """One layer. x: [B, L, H]. bias: additive, [B, 1, 1, L]. Returns [B, L, H]."""
         layer = _bert_layers(self.layers)[index]
         attended: Tensor = layer.attention(x, bias)[0]
         if cache is not None:

@@ -23,7 +23,15 @@ from cmpagl_core.models.weights import reachable
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.training.learner import Learner, make_learner
-from cmpagl_core.training.measure import MEASURED_STEPS, Cost, decode_seconds, measure_sizes, resident_bytes, use_cache
+from cmpagl_core.training.measure import (
+    MEASURED_STEPS,
+    Cost,
+    decode_seconds,
+    in_chunks,
+    measure_sizes,
+    resident_bytes,
+    use_cache,
+)
 from cmpagl_core.training.start import TrainRequest, requested_data, requested_recipe
 from cmpagl_core.workspace import Workspace
 
@@ -96,8 +104,12 @@ def forecast(request: TrainRequest, workspace: Workspace, progress: Progress, de
     images = sizes.train_images + sizes.selection_images
     cache_bytes, cache_s = use_cache(learner, images)
     captions = sizes.train.captions if sizes.train is not None else (_USUAL_CAPTION,)
-    measured = measure_sizes(learner, pairs, captions)
-    cost = Cost.at(pairs, measured)
+    chunk_size = recipe.train.chunk_size
+    at_once = min(pairs, chunk_size) if chunk_size else pairs
+    measured = measure_sizes(learner, at_once, captions)
+    cost = Cost.at(at_once, measured)
+    if chunk_size:
+        cost = in_chunks(learner, cost, pairs, captions)
     decode_s = 0.0 if cache_bytes else decode_seconds(sizes.train, recipe)
     workers, pair_s = recipe.data.workers, cost.elapsed_s / pairs
     loaded_s = max(pair_s, decode_s / workers) if workers else pair_s + decode_s

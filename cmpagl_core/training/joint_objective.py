@@ -20,6 +20,7 @@ from cmpagl_core.losses import (
     hard_negatives,
     itc_share,
     itm_loss,
+    itm_pairs,
     metric_share,
     mlm_loss,
 )
@@ -31,13 +32,23 @@ from cmpagl_core.training.objective import Encoded, LossTerms, match_logits, mea
 
 
 @dataclass(frozen=True)
-class _Matching:
+class Matching:
     """What ITM's own pairs are computed from: own rows first, then those brought from other processes."""
 
     texts: TextEncoding
     image_tokens: Tensor
     pairs: ItmPairs
     total: int  # pairs of all processes
+
+
+@dataclass(frozen=True)
+class ScoredShare:
+    """The losses of the scores, weighted with their graph and unweighted without, and what ITM is to tell apart."""
+
+    weighted: dict[str, Tensor]
+    terms: dict[str, Tensor]
+    matching: Matching | None
+    unmatched: Tensor  # [2], sum and number of the cosines of own images and captions that do not match
 
 
 def compute_share(
@@ -55,6 +66,27 @@ def compute_share(
 
     batch: its captions are padded to one width in all processes. mlm_normaliser: of the joint batch.
     """
+    scored = score_share(model, cfg, encoded, batch, joint, generator, ranks)
+    weighted, terms, matching = scored.weighted, scored.terms, scored.matching
+    if cfg.uses_fusion:
+        keys = model.cross_attention_cache(encoded.images.tokens if matching is None else matching.image_tokens)
+    if matching is not None:
+        _add("itm", cfg.itm, match_share(model, matching, keys), weighted, terms)
+    if cfg.mlm > 0 and masked is not None:
+        _add("mlm", cfg.mlm, mlm_share(model, batch, masked, keys, mlm_normaliser), weighted, terms)
+    return LossTerms(torch.stack(list(weighted.values())).sum(), terms, weighted, scored.unmatched)
+
+
+def score_share(
+    model: CmpaglModel,
+    cfg: LossesPart,
+    encoded: Encoded,
+    batch: PairBatch,
+    joint: JointBatch,
+    generator: torch.Generator,
+    ranks: Ranks,
+) -> ScoredShare:
+    """ITC and triplet, and ITM's pairs, which are drawn by the scores. Collective, as is its backward pass."""
     images, texts = encoded.images, encoded.texts
     with torch.autocast(images.features.device.type, enabled=False):  # cosines in full precision
         all_images = ranks.gather(images.features, joint.sizes)  # [N, D]
@@ -68,35 +100,57 @@ def compute_share(
     ]
     weighted: dict[str, Tensor] = {}
     terms: dict[str, Tensor] = {}
-
-    def add(name: str, weight: float, loss: Tensor) -> None:
-        terms[name] = loss.detach()
-        weighted[name] = weight * loss
-
     if cfg.uses_itc:
         soft = _soft_targets(model, batch, joint, ranks) if cfg.itc_soft_targets > 0 else None
         spread = (cfg.itc_soft_targets, cfg.label_smoothing)
-        add("itc", cfg.itc, mean_of(itc_share(share, scale, soft, *spread) for share in shares))
+        _add("itc", cfg.itc, mean_of(itc_share(share, scale, soft, *spread) for share in shares), weighted, terms)
     if cfg.uses_triplet:
-        add("triplet", cfg.triplet_weight, mean_of(metric_share(cfg, share) for share in shares))
+        _add("triplet", cfg.triplet_weight, mean_of(metric_share(cfg, share) for share in shares), weighted, terms)
     matching = None
     if cfg.itm > 0:
-        logits = by_image.mean(dim=0) * scale, by_text.mean(dim=0) * scale
-        matching = _bring_negatives(cfg, encoded, batch, joint, logits, generator, ranks)
-    if cfg.uses_fusion:
-        keys = model.cross_attention_cache(images.tokens if matching is None else matching.image_tokens)
-    if matching is not None:
-        found, matches = match_logits(model, matching.texts, keys, matching.pairs)
-        add("itm", cfg.itm, itm_loss(found, matches) * (len(matches) / matching.total))
-    if cfg.mlm > 0 and masked is not None:
-        fused = model.fuse((masked.input_ids, texts.attention_mask), _first_rows(keys, len(batch)))
-        add(
-            "mlm",
-            cfg.mlm,
-            mlm_loss(model.mlm_logits(fused[masked.chosen]), batch.input_ids[masked.chosen], mlm_normaliser),
-        )
-    total = torch.stack(list(weighted.values())).sum()
-    return LossTerms(total, terms, weighted, _unmatched(by_image.detach().mean(dim=0), batch.positives))
+        logits = by_image.detach().mean(dim=0) * scale.detach(), by_text.detach().mean(dim=0) * scale.detach()
+        draw = _draw_negatives if ranks.alone else _bring_negatives
+        matching = draw(cfg, encoded, batch, joint, logits, generator, ranks)
+    return ScoredShare(weighted, terms, matching, _unmatched(by_image.detach().mean(dim=0), batch.positives))
+
+
+def match_share(model: CmpaglModel, matching: Matching, keys: CrossAttentionCache) -> Tensor:
+    """A share of `itm_loss`: that of some pairs. keys: of matching's images."""
+    logits, matches = match_logits(model, matching.texts, keys, matching.pairs)
+    return itm_loss(logits, matches) * (len(matches) / matching.total)
+
+
+def mlm_share(
+    model: CmpaglModel,
+    batch: PairBatch,
+    masked: MaskedTokens,
+    keys: CrossAttentionCache,
+    normaliser: float | None,
+    own: slice = slice(None),
+) -> Tensor:
+    """A share of `mlm_loss`: that of the captions `own`. keys: of their images first."""
+    mask, chosen = batch.attention_mask[own], masked.chosen[own]
+    fused = model.fuse((masked.input_ids[own], mask), _first_rows(keys, len(mask)))
+    return mlm_loss(model.mlm_logits(fused[chosen]), batch.input_ids[own][chosen], normaliser)
+
+
+def _add(name: str, weight: float, loss: Tensor, weighted: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
+    terms[name] = loss.detach()
+    weighted[name] = weight * loss
+
+
+def _draw_negatives(
+    cfg: LossesPart,
+    encoded: Encoded,
+    batch: PairBatch,
+    joint: JointBatch,
+    logits: tuple[Tensor, Tensor],
+    generator: torch.Generator,
+    ranks: Ranks,
+) -> Matching:
+    """As `_bring_negatives` in a single process, which has them all."""
+    pairs = itm_pairs(logits[0], batch.positives, generator, cfg.itm_hardness)
+    return Matching(encoded.texts, encoded.images.tokens, pairs, len(pairs.matches))
 
 
 def _bring_negatives(
@@ -107,7 +161,7 @@ def _bring_negatives(
     logits: tuple[Tensor, Tensor],
     generator: torch.Generator,
     ranks: Ranks,
-) -> _Matching:
+) -> Matching:
     """The own matches, and for each own image and caption a hard negative of the joint batch."""
     images, texts, own = encoded.images, encoded.texts, torch.arange(len(batch), device=batch.input_ids.device)
     wanted_texts = hard_negatives(cfg.itm_hardness * logits[0], batch.positives, generator)
@@ -124,7 +178,7 @@ def _bring_negatives(
     )
     total = sum(joint.sizes) + text_route.total + image_route.total
     image_tokens = torch.cat([images.tokens, far_images])
-    return _Matching(both, image_tokens, ItmPairs(image_rows, text_rows, matches), total)
+    return Matching(both, image_tokens, ItmPairs(image_rows, text_rows, matches), total)
 
 
 def _soft_targets(model: CmpaglModel, batch: PairBatch, joint: JointBatch, ranks: Ranks) -> Tensor:

@@ -16,6 +16,7 @@ from cmpagl_core.models.cmpagl import CmpaglModel, ImageEncoding
 from cmpagl_core.models.tokenizer import CaptionTokenizer
 from cmpagl_core.ranks import ALONE, Ranks
 from cmpagl_core.recipe import Recipe
+from cmpagl_core.training.checkpointing import checkpoint_activations
 from cmpagl_core.training.optim import RunningAverage, make_optimizer, optimizer_tensors, restore_optimizer
 
 Tensors = dict[str, Tensor]
@@ -98,6 +99,8 @@ def make_learner(
     ranks: Ranks = ALONE,
 ) -> Learner:
     """A learner for a model on `device`; `origins` decides each parameter's learning rate (`make_optimizer`)."""
+    if recipe.train.checkpoint_activations:
+        checkpoint_activations(model)
     scaled = usable_precision(device, recipe.train.precision) == "fp16" and device.type != "mps"
     learner = Learner(
         recipe=recipe,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ CPU_PAIRS = 8
 _QUICK_S = 3.0
 _IN_FLIGHT = 1.3  # memory of a backward pass beyond the saved activations; measured with ucm-cpu at 64 and 128 pairs
 _DECODED = 16
+_TOKEN_COPIES = 6  # of all tokens with GradCache: kept, drawn for ITM, and their gradients
+_SCORE_COPIES = 16  # of the N x N scores of ITC and the triplet loss, both ways
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,22 @@ def measure_sizes(learner: Learner, pairs: int, captions: Sequence[str]) -> dict
     return {CPU_PAIRS: few, other: measure(learner, other, captions)}
 
 
+def in_chunks(learner: Learner, chunk: Cost, pairs: int, captions: Sequence[str]) -> Cost:
+    """The cost of a micro-batch with GradCache, from that of one chunk: time and kept tokens grow with the pairs."""
+    size, encoder, text = learner.recipe.train.chunk_size, learner.model.image_encoder, learner.model.text_encoder
+    words = max(map(len, learner.tokenizer(captions).input_ids.tolist()))
+    tokens = encoder.width * (encoder.last_map_size**2 + 1) + words * text.shape.hidden_size
+    copies = _TOKEN_COPIES if learner.recipe.losses.uses_fusion else _TOKEN_COPIES / 2
+    kept = pairs * (_image_values(learner) + int(copies * tokens)) + _SCORE_COPIES * pairs**2
+    return Cost(chunk.elapsed_s * pairs / size, chunk.activation_bytes + 4 * kept)
+
+
 def measure(learner: Learner, pairs: int, captions: Sequence[str]) -> Cost:
     """The fastest of a few steps on random images and captions of typical length, after a warm-up step."""
     learner.model.train()
     batch = _random_batch(learner, pairs, captions)
     kept = _KeptTensors({parameter.untyped_storage().data_ptr() for parameter in learner.model.parameters()})
-    with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda one: one.tensor):
         _step(learner, batch)
     if learner.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(learner.device)
@@ -117,18 +130,40 @@ def decode_seconds(split: DataSplit | None, recipe: Recipe) -> float:
 
 
 class _KeptTensors:
-    """Counts the bytes that autograd saves for the backward pass, without the weights."""
+    """The most bytes that autograd keeps for a backward pass at any time, without the weights."""
 
     def __init__(self, weights: set[int]) -> None:
-        self._seen = set(weights)
+        self._weights = weights
+        self._users: Counter[int] = Counter()
+        self._bytes = 0
         self.bytes = 0
 
-    def keep(self, tensor: Tensor) -> Tensor:
+    def keep(self, tensor: Tensor) -> _Kept:
         place = tensor.untyped_storage().data_ptr()
-        if place not in self._seen:
-            self._seen.add(place)
-            self.bytes += tensor.untyped_storage().nbytes()
-        return tensor
+        if place not in self._weights:
+            self._users[place] += 1
+            if self._users[place] == 1:
+                self._bytes += tensor.untyped_storage().nbytes()
+                self.bytes = max(self.bytes, self._bytes)
+        return _Kept(tensor, self)
+
+    def let_go(self, tensor: Tensor) -> None:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in self._weights:
+            self._users[place] -= 1
+            if self._users[place] == 0:
+                self._bytes -= tensor.untyped_storage().nbytes()
+
+
+class _Kept:
+    """A tensor until autograd needs it no more."""
+
+    def __init__(self, tensor: Tensor, counted: _KeptTensors) -> None:
+        self.tensor = tensor
+        self._counted = counted
+
+    def __del__(self) -> None:
+        self._counted.let_go(self.tensor)
 
 
 def _step(learner: Learner, batch: PairBatch) -> float:
@@ -144,11 +179,19 @@ def _random_batch(learner: Learner, pairs: int, captions: Sequence[str]) -> Pair
     rng = np.random.default_rng(0)
     texts = [captions[int(row)] for row in rng.integers(len(captions), size=pairs)]
     tokens = learner.tokenizer(texts)
-    size = learner.recipe.data.image_size_px
-    shape = (3, size, size) if learner.cache is None else (sum(int(np.prod(one)) for one in learner.cache.shapes),)
+    shape = _image_shape(learner)
     images = torch.randn(pairs, *shape, generator=torch.Generator().manual_seed(0))
     positives = torch.eye(pairs, dtype=torch.bool)
     return PairBatch(images, tokens.input_ids, tokens.attention_mask, positives, tuple(texts))
+
+
+def _image_shape(learner: Learner) -> tuple[int, ...]:
+    size = learner.recipe.data.image_size_px
+    return (3, size, size) if learner.cache is None else (sum(int(np.prod(one)) for one in learner.cache.shapes),)
+
+
+def _image_values(learner: Learner) -> int:
+    return int(np.prod(_image_shape(learner)))
 
 
 def _decode(image: ImageRef, image_size_px: int) -> float:

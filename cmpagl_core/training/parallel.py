@@ -22,6 +22,7 @@ from cmpagl_core.training.learner import Learner
 from cmpagl_core.training.objective import Encoded, LossTerms, compute_losses, encode_batch_texts
 
 STABILISE = "train again with a lower optim.lr, a longer optim.warmup_fraction, or train.precision=fp32"
+_BUCKET_VALUES = 1 << 23  # gradients that are summed at once
 
 
 class Objective(nn.Module):
@@ -84,6 +85,29 @@ def unsynchronised(objective: nn.Module, is_last: bool) -> AbstractContextManage
         return nullcontext()
     context: AbstractContextManager[None] = objective.no_sync()
     return context
+
+
+def sum_gradients(learner: Learner) -> None:
+    """The sum over all processes of the gradients that each has made without DistributedDataParallel."""
+    if learner.ranks.alone:
+        return
+    bucket: list[Tensor] = []
+    for parameter in learner.model.parameters():
+        if parameter.requires_grad:
+            bucket.append(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+            parameter.grad = bucket[-1]
+            if sum(one.numel() for one in bucket) > _BUCKET_VALUES:
+                _sum(bucket, learner)
+                bucket = []
+    _sum(bucket, learner)
+
+
+def _sum(bucket: Sequence[Tensor], learner: Learner) -> None:
+    if not bucket:
+        return
+    summed = learner.ranks.total(torch.cat([gradient.flatten() for gradient in bucket]))
+    for gradient, values in zip(bucket, torch.split(summed, [one.numel() for one in bucket]), strict=True):
+        gradient.copy_(values.view_as(gradient))
 
 
 def widened(batches: Sequence[PairBatch], tokenizer: CaptionTokenizer, learner: Learner) -> list[PairBatch]:

@@ -14,10 +14,11 @@ from cmpagl_core.datasets.loading import PairBatch
 from cmpagl_core.errors import CmpaglError
 from cmpagl_core.losses import MaskedTokens
 from cmpagl_core.ranks import ALONE, Ranks
+from cmpagl_core.training.grad_cache import CachedStep
 from cmpagl_core.training.learner import Learner
 from cmpagl_core.training.objective import Encoded, LossTerms, mask_batch
 from cmpagl_core.training.optim import set_rate
-from cmpagl_core.training.parallel import STABILISE, objective_of, unsynchronised, widened
+from cmpagl_core.training.parallel import STABILISE, objective_of, sum_gradients, unsynchronised, widened
 
 _MODEL_STREAM = 3  # separates the random numbers of the model from those of the loader
 
@@ -35,8 +36,9 @@ class StepFigures:
 def accumulate(learner: Learner, batches: Sequence[PairBatch], epoch: int, step: int, with_shares: bool) -> StepFigures:
     """Gradients of the mean loss over micro-batches; random numbers depend on seed, epoch and step alone.
 
-    with_shares: also measure each loss's share of the gradient, on the first micro-batch. ITC, triplet and ITM see the
-    negatives of their micro-batch; MLM is normalised over all tokens of the step, so accumulation does not change it.
+    with_shares: also measure each loss's share of the gradient, on the first micro-batch; not with GradCache. ITC,
+    triplet and ITM see the negatives of their micro-batch; MLM is normalised over all tokens of the step, so
+    accumulation does not change it.
     Raises CmpaglError if features or loss are not finite.
     """
     cfg, ranks, where = learner.recipe.losses, learner.ranks, f"step {step + 1} of epoch {epoch + 1}"
@@ -47,20 +49,47 @@ def accumulate(learner: Learner, batches: Sequence[PairBatch], epoch: int, step:
         batches = widened(batches, learner.tokenizer, learner)
     masked = [mask_batch(cfg, learner.tokenizer, batch, generator) for batch in batches]
     tokens = _tokens(masked, learner) / len(batches)
-    objective = objective_of(learner)
+    cached = learner.recipe.train.chunk_size > 0
+    backward = _backward_cached if cached else _backward_whole
+    work = list(zip(batches, masked, strict=True))
+    seen, shares = backward(learner, work, generator, tokens, where, with_shares)
+    if not ranks.alone:
+        seen = _joint_figures(seen, ranks)
+    return _summarised(seen, shares, where)
+
+
+_Work = Sequence[tuple[PairBatch, MaskedTokens | None]]
+_Seen = tuple[list[dict[str, Tensor]], dict[str, float]]
+
+
+def _backward_whole(
+    learner: Learner, work: _Work, generator: torch.Generator, tokens: float, where: str, with_shares: bool
+) -> _Seen:
+    """Gradients of the micro-batches, each encoded at once; their figures, and each loss's share of the gradient."""
+    ranks, objective = learner.ranks, objective_of(learner)
     shares: dict[str, float] = {}
     seen: list[dict[str, Tensor]] = []
-    for number, (batch, mask) in enumerate(zip(batches, masked, strict=True)):
-        with unsynchronised(objective, is_last=number == len(batches) - 1):
+    for number, (batch, mask) in enumerate(work):
+        with unsynchronised(objective, is_last=number == len(work) - 1):
             losses, encoded = objective(batch, mask, generator, tokens, where)
             if with_shares and number == 0 and learner.losses_meet:
                 shares = gradient_shares(losses.weighted, encoded.images.tokens, ranks)
             # DistributedDataParallel averages the gradients, and those of shares are to be summed
-            torch.autograd.backward(learner.scaler.scale(losses.total / len(batches) * ranks.count))
+            torch.autograd.backward(learner.scaler.scale(losses.total / len(work) * ranks.count))
         seen.append(_figures(losses, encoded, batch.positives))
-    if not ranks.alone:
-        seen = _joint_figures(seen, ranks)
-    return _summarised(seen, shares, where)
+    return seen, shares
+
+
+def _backward_cached(
+    learner: Learner, work: _Work, generator: torch.Generator, tokens: float, where: str, with_shares: bool
+) -> _Seen:
+    """The same with GradCache, which has no graph that joins the losses, so no shares."""
+    seen = []
+    for batch, mask in work:
+        losses, encoded = CachedStep(learner, batch, mask, generator, tokens, len(work)).backward(where)
+        seen.append(_figures(losses, encoded, batch.positives))
+    sum_gradients(learner)
+    return seen, {}
 
 
 def update(learner: Learner, step: int, share: float) -> float:

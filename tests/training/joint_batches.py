@@ -34,6 +34,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "circle": ("losses.triplet=circle", "losses.itm=0"),
     "supcon, by matching": ("losses.triplet=supcon", "losses.mlm=0"),
     "matching alone": ("losses.pre_alignment=false",),
+    "in chunks": ("train.chunk_size=2", "train.checkpoint_activations=true"),
 }
 OF_THREE = ("every loss", "hardest, accumulated")  # with parts of two sizes; the rest are compared with two processes
 
@@ -111,7 +112,8 @@ def differences(whole: dict[str, Any], parts: list[dict[str, Any]]) -> dict[str,
     figures = whole["figures"]
 
     def greatest(name: str) -> float:
-        return max(abs(part["figures"][name][key] - value) for part in parts for key, value in figures[name].items())
+        gaps = (abs(part["figures"][name][key] - value) for part in parts for key, value in figures[name].items())
+        return max(gaps, default=0.0)
 
     assert all(part["gradients"].keys() == gradients.keys() for part in parts)
     gaps = [(part["gradients"][name] - gradient).abs().max() for part in parts for name, gradient in gradients.items()]

@@ -51,7 +51,7 @@ def found(squares: PreparedDataset, tiny_yaml: str, tmp_path_factory: pytest.Tem
 
 def test_losses_and_gradients_of_two_and_three_processes_are_those_of_one(found: dict[str, Any]) -> None:
     joint = found["joint"]
-    assert len(joint) == 7
+    assert len(joint) == 8
     assert joint["every loss, 2"]["pairs"] == [[3], [2]]  # uneven
     assert joint["hardest, accumulated, 3"]["pairs"] == [[2, 2], [2, 2], [2, 1]]
     for case, gaps in joint.items():
