@@ -14,14 +14,17 @@ if TYPE_CHECKING:
     from cmpagl_core.datasets.prepare import PrepareResult
 
 SourceArgument = Annotated[
-    Literal["rsicd", "rsitmd", "ucm", "sydney", "folder", "synthetic"],
-    typer.Argument(metavar="NAME", help="rsicd, rsitmd, ucm, sydney, folder (your own images) or synthetic."),
-]
-FolderArgument = Annotated[
-    Path | None,
+    Literal["rsicd", "rsitmd", "ucm", "sydney", "folder", "shards", "synthetic"],
     typer.Argument(
-        metavar="DIR",
-        help="For folder: images with a captions.csv (file, caption, optionally split), or one folder per class.",
+        metavar="NAME", help="rsicd, rsitmd, ucm, sydney, folder (your own images), shards (WebDataset) or synthetic."
+    ),
+]
+PlaceArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="DIR|URL",
+        help="For folder: images with a captions.csv (file, caption, optionally split), or one folder per class. "
+        "For shards: tar files, a folder of them, or URLs such as s3://bucket/rs5m-{000..127}.tar.",
         show_default=False,
     ),
 ]
@@ -41,7 +44,7 @@ AnnotationsOption = Annotated[
 def prepare(
     ctx: typer.Context,
     source: SourceArgument,
-    folder: FolderArgument = None,
+    place: PlaceArgument = None,
     images: ImagesOption = None,
     annotations: AnnotationsOption = None,
     name: NameOption = None,
@@ -52,7 +55,9 @@ def prepare(
     seed: Annotated[int, typer.Option(help="Seed of splits that are not given, and of synthetic scenes.")] = 0,
     split: Annotated[
         str | None,
-        typer.Option(metavar="TRAIN,VAL,TEST", help="For folder: shares of train, val and test. Default: 0.8,0.1,0.1."),
+        typer.Option(
+            metavar="TRAIN,VAL,TEST", help="For folder and shards: shares of train, val and test. Default: 0.8,0.1,0.1."
+        ),
     ] = None,
     count: Annotated[int | None, typer.Option(min=1, metavar="N", help="For synthetic: number of scenes.")] = None,
     size: Annotated[int | None, typer.Option(metavar="PX", help="For synthetic: width and height of a scene.")] = None,
@@ -72,6 +77,7 @@ def prepare(
       cmpagl prepare rsicd --skip-missing --images RSICD_images --annotations dataset_rsicd.json
       cmpagl prepare folder my_images --name mine --split 0.7,0.1,0.2
       cmpagl prepare folder my_chips --bands sentinel-2 --stretch range:0,3000
+      cmpagl prepare shards "s3://bucket/rs5m-{000..127}.tar" --name rs5m --split 0.98,0.01,0.01
       cmpagl prepare synthetic --count 600 --seed 1
     """
     from cmpagl_core.datasets.prepare import prepare as prepare_data
@@ -79,7 +85,8 @@ def prepare(
 
     given = settings(ctx)
     request = PrepareRequest(
-        source=source, name=name or "", folder=folder, images=images, annotations=annotations,
+        source=source, name=name or "", folder=None if place is None or source == "shards" else Path(place),
+        shards=place if source == "shards" else None, images=images, annotations=annotations,
         skip_missing=skip_missing, copy=copy, seed=seed, count=count, image_size_px=size,
         fractions=None if split is None else parse_fractions(split),
         bands=bands, stretch=stretch,

@@ -9,7 +9,7 @@ from typing import Literal
 
 from cmpagl_core.errors import DataError
 
-Layout = Literal["karpathy", "amfmn", "json-list", "table", "class-folders"]
+Layout = Literal["karpathy", "amfmn", "json-list", "table", "class-folders", "shards"]
 
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "restval", "trn"), "train"),

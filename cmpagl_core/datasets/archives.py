@@ -62,17 +62,18 @@ def unpack(archive: Path, folder: Path, progress: Progress, bounds: Bounds | Non
     """
     if archive.name.lower().endswith(_FOREIGN):
         raise DataError(f"{archive} is not a kind of archive that cmpagl reads", hint="unpack it and give the folder")
-    budget = _Budget(archive, folder, bounds or Bounds())
+    budget = Budget(str(archive), archive.stat().st_size, folder, bounds)
     unpack_members = _unpack_zip if archive.name.lower().endswith(".zip") else _unpack_tar
     with progress.task(f"unpacking {archive.name}", archive.stat().st_size, "B") as advance:
-        unpack_members(folder, budget, advance)
+        unpack_members(archive, folder, budget, advance)
 
 
-class _Budget:
+class Budget:
     """What may still be unpacked from an archive, and the wording of refusals."""
 
-    def __init__(self, archive: Path, folder: Path, bounds: Bounds) -> None:
-        by_ratio = max(bounds.always_bytes, bounds.ratio * archive.stat().st_size)
+    def __init__(self, archive: str, size: int, folder: Path, bounds: Bounds | None = None) -> None:
+        bounds = bounds or Bounds()
+        by_ratio = max(bounds.always_bytes, bounds.ratio * size)
         self.archive = archive
         self._allowance = min(bounds.unpacked_bytes, by_ratio, shutil.disk_usage(folder).free)
         self._bytes_left = self._allowance
@@ -106,7 +107,7 @@ class _Budget:
 class _BoundedStream:
     """An uncompressed tar stream that counts bytes read and skipped, so that no header or hole can be endless."""
 
-    def __init__(self, plain: Any, budget: _Budget) -> None:
+    def __init__(self, plain: Any, budget: Budget) -> None:
         self._plain = plain
         self._budget = budget
         self._last = b""
@@ -132,13 +133,14 @@ class _BoundedStream:
         return int(self._plain.tell())
 
 
-def _unpack_zip(folder: Path, budget: _Budget, advance: Advance) -> None:
+def _unpack_zip(archive: Path, folder: Path, budget: Budget, advance: Advance) -> None:
     with budget.reading():
-        opened = zipfile.ZipFile(budget.archive)
+        opened = zipfile.ZipFile(archive)
     with opened:
         for info in opened.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
-            path = _place(info.filename, folder, budget)
+            budget.count_file()
+            path = place_member(info.filename, folder, budget)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise budget.refuse(f"contains a link or device, {info.filename[:100]!r}")
             if path is not None and not info.is_dir():
@@ -147,42 +149,71 @@ def _unpack_zip(folder: Path, budget: _Budget, advance: Advance) -> None:
                 with budget.reading():
                     stream = opened.open(info)
                 with stream:
-                    _write(stream, path, budget, count=True)
+                    write_member(stream, path, budget, spend=True)
             advance(info.compress_size)
 
 
-def _unpack_tar(folder: Path, budget: _Budget, advance: Advance) -> None:
-    suffix = next(suffix for suffix in _DECOMPRESSORS if budget.archive.name.lower().endswith(suffix))
-    with budget.archive.open("rb") as packed:
-        with budget.reading():
-            plain = _BoundedStream(_DECOMPRESSORS[suffix](packed), budget)
-            opened = tarfile.open(fileobj=cast(IO[bytes], plain), mode="r:")  # noqa: SIM115  # owns nothing to close
+def _unpack_tar(archive: Path, folder: Path, budget: Budget, advance: Advance) -> None:
+    with archive.open("rb") as packed:
         seen = 0
-        while True:
-            with budget.reading():
-                member = opened.next()
-            if member is None:
-                if not plain.at_end:
-                    raise budget.refuse("is truncated, or one of its headers is broken")
-                return
-            opened.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has read
-            path = _place(member.name, folder, budget)
-            if not (member.isreg() or member.isdir()):
-                raise budget.refuse(f"contains a link or device, {member.name[:100]!r}")
-            if member.issparse():  # a few bytes would unpack to any size
-                raise budget.refuse(f"contains a sparse file, {member.name[:100]!r}")
-            if path is not None and member.isreg():
-                with budget.reading():
-                    stream = opened.extractfile(member)
-                if stream is not None:
-                    _write(stream, path, budget, count=False)  # the stream below counts
+        for name, stream in read_tar(packed, tar_suffix(archive.name) or ".tar", budget):
+            path = place_member(name, folder, budget)
+            if path is not None:
+                write_member(stream, path, budget)
             advance(packed.tell() - seen)
             seen = packed.tell()
 
 
-def _place(name: str, folder: Path, budget: _Budget) -> Path | None:
-    """Where a member is unpacked to; None if it is not needed. Raises DataError for a name that reaches outside."""
-    budget.count_file()
+def tar_suffix(name: str) -> str | None:
+    """The ending of a tar archive's name; None for another file."""
+    return next((suffix for suffix in _DECOMPRESSORS if name.lower().endswith(suffix)), None)
+
+
+def read_tar(packed: IO[bytes], suffix: str, budget: Budget) -> Iterator[tuple[str, IO[bytes]]]:
+    """Name and content of each file of a tar archive, in order; the content is to be read before the next.
+
+    All that is read or skipped is spent from the budget. Raises DataError for a broken archive, one that contains links
+    or devices, or a name that reaches outside.
+    """
+    with budget.reading():
+        plain = _BoundedStream(_DECOMPRESSORS[suffix](packed), budget)
+        opened = tarfile.open(fileobj=cast(IO[bytes], plain), mode="r:")  # noqa: SIM115  # owns nothing to close
+    while True:
+        with budget.reading():
+            member = opened.next()
+        if member is None:
+            if not plain.at_end:
+                raise budget.refuse("is truncated, or one of its headers is broken")
+            return
+        opened.members = []  # type: ignore[attr-defined]  # tarfile would keep every header it has read
+        budget.count_file()
+        _parts(member.name, budget)
+        if not (member.isreg() or member.isdir()):
+            raise budget.refuse(f"contains a link or device, {member.name[:100]!r}")
+        if member.issparse():  # a few bytes would unpack to any size
+            raise budget.refuse(f"contains a sparse file, {member.name[:100]!r}")
+        if member.isreg():
+            with budget.reading():
+                stream = opened.extractfile(member)
+            if stream is not None:
+                yield member.name, stream
+
+
+def place_member(
+    name: str, folder: Path, budget: Budget, wanted: frozenset[str] | None = frozenset(_WANTED)
+) -> Path | None:
+    """Where a member is unpacked to; None if it is hidden or, of the endings `wanted`, has none.
+
+    Raises DataError for a name that reaches outside.
+    """
+    parts = _parts(name, budget)
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    if not parts or hidden or (wanted is not None and Path(parts[-1]).suffix.lower() not in wanted):
+        return None
+    return folder.joinpath(*parts)
+
+
+def _parts(name: str, budget: Budget) -> list[str]:
     readable = name.encode("utf-8", "replace").decode("utf-8").replace("\\", "/")
     parts = [part for part in readable.split("/") if part not in ("", ".")]
     if readable.startswith("/") or re.match(r"[A-Za-z]:", readable) or ".." in parts or "\0" in readable:
@@ -191,24 +222,23 @@ def _place(name: str, folder: Path, budget: _Budget) -> Path | None:
         raise budget.refuse(f"contains a file name that is too long, {name[:100]!r}")
     if len(parts) > _DEEPEST:
         raise budget.refuse(f"nests more than {_DEEPEST} folders, {name[:100]!r}")
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    if not parts or hidden or Path(parts[-1]).suffix.lower() not in _WANTED:
-        return None
-    return folder.joinpath(*parts)
+    return parts
 
 
-def _write(stream: IO[bytes], path: Path, budget: _Budget, count: bool) -> None:
+def write_member(stream: IO[bytes], path: Path, budget: Budget, head: bytes = b"", spend: bool = False) -> None:
+    """Write a member to a file that must not exist. head: what was read of it. spend: the stream does not count."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         target = path.open("xb")
     except (FileExistsError, NotADirectoryError) as error:
         raise budget.refuse(f"contains {path.name[:100]!r} twice in one folder") from error
     with target:
+        target.write(head)
         while True:
             with budget.reading():
                 chunk = stream.read(_CHUNK_BYTES)
             if not chunk:
                 return
-            if count:
+            if spend:
                 budget.spend(len(chunk))
             target.write(chunk)

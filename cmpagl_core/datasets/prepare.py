@@ -69,6 +69,10 @@ def _locate(request: PrepareRequest, workspace: Workspace, root: Path, progress:
         count = DEFAULT_COUNT if request.count is None else request.count
         size = DEFAULT_IMAGE_SIZE_PX if request.image_size_px is None else request.image_size_px
         return locate_synthetic(count, request.seed, size, root, progress)
+    if request.shards is not None:
+        from cmpagl_core.datasets.shards import locate_shards
+
+        return locate_shards(request.shards, root, progress)
     if request.folder is not None:
         return locate_folder(request.folder, request.annotations, root, progress)
     raw = workspace.root / "data" / "raw" / request.source
