@@ -72,12 +72,12 @@ def run_step(recipe: str, mode: str, pairs: int, device: torch.device) -> dict[s
     accumulate(learner, [batch_of(learner, 2)], epoch=0, step=0, with_shares=False)
     update(learner, step=0, share=0.0)
     batch = batch_of(learner, pairs)
-    started_at = time.monotonic()
+    started_at, cpu_s = time.monotonic(), time.process_time()
     accumulate(learner, [batch], epoch=0, step=0, with_shares=False)
     update(learner, step=0, share=0.0)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    elapsed_s = time.monotonic() - started_at
+    elapsed_s, cpu_s = time.monotonic() - started_at, time.process_time() - cpu_s
     used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_bytes()
     return {
         "recipe": recipe,
@@ -85,6 +85,7 @@ def run_step(recipe: str, mode: str, pairs: int, device: torch.device) -> dict[s
         "pairs": pairs,
         "gib": round(used / GIB, 2),
         "seconds": round(elapsed_s, 1),
+        "cpu_seconds": round(cpu_s, 1),
         "device": str(device),
         "threads": torch.get_num_threads(),
         "precision": usable_precision(device, resolved.train.precision),

@@ -75,8 +75,8 @@ def child(data: Path, recipe: Path, root: Path, rank: int, part: str, store: Pat
 
 
 def play(data: Path, recipe: Path, root: Path, part: str, store: Path) -> dict[str, Any]:
-    """One part of a story: what became of each process, and the seconds until all had ended."""
-    started_at, running = time.monotonic(), []
+    """One part of a story: what became of each process, and the seconds from the first one's end to the last one's."""
+    running = []
     for rank in range(int(part.partition(":")[0])):
         reader, writer = os.pipe()
 
@@ -86,13 +86,19 @@ def play(data: Path, recipe: Path, root: Path, part: str, store: Path) -> dict[s
         process = fork(work)
         os.close(writer)
         running.append((process, reader))
-    ends = []
-    for process, reader in running:
-        status = os.waitpid(process, 0)[1]
+    ends, ended_at = {}, []
+    while len(ends) < len(running):
+        process, status = os.wait()
+        ended_at.append(time.monotonic())
+        reader = dict(running)[process]
         said = os.read(reader, 10_000).decode()
         os.close(reader)
-        ends.append(f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else said)
-    return {"ends": ends, "seconds": time.monotonic() - started_at, "unfinished": has_state(root)}
+        ends[process] = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else said
+    return {
+        "ends": [ends[process] for process, _ in running],
+        "seconds": ended_at[-1] - ended_at[0],
+        "unfinished": has_state(root),
+    }
 
 
 def tell(data: Path, recipe: Path, out: Path, stories: list[str]) -> dict[str, list[dict[str, Any]]]:

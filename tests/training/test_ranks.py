@@ -36,21 +36,28 @@ def ranked(squares: PreparedDataset, tiny_yaml: str, out: Path, *wanted: str) ->
     (out / "tiny.yaml").write_text(tiny_yaml)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(HERE / "ranked.py"), str(squares.root), str(out / "tiny.yaml"), str(out), *wanted]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-@pytest.fixture(scope="module")
-def found(squares: PreparedDataset, tiny_yaml: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The joint batches and two stories; `root` is where the stories' runs are."""
-    out = tmp_path_factory.mktemp("ranked")
-    return ranked(squares, tiny_yaml, out, "joint", "2:1:KILL,1", "1:0:INT,2") | {"root": out}
+RESUME = "its state is saved; resume it with `cmpagl train --resume --name"
+LOST = "1: another process of the training of {name} has ended, and so did this one; {resume} {name}`"
 
 
-def test_losses_and_gradients_of_two_and_three_processes_are_those_of_one(found: dict[str, Any]) -> None:
-    joint = found["joint"]
+def test_several_processes_train_as_one_would(squares: PreparedDataset, tiny_yaml: str, tmp_path: Path) -> None:
+    """One test, since what it looks at is made in one go: losses, gradients, validation, and two stories."""
+    found = ranked(squares, tiny_yaml, tmp_path, "joint", "2:1:KILL,1", "1:0:INT,2")
+    check_losses_and_gradients(found["joint"])
+    check_validations(found["joint"])
+    killed = check_story(found["stories"]["2:1:KILL,1"], tmp_path / "run0")
+    assert killed["ends"] == [LOST.format(name="run0", resume=RESUME), "signal 9"]
+    check_story(found["stories"]["1:0:INT,2"], tmp_path / "run1")
+
+
+def check_losses_and_gradients(joint: dict[str, Any]) -> None:
+    """Those of two and three processes are those of one."""
     assert len(joint) == 8
     assert joint["every loss, 2"]["pairs"] == [[3], [2]]  # uneven
     assert joint["hardest, accumulated, 3"]["pairs"] == [[2, 2], [2, 2], [2, 1]]
@@ -60,23 +67,11 @@ def test_losses_and_gradients_of_two_and_three_processes_are_those_of_one(found:
         assert gaps["gradients"] < 1e-5 * max(1.0, gaps["greatest"]), case
 
 
-def test_validation_in_several_processes_counts_each_image_once(found: dict[str, Any]) -> None:
-    for case, gaps in found["joint"].items():
+def check_validations(joint: dict[str, Any]) -> None:
+    """Several processes count each image once."""
+    for case, gaps in joint.items():
         whole, *others = gaps["validations"]
         assert all(other == whole for other in others), case
-
-
-RESUME = "its state is saved; resume it with `cmpagl train --resume --name"
-LOST = "1: another process of the training of {name} has ended, and so did this one; {resume} {name}`"
-
-
-def test_a_killed_process_ends_the_others_with_a_sentence_and_one_process_resumes(found: dict[str, Any]) -> None:
-    first = check_story(found["stories"]["2:1:KILL,1"], found["root"] / "run0")
-    assert first["ends"] == [LOST.format(name="run0", resume=RESUME), "signal 9"]
-
-
-def test_two_processes_resume_what_one_began(found: dict[str, Any]) -> None:
-    check_story(found["stories"]["1:0:INT,2"], found["root"] / "run1")
 
 
 @pytest.mark.slow
@@ -93,7 +88,7 @@ def test_each_of_several_processes_can_be_stopped_or_killed(
 
 
 def check_story(story: list[dict[str, Any]], root: Path) -> dict[str, Any]:
-    """Its first part ended soon, its second finished the run. Returns the first."""
+    """Its first part ended soon after its first process, its second finished the run. Returns the first."""
     first, second = story
     assert first["unfinished"]
     assert first["seconds"] < 30
