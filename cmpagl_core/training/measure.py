@@ -28,7 +28,7 @@ _QUICK_S = 3.0
 _IN_FLIGHT = 1.3  # memory of a backward pass beyond the saved activations; measured with ucm-cpu at 64 and 128 pairs
 _DECODED = 16
 _TOKEN_COPIES = 6  # of all tokens with GradCache: kept, drawn for ITM, and their gradients
-_SCORE_COPIES = 16  # of the N x N scores of ITC and the triplet loss, both ways
+_SCORE_COPIES = 12  # of the N x N scores of ITC and the triplet loss, both ways; measured from N = 4,096 on
 
 
 @dataclass(frozen=True)
