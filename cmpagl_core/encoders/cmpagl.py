@@ -1,13 +1,15 @@
 """A run as an Encoder, loaded on first use (ours).
 
 The maps of a frozen backbone are rounded to half precision, as in a training's cache, so an image has the same features
-whether its maps come from the cache or from decoding it.
+whether its maps come from the cache or from decoding it. Where torch would compute in fp32 on the CPU and ONNX Runtime
+is installed, that encodes the images (`image_graph.py`), which the fingerprint says.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +19,7 @@ import torch
 
 from cmpagl_core.datasets.augment import Tta, view_count
 from cmpagl_core.device import usable_precision
-from cmpagl_core.encoders.backbone_cache import BackboneCache, CachedMaps
+from cmpagl_core.encoders.backbone_cache import BackboneCache, CachedMaps, backbone_cache_folder
 from cmpagl_core.encoders.cached import cache_of_run, cached_features, rounded_features
 from cmpagl_core.encoders.encode import (
     decoder,
@@ -28,6 +30,8 @@ from cmpagl_core.encoders.encode import (
     preprocessing,
 )
 from cmpagl_core.encoders.encoder import EncodedBatch, Features, Fingerprint, Origin
+from cmpagl_core.encoders.image_graph import PRECISION, ImageGraph
+from cmpagl_core.encoders.run_graph import UseOfOnnx, has_frozen_backbone, kept_graph, run_graph
 from cmpagl_core.encoders.text_tower import TowerInfo, save_text_tower
 from cmpagl_core.errors import DataError, UsageError
 from cmpagl_core.files import FileStamp
@@ -35,7 +39,6 @@ from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.reading import DEFAULT
 from cmpagl_core.imagery.stamps import stamp_file
 from cmpagl_core.progress import Progress
-from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.runs import LoadedModel, Run
 
@@ -45,8 +48,9 @@ _ROUNDED = ", the backbone's maps in half precision"
 class CmpaglEncoder:
     """A run's two encoders, with the recipe's test-time augmentation.
 
-    cache_root: a workspace's cache, where trainings may have left maps of the run's backbone. rounded: whether a frozen
-    backbone's maps are rounded; exported features use unrounded maps.
+    cache_root: a workspace's cache, where trainings may have left maps of the run's backbone, and the place of its ONNX
+    file. rounded: whether a frozen backbone's maps are rounded; exported features use unrounded maps. onnx: whether
+    ONNX Runtime encodes images: never, from a file that is kept, or from one that is written if there is none.
     Raises UsageError for a run without pre-alignment.
     """
 
@@ -57,6 +61,7 @@ class CmpaglEncoder:
         device: torch.device | None = None,
         cache_root: Path | None = None,
         rounded: bool = True,
+        onnx: UseOfOnnx = "kept",
     ) -> None:
         if not run.recipe.losses.aligns_features:
             raise UsageError(
@@ -65,7 +70,8 @@ class CmpaglEncoder:
             )
         self._run, self._progress, self._cache_root = run, progress, cache_root
         self._device = device or torch.device("cpu")
-        self._rounds = rounded and _has_frozen_backbone(run.recipe)
+        self._rounded, self._rounds = rounded, rounded and has_frozen_backbone(run.recipe)
+        self._onnx: UseOfOnnx = onnx if rounded else "never"
 
     @property
     def run(self) -> Run:
@@ -82,12 +88,15 @@ class CmpaglEncoder:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        recipe = self._run.recipe
         return Fingerprint(
             model_sha256=self._run.info.weights_sha256,
-            preprocessing=preprocessing(recipe) + (_ROUNDED if self._rounds else ""),
-            precision=usable_precision(self._device, recipe.train.precision),
+            preprocessing=self._preprocessing,
+            precision=self._precision if self.graph is None else PRECISION,
         )
+
+    @property
+    def _preprocessing(self) -> str:
+        return preprocessing(self._run.recipe) + (_ROUNDED if self._rounds else "")
 
     @property
     def origin(self) -> Origin:
@@ -98,17 +107,38 @@ class CmpaglEncoder:
         """The model."""
         return self._run.load(self._device)
 
+    @cached_property
+    def graph(self) -> ImageGraph | None:
+        """The image encoder for ONNX Runtime; None where torch is to encode."""
+        if self._onnx == "never" or self._cache_root is None or self._device.type != "cpu" or self._precision != "fp32":
+            return None
+        if self._onnx == "kept":
+            return kept_graph(self._run, self._cache_root, self._progress)
+        return run_graph(self._run, lambda: self.loaded, self._cache_root, self._progress)
+
+    @property
+    def _precision(self) -> str:
+        return usable_precision(self._device, self._run.recipe.train.precision)
+
     def with_tta(self, tta: Tta) -> CmpaglEncoder:
         """The same with another test-time augmentation."""
         recipe = override_recipe(self._run.recipe, [f"evaluate.tta={tta}"])
         run = replace(self._run, recipe=recipe)
-        return CmpaglEncoder(run, self._progress, self._device, self._cache_root, self._rounds)
+        return CmpaglEncoder(run, self._progress, self._device, self._cache_root, self._rounded, self._onnx)
 
-    def preparing_as(self, before: str) -> CmpaglEncoder:
-        """The same with the preprocessing described by these words; unchanged if none matches."""
-        exact = CmpaglEncoder(self._run, self._progress, self._device, self._cache_root, rounded=False)
-        ways = (encoder.with_tta(tta) for encoder in (self, exact) for tta in get_args(Tta))
-        return next((encoder for encoder in ways if encoder.fingerprint.preprocessing == before), self)
+    def preparing_as(self, before: str, precision: str = "") -> CmpaglEncoder:
+        """The same with the preprocessing described by these words; unchanged if none matches.
+
+        precision: by torch where that is torch's.
+        """
+        onnx: UseOfOnnx = "never" if precision == self._precision else self._onnx
+        usual, exact = (
+            CmpaglEncoder(self._run, self._progress, self._device, self._cache_root, rounded, onnx)
+            for rounded in (self._rounded, False)
+        )
+        ways = (encoder.with_tta(tta) for encoder in (usual, exact) for tta in get_args(Tta))
+        otherwise = self if onnx == self._onnx else usual
+        return next((encoder for encoder in ways if encoder._preprocessing == before), otherwise)
 
     def encode_images(self, images: Sequence[ImageRef]) -> Generator[EncodedBatch, None, None]:
         """As in `Encoder`; images with cached maps come first."""
@@ -118,7 +148,9 @@ class CmpaglEncoder:
             stamps = {row: stamp for row, stamp in found if stamp is not None and stamp.sha256 in cache.rows}
             if stamps:
                 self._progress.say(f"{len(stamps):,} of {len(images):,} images have maps that a training cached")
-        with forward_pass(self.loaded):
+        with ExitStack() as torch_settings:
+            if cache is not None or self.graph is None:
+                torch_settings.enter_context(forward_pass(self.loaded))
             if cache is not None:
                 yield from self._from_cache(cache, stamps)
             others = [row for row in range(len(images)) if row not in stamps]
@@ -141,9 +173,11 @@ class CmpaglEncoder:
 
     def _from_files(self, images: Sequence[ImageRef]) -> Iterator[EncodedBatch]:
         recipe = self._run.recipe
+        views = view_count(recipe.evaluate.tta)
+        if self.graph is not None:
+            return self.graph.batches(images, views)
         if not self._rounds:
             return encoded_batches(self.loaded, images)
-        views = view_count(recipe.evaluate.tta)
         return encode_with(
             lambda pixel_values: rounded_features(self.loaded, pixel_values, views),
             decoder(recipe),
@@ -152,7 +186,7 @@ class CmpaglEncoder:
         )
 
     def _cache(self) -> BackboneCache | None:
-        if self._cache_root is None or not self._rounds:
+        if self._cache_root is None or not self._rounds or not backbone_cache_folder(self._cache_root).is_dir():
             return None
         try:
             return cache_of_run(self._run, self.loaded, self._cache_root)
@@ -179,11 +213,6 @@ def write_text_tower(path: Path, loaded: LoadedModel) -> None:
         name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items() if tensor.is_floating_point()
     }
     save_text_tower(path, weights, loaded.tokenizer.to_json(), info)
-
-
-def _has_frozen_backbone(recipe: Recipe) -> bool:
-    cfg = recipe.image_encoder
-    return cfg.backbone != "none" and (not cfg.backbone_trainable or recipe.optim.image_lr_scale == 0)
 
 
 def _stamp(image: ImageRef) -> FileStamp | None:

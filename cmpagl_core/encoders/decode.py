@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL.Image import Image
-from torch import Tensor
 
 from cmpagl_core.files import FileStamp
 from cmpagl_core.imagery.image_ref import ImageRef
@@ -18,6 +17,9 @@ from cmpagl_core.imagery.reader import read_image
 from cmpagl_core.imagery.room import DECODING
 from cmpagl_core.imagery.scene_pool import SCENES
 from cmpagl_core.imagery.stamps import Broken
+
+if TYPE_CHECKING:  # an image query that ONNX Runtime encodes needs none
+    from torch import Tensor
 
 _BATCHES_AHEAD = 3
 _MAX_WORKERS = 8
@@ -27,7 +29,7 @@ _MAX_WORKERS = 8
 class Decoded:
     """One image as encoder input, [3, S, S], and the stamp of the decoded content."""
 
-    pixel_values: Tensor
+    pixel_values: Any  # a Tensor, or for ONNX Runtime an array
     stamp: FileStamp
 
 
@@ -37,14 +39,14 @@ class DecodedBatch:
 
     rows: list[int]
     stamps: list[FileStamp]
-    pixel_values: Tensor
+    pixel_values: Any  # as of one image
     broken: list[Broken]
 
 
 Decode = Callable[[ImageRef], Decoded | Broken]
 
 
-def image_decoder(transform: Callable[[Image], Tensor], at_least_px: int | None = None) -> Decode:
+def image_decoder(transform: Callable[[Image], Any], at_least_px: int | None = None) -> Decode:
     """From an image to what a transform makes of its pixels; at_least_px: as in `open_image`."""
 
     def decode(ref: ImageRef) -> Decoded | Broken:
@@ -58,11 +60,23 @@ def image_decoder(transform: Callable[[Image], Tensor], at_least_px: int | None 
     return decode
 
 
+def stacked(images: Sequence[Tensor]) -> Tensor:
+    """[B, 3, S, S]; of length 0 where there are none."""
+    import torch
+
+    return torch.stack(list(images)) if images else torch.empty(0)
+
+
 def decoded_batches(
-    images: Sequence[ImageRef], decode: Decode, batch_size: int, workers: int | None = None
-) -> Iterator[DecodedBatch]:
+    images: Sequence[ImageRef],
+    decode: Decode,
+    batch_size: int,
+    workers: int | None = None,
+    stack: Callable[[Sequence[Any]], Any] = stacked,
+) -> Generator[DecodedBatch, None, None]:
     """Decode all images in order on background threads, at most three batches ahead of the caller.
 
+    stack: from the pixel values of several images to those of a batch.
     A batch in which no image is readable has pixel_values of length 0.
     """
     threads = min(_MAX_WORKERS, os.cpu_count() or 1) if workers is None else workers
@@ -80,17 +94,17 @@ def decoded_batches(
             batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
             done = [(row, future.result()) for row, future in batch]
             refill()
-            yield _batch(done)
+            yield _batch(done, stack)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         SCENES.close()
 
 
-def _batch(done: Sequence[tuple[int, Decoded | Broken]]) -> DecodedBatch:
+def _batch(done: Sequence[tuple[int, Decoded | Broken]], stack: Callable[[Sequence[Any]], Any]) -> DecodedBatch:
     readable = [(row, one) for row, one in done if isinstance(one, Decoded)]
     return DecodedBatch(
         rows=[row for row, _ in readable],
         stamps=[one.stamp for _, one in readable],
-        pixel_values=torch.stack([one.pixel_values for _, one in readable]) if readable else torch.empty(0),
+        pixel_values=stack([one.pixel_values for _, one in readable]),
         broken=[one for _, one in done if isinstance(one, Broken)],
     )

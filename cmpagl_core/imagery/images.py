@@ -196,6 +196,11 @@ def to_pixel_values(image: Image.Image, image_size_px: int) -> Tensor:
     return normalised(to_square(image, image_size_px))
 
 
+def pixel_array(image: Image.Image, image_size_px: int) -> NDArray[np.float32]:
+    """The same as an array, without importing torch."""
+    return _normalised(to_square(image, image_size_px))
+
+
 def to_square(image: Image.Image, image_size_px: int) -> NDArray[np.uint8]:
     """One RGB image resized to a square, uint8 [S, S, 3], the input of `normalised`."""
     return np.asarray(image.resize((image_size_px, image_size_px), Image.Resampling.BICUBIC))
@@ -205,9 +210,13 @@ def normalised(square: NDArray[np.uint8]) -> Tensor:
     """uint8 [S, S, 3] as normalised float32 [3, S, S]."""
     import torch  # here, not above: `prepare` only checks images, and torch takes over a second to import
 
+    return torch.from_numpy(_normalised(square))
+
+
+def _normalised(square: NDArray[np.uint8]) -> NDArray[np.float32]:
     pixels = square.astype(np.float32) / 255
     values = (pixels - np.array(IMAGE_MEAN, dtype=np.float32)) / np.array(IMAGE_STD, dtype=np.float32)
-    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
+    return np.ascontiguousarray(values.transpose(2, 0, 1))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -16,9 +17,11 @@ from cmpagl_core.files import FileStamp
 from cmpagl_core.imagery.companions import companions
 from cmpagl_core.imagery.image_ref import Window
 from cmpagl_core.imagery.reading import DEFAULT, Reading
-from cmpagl_core.imagery.scene_file import Piece, SceneFile
 from cmpagl_core.imagery.stamps import cannot_read, check_unchanged, file_state, stamp_file
 from cmpagl_core.imagery.stretch import Rendering
+
+if TYPE_CHECKING:  # GDAL, which a plain image as a query does without
+    from cmpagl_core.imagery.scene_file import Piece, SceneFile
 
 _OPEN_AT_ONCE = 3
 
@@ -32,6 +35,8 @@ class PlainImage:
 
     def read(self, window: Window) -> Piece:
         """A piece. Raises DataError when it is not inside."""
+        from cmpagl_core.imagery.scene_file import Piece
+
         box = (window.left, window.top, window.left + window.width, window.top + window.height)
         if not (0 <= box[0] < box[2] <= self.width and 0 <= box[1] < box[3] <= self.height):
             raise DataError(f"{self.path} has {self.width} x {self.height} pixels, and {window} is not inside")
@@ -61,7 +66,7 @@ class OpenScene:
     @property
     def is_rendered(self) -> bool:
         """Whether bands and stretch have a say: not in a plain image."""
-        return isinstance(self.source, SceneFile)
+        return not isinstance(self.source, PlainImage)
 
     @cached_property
     def beside(self) -> tuple[Path, ...]:
@@ -86,7 +91,7 @@ class OpenScene:
 
     def rendering(self, reading: Reading) -> Rendering:
         """As `SceneFile.rendering`, reckoned once."""
-        assert isinstance(self.source, SceneFile), "a plain image has no bands"
+        assert not isinstance(self.source, PlainImage), "a plain image has no bands"
         with self._lock:
             if reading not in self._renderings:
                 self._renderings[reading] = self.source.rendering(reading)
@@ -107,7 +112,7 @@ class OpenScene:
     def close(self) -> None:
         """Let go of the file, if it was opened."""
         source = self.__dict__.get("_source")
-        if isinstance(source, SceneFile):
+        if source is not None and not isinstance(source, PlainImage):
             source.close()
 
 

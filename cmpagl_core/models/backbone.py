@@ -178,6 +178,12 @@ def _resized(pixel_values: Tensor, side_px: int | None) -> Tensor:
     """pixel_values: [B, 3, S, S]. Returns them resized, or unchanged."""
     if side_px is None or side_px == pixel_values.shape[-1]:
         return pixel_values
+    if torch.onnx.is_in_onnx_export():  # ONNX has no operator that is equal to this one, which is linear on each axis
+        before = pixel_values.shape[-1]
+        blank = torch.eye(before)[None, None]
+        rows = F.interpolate(blank, size=(side_px, before), mode="bicubic", antialias=True)[0, 0].numpy()
+        weights = torch.from_numpy(rows)  # [side_px, S], a constant of the graph
+        return weights @ pixel_values @ weights.T
     return F.interpolate(pixel_values, size=(side_px, side_px), mode="bicubic", antialias=True)
 
 

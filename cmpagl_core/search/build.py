@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from cmpagl_core.encoders.cmpagl import CmpaglEncoder
 from cmpagl_core.encoders.encoder import Encoder
 from cmpagl_core.encoders.prompts import chosen_templates
 from cmpagl_core.encoders.published_models import Activation
+from cmpagl_core.encoders.run_graph import UseOfOnnx
 from cmpagl_core.errors import CmpaglError, DataError, UsageError
 from cmpagl_core.files import newest
+from cmpagl_core.imagery.images import PLAIN_SUFFIXES
 from cmpagl_core.imagery.reading import DEFAULT, Reading
 from cmpagl_core.imagery.tiles import Tiling
 from cmpagl_core.run_data import own_data
@@ -26,6 +29,9 @@ from cmpagl_core.search.paths import path_source
 from cmpagl_core.search.store_files import StoreChoice
 from cmpagl_core.session import Session
 from cmpagl_core.workspace import MARKERS, Workspace
+
+_MANY_IMAGES = 256
+_LARGE_SCENE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ def make_index(session: Session, request: IndexRequest) -> BuiltIndex:
     store = StoreChoice.parse(request.store or (before.store if before is not None else "exact"), request.min_recall)
     templates = chosen_templates(request.templates, request.model, before.templates if before is not None else "")
     source = replace(source, templates=templates)
-    encoder = _encoder(session, request, run, root)
+    encoder = _encoder(session, request, run, root, source)
     return build_index(encoder, source, root, session.progress, request.wait, store)
 
 
@@ -147,7 +153,7 @@ def _data(workspace: Workspace, request: IndexRequest) -> PreparedDataset:
     return open_prepared(workspace.find("data", request.data))
 
 
-def _encoder(session: Session, request: IndexRequest, run: Run | None, root: Path) -> Encoder:
+def _encoder(session: Session, request: IndexRequest, run: Run | None, root: Path, source: GallerySource) -> Encoder:
     """The encoder, with the requested preprocessing, else that of the existing index."""
     before = _info_of(root)
     if run is None:
@@ -156,10 +162,21 @@ def _encoder(session: Session, request: IndexRequest, run: Run | None, root: Pat
         settled = before is not None and request.model == f"open_clip:{before.model_source}"
         options = ClipOptions(request.activation, session.workspace.models, request.download, settled)
         return open_clip_encoder(request.model or "", session.progress, session.device(), options)
-    encoder = CmpaglEncoder(run, session.progress, session.device(), session.workspace.cache)
+    cache, onnx = session.workspace.cache, _use_of_onnx(source)
+    encoder = CmpaglEncoder(run, session.progress, session.device(), cache, onnx=onnx)
     if request.tta is not None:
         return encoder.with_tta(request.tta)
-    return encoder if before is None else encoder.preparing_as(before.preprocessing)
+    return encoder if before is None else encoder.preparing_as(before.preprocessing, before.precision)
+
+
+def _use_of_onnx(source: GallerySource) -> UseOfOnnx:
+    """Writing the image encoder for ONNX Runtime takes as long as some hundred images."""
+    if len(source.entries) >= _MANY_IMAGES:
+        return "write"
+    others = (entry.image.path for entry in source.entries if entry.image.path.suffix.lower() not in PLAIN_SUFFIXES)
+    with suppress(OSError):  # whoever reads it says why it cannot be read
+        return "write" if any(path.stat().st_size >= _LARGE_SCENE_BYTES for path in others) else "kept"
+    return "kept"
 
 
 def _info_of(root: Path) -> IndexInfo | None:

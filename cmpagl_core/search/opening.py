@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmpagl_core.errors import CmpaglError, UsageError
+from cmpagl_core.errors import CmpaglError, DataError, UsageError
 from cmpagl_core.files import made_at, newest, read_json
 from cmpagl_core.search.index import GalleryIndex, open_index
 from cmpagl_core.search.searcher import Searcher
@@ -18,6 +18,7 @@ from cmpagl_core.workspace import MARKERS, Workspace
 
 if TYPE_CHECKING:  # takes seconds to import, and a text query needs none of it
     from cmpagl_core.encoders.encoder import Encoder
+    from cmpagl_core.encoders.image_graph import ImageGraph
     from cmpagl_core.encoders.text_tower import TextTower
     from cmpagl_core.runs import Run
 
@@ -43,7 +44,8 @@ def open_searcher(
     elif index is None:
         _say_if_a_run_is_newer(gallery, session)
     find_tower = partial(_tower_of, gallery, session.workspace, run)
-    return Searcher(gallery, partial(encoder_of, gallery, session, run), session.progress, find_tower)
+    find_graph = partial(_graph_of, gallery, session)
+    return Searcher(gallery, partial(encoder_of, gallery, session, run), session.progress, find_tower, find_graph)
 
 
 def _find_gallery(workspace: Workspace, index: str | None, features: Path | None) -> GalleryIndex | None:
@@ -88,8 +90,23 @@ def encoder_of(gallery: GalleryIndex, session: Session, run: str | None = None) 
         return encoder
     from cmpagl_core.encoders.cmpagl import CmpaglEncoder
 
-    made = CmpaglEncoder(run_of(gallery, session.workspace, run), session.progress, session.device())
+    maker = run_of(gallery, session.workspace, run)
+    made = CmpaglEncoder(maker, session.progress, session.device(), onnx="never")
     return made.preparing_as(gallery.info.preprocessing)
+
+
+def _graph_of(gallery: GalleryIndex, session: Session) -> ImageGraph | None:
+    """The image encoder of a gallery's run, if the workspace keeps it for ONNX Runtime and that is installed."""
+    from cmpagl_core.encoders.image_graph import ImageGraph, graph_path, runtime_is_installed
+
+    path = graph_path(session.workspace.cache, gallery.info.model_sha256)
+    if gallery.info.model_kind != "run" or not path.is_file() or not runtime_is_installed():
+        return None
+    try:
+        return ImageGraph(path, gallery.info.model_sha256)
+    except DataError as error:
+        session.progress.say(f"not used: {error}")
+        return None
 
 
 def _tower_of(gallery: GalleryIndex, workspace: Workspace, run: str | None) -> TextTower | None:

@@ -7,7 +7,7 @@ gallery without a tower, needs the gallery's encoder, which is rebuilt at the fi
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -39,7 +39,8 @@ from cmpagl_core.search.stores.exact import ExactStore
 from cmpagl_core.search.stores.store import Store, TopK
 
 if TYPE_CHECKING:  # every import counts in a cold start
-    from cmpagl_core.encoders.encoder import Encoder, Features
+    from cmpagl_core.encoders.encoder import EncodedBatch, Encoder, Features
+    from cmpagl_core.encoders.image_graph import ImageGraph
 
 _QUERIES_AT_ONCE = 512
 _SCANNED_ROWS = 131_072  # smaller galleries are searched in milliseconds anyway
@@ -53,6 +54,7 @@ class Searcher:
     """Answers queries on one gallery.
 
     make_encoder: rebuilds the gallery's encoder. find_tower: the text tower of a gallery that has none of its own.
+    find_graph: its image encoder for ONNX Runtime, which needs no torch, if there is one.
     """
 
     def __init__(
@@ -61,9 +63,11 @@ class Searcher:
         make_encoder: Callable[[], Encoder],
         progress: Progress,
         find_tower: Callable[[], TextTower | None] = lambda: None,
+        find_graph: Callable[[], ImageGraph | None] = lambda: None,
     ) -> None:
         self.gallery = gallery
         self._make_encoder, self._progress, self._find_tower = make_encoder, progress, find_tower
+        self._find_graph = find_graph
         self._images: Store = open_store(gallery)
         self._passes = 0
 
@@ -204,8 +208,7 @@ class Searcher:
         if images:
             from cmpagl_core.encoders.encoder import collect
 
-            encoded = self.encoder.encode_images(list(images.values()))
-            parts.append(collect(encoded, len(images), self._progress))
+            parts.append(collect(self._encode_images(list(images.values())), len(images), self._progress))
         items = {row: self.row_of(query.item) for row, query in enumerate(queries) if isinstance(query, ItemQuery)}
         if items:
             parts.append(np.asarray(self.gallery.image_features[list(items.values())]))
@@ -226,6 +229,17 @@ class Searcher:
         raise DataError(
             f"index {self.gallery.info.name} has no image {item!r}", hint="give an image id, or a row from 0 on"
         )
+
+    def _encode_images(self, images: list[ImageRef]) -> Generator[EncodedBatch, None, None]:
+        if self._graph is None:
+            return self.encoder.encode_images(images)
+        from cmpagl_core.encoders.image_graph import views_of
+
+        return self._graph.batches(images, views_of(self.gallery.info.preprocessing))
+
+    @cached_property
+    def _graph(self) -> ImageGraph | None:
+        return self._find_graph()
 
     def _encode_texts(self, texts: list[str]) -> Features:
         encode = self.encoder.encode_texts if self._tower is None else self._tower.encode

@@ -401,6 +401,24 @@ def test_a_question_to_an_index_starts_neither_torch_nor_pandas(indexed_workspac
     assert done.stderr.strip() == "[]"
 
 
+def test_an_image_query_needs_no_torch_once_the_encoder_is_exported(
+    ask: Ask, workspace: Path, tiny_images: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    image = str(tiny_images / "north" / "scene_05.jpg")
+    assert ask("index").exit_code == 0
+    before = answer(ask("retrieve", "--image", image, "--format", "json"))
+    written = answer(ask("export", "--onnx", "--out", "tiny.onnx", "--format", "json"))[0]
+    assert written["largest_difference"] < 1e-4
+    done = asked_apart(workspace, "retrieve", "--image", image, loaded_of=("torch", "transformers", "timm", "rasterio"))
+    found = json.loads(done.stdout)
+    assert [hit["image_id"] for hit in found] == [hit["image_id"] for hit in before]
+    assert [hit["score"] for hit in found] == pytest.approx([hit["score"] for hit in before], abs=1e-4)
+    assert done.stderr.splitlines()[-1] == "[]"
+    refused = ask("export", "--onnx", "--scores")
+    assert (refused.exit_code, "--onnx writes a run's image encoder" in refused.stderr) == (2, True)
+
+
 def test_an_index_with_nothing_new_waits_for_no_model(indexed_workspace: Path) -> None:
     done = asked_apart(indexed_workspace, "index", loaded_of=("transformers", "timm"))
     assert json.loads(done.stdout)[0]["encoded"] == 0

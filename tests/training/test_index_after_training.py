@@ -12,6 +12,7 @@ import torch
 from cmpagl_core.datasets.prepared import PreparedDataset
 from cmpagl_core.encoders.cmpagl import CmpaglEncoder
 from cmpagl_core.encoders.decode import decoded_batches
+from cmpagl_core.encoders.encoder import collect
 from cmpagl_core.errors import MismatchError
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.progress import Silent
@@ -65,6 +66,20 @@ def test_an_index_takes_cached_maps_and_encodes_the_rest(
     np.testing.assert_allclose(found.image_features, expected.image_features, atol=2e-6)  # whatever the path
     assert "the backbone's maps in half precision" in found.info.preprocessing
     assert np.ptp(expected.image_features, axis=0).max() > 0.03  # and images differ by much more
+
+
+def test_onnx_runtime_gives_the_features_that_torch_gives_with_rounded_maps(
+    run: Run, squares: PreparedDataset, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    images = squares.split("test").images
+    features = {}
+    for onnx in ("never", "write"):
+        encoder = CmpaglEncoder(run, Told(), CPU, tmp_path / "none", onnx=onnx).with_tta("d4")
+        features[encoder.fingerprint.precision] = collect(encoder.encode_images(images), len(images), Told())
+    by_torch, by_runtime = features["fp32"], features["fp32 by ONNX Runtime"]
+    assert (by_torch * by_runtime).sum(axis=1).min() > 0.9999
+    np.testing.assert_allclose(by_runtime, by_torch, atol=1e-4)
 
 
 def test_an_image_that_was_changed_is_encoded_again(

@@ -47,9 +47,8 @@ _PLAIN = {fast: plain for table in KERNELS.values() for plain, fast in table.ite
 def use_kernels(model: Module, device: torch.device) -> Module:
     """Move a model to a device, with the fastest layers there; plain ones on devices without kernels."""
     chosen = KERNELS.get(device.type, {})
-    for module in model.modules():
-        plain = _PLAIN.get(type(module), type(module))
-        module.__class__ = chosen.get(plain, plain)
+    for module in plain_layers(model).modules():
+        module.__class__ = chosen.get(type(module), type(module))
         if isinstance(module, ReorderedGeometry):
             module.set_up()
         config = getattr(module, "config", None)
@@ -59,3 +58,10 @@ def use_kernels(model: Module, device: torch.device) -> Module:
         # cuDNN SDPA re-plans for every new sequence length (about 0.1 s).
         torch.backends.cuda.enable_cudnn_sdp(False)
     return model.to(device)
+
+
+def plain_layers(model: Module) -> Module:
+    """The same model with the layers that it is defined by."""
+    for module in model.modules():
+        module.__class__ = _PLAIN.get(type(module), type(module))
+    return model
