@@ -36,6 +36,7 @@ from cmpagl_core.progress import Silent
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import override_recipe, parse_recipe
 from cmpagl_core.runs import Run
+from cmpagl_core.training import loop
 from cmpagl_core.workspace import Workspace
 
 CPU = torch.device("cpu")
@@ -55,6 +56,12 @@ evaluate: {itm_k: 2, smr_gammas: [0.0, 1.0]}
 @pytest.fixture
 def recipe() -> Recipe:
     return parse_recipe(QUICK_RECIPE, "quick")
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matplotlib takes as long as a tiny training."""
+    monkeypatch.setattr(loop, "draw_curves", lambda root, progress: None)
 
 
 @pytest.fixture

@@ -42,14 +42,14 @@ def airports_near_the_sea(truths: list[SceneTruth]) -> int:
     return sum(shows(truth, "airport") and shows(truth, "sea") for truth in truths)
 
 
-@pytest.mark.parametrize("seed", [0])
+@pytest.mark.parametrize("seed", [1])
 def test_a_smaller_quickstart_finds_airports_near_the_sea_among_unseen_scenes(
     cmpagl: Callable[..., Result], tmp_path: Path, seed: int
 ) -> None:
     drawn = ("prepare", "synthetic", "--size", "128")
     overrides = [part for override in SMALLER for part in ("--set", override)]
     for call in (
-        (*drawn, "--count", "250", "--seed", str(seed)),
+        (*drawn, "--count", "160", "--seed", str(seed)),
         (*drawn, "--count", "75", "--seed", str(1000 + seed), "--name", "unseen"),
         ("train", "quickstart", "--data", "synthetic", "--seed", str(seed), *overrides),
         ("index", "--data", "unseen"),

@@ -53,7 +53,7 @@ def address() -> Iterator[str]:
     """A server on this machine that nobody may reach."""
     Door.knocks = 0
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Door) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}/a.tif"
         server.shutdown()
     assert Door.knocks == 0
