@@ -71,3 +71,14 @@ class InterruptedByUserError(CmpaglError):
     """Stopped by the user; the message says how to continue."""
 
     exit_code = ExitCode.INTERRUPTED
+
+
+def check_format(where: object, found: object, ours: int, hint: str, kind: type[CmpaglError] = DataError) -> None:
+    """Raise `kind` for a file of another format version; hint: the way out, unless a newer cmpagl wrote it."""
+    if type(found) is int and found == ours:
+        return
+    is_newer = type(found) is int and found > ours
+    raise kind(
+        f"{where}: format_version is {found!r}, this cmpagl reads {ours}",
+        hint="update cmpagl: a newer one wrote this" if is_newer else hint,
+    )

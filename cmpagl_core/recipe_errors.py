@@ -56,6 +56,8 @@ def _way_out(path: str, kind: str, found: object) -> str | None:
     """How to fix the value: the new name of an old word, or the right type."""
     if isinstance(found, str) and (path, found) in RENAMED_VALUES:
         return f"{found!r} was renamed: write {RENAMED_VALUES[path, found]!r}"
+    if path == "version" and type(found) is int and found > 0:
+        return "update cmpagl: a newer one wrote this"
     if kind == "float_type" and isinstance(found, str):
         return "write a number with a decimal point, as in 1.0e-4, and without quotes"
     if kind == "bool_type":

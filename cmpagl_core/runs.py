@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from cmpagl_core import __version__
-from cmpagl_core.errors import CmpaglError, DataError, MismatchError
+from cmpagl_core.errors import CmpaglError, DataError, MismatchError, check_format
 from cmpagl_core.files import (
     FileStamp,
     atomic_path,
@@ -304,11 +304,7 @@ def current_versions() -> dict[str, str]:
 def _read_info(path: Path) -> RunInfo:
     content = read_json(path)
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != RUN_FORMAT:
-        raise DataError(
-            f"{path}: format_version is {version!r}, this cmpagl reads {RUN_FORMAT}",
-            hint="use the cmpagl that wrote it, or train again",
-        )
+    check_format(path, version, RUN_FORMAT, "use the cmpagl that wrote it, or train again")
     info = _parse(RunInfo, content, path)
     for name in (RECIPE_FILE, TOKENIZER_FILE, SEEN_FILE, WEIGHTS_FILE):
         if name not in info.files:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cmpagl_core.errors import DataError
+from cmpagl_core.errors import DataError, check_format
 from cmpagl_core.files import canonical_json, read_json, sha256_text
 from cmpagl_core.imagery.reading import AUTO, DEFAULT, Reading
 
@@ -83,11 +83,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_FILE
     content = read_json(path)
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise DataError(
-            f"{path} has format version {version!r}, this cmpagl reads {FORMAT_VERSION}",
-            hint="make the data set again with `cmpagl prepare`",
-        )
+    check_format(path, version, FORMAT_VERSION, "make the data set again with `cmpagl prepare`")
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmpagl_core.encoders.tensor_file import Array, TensorFile, TextTable, open_tensor_file, write_tensor_file
-from cmpagl_core.errors import DataError, MismatchError
+from cmpagl_core.errors import DataError, MismatchError, check_format
 from cmpagl_core.locks import hold
 
 FEATURES_FORMAT = 3
@@ -155,11 +155,7 @@ def _read_info(file: TensorFile) -> FeatureInfo:
             hint="write one with `cmpagl export`",
         )
     version = file.about.get("format_version")
-    if version != FEATURES_FORMAT:
-        raise MismatchError(
-            f"{file.path}: format_version is {version!r}, this cmpagl reads {FEATURES_FORMAT}",
-            hint="export the features again",
-        )
+    check_format(file.path, version, FEATURES_FORMAT, "export the features again", MismatchError)
     values: dict[str, Any] = {field.name: file.about.get(field.name) for field in fields(FeatureInfo)}
     for name, value in values.items():
         if name != "format_version" and not isinstance(value, str):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from cmpagl_core.encoders.tensor_file import TensorFile, open_tensor_file, write_tensor_file
-from cmpagl_core.errors import DataError, MismatchError
+from cmpagl_core.errors import DataError, MismatchError, check_format
 
 if TYPE_CHECKING:  # a query on an index opens no run
     from cmpagl_core.runs import Run
@@ -141,11 +141,7 @@ def open_text_tower(path: Path) -> TextTower:
     file = open_tensor_file(path)
     if file.about.get("kind") != TOWER_KIND:
         raise DataError(f"{path} is not a text tower", hint=_AGAIN)
-    if file.about.get("format_version") != TOWER_FORMAT:
-        raise MismatchError(
-            f"{path}: format_version is {file.about.get('format_version')!r}, this cmpagl reads {TOWER_FORMAT}",
-            hint=_AGAIN,
-        )
+    check_format(path, file.about.get("format_version"), TOWER_FORMAT, _AGAIN, MismatchError)
     info = _read_info(file)
     text = file.array("tokenizer", "|u1", (None,)).tobytes().decode("utf-8", "replace")
     return TextTower(_read_weights(file, info), text, info)

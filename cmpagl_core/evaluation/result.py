@@ -13,7 +13,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from cmpagl_core.errors import DataError, MismatchError
+from cmpagl_core.errors import DataError, MismatchError, check_format
 from cmpagl_core.evaluation.intervals import PerImage
 from cmpagl_core.evaluation.metrics import RankMetrics
 from cmpagl_core.evaluation.protocol import Stamp
@@ -175,10 +175,7 @@ def load_report(path: Path) -> RetrievalReport:
     """
     content = read_json(path)
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != REPORT_FORMAT:
-        raise DataError(
-            f"{path}: format_version is {version!r}, this cmpagl reads {REPORT_FORMAT}", hint="evaluate again"
-        )
+    check_format(path, version, REPORT_FORMAT, "evaluate again")
     try:
         stamp = TypeAdapter(Stamp).validate_python(content.get("stamp"))
         rows = TypeAdapter(tuple[ReportRow, ...]).validate_python(content.get("rows"))

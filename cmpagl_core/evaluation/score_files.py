@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from cmpagl_core.datasets.prepared import DataSplit
-from cmpagl_core.errors import DataError, MismatchError
+from cmpagl_core.errors import DataError, MismatchError, check_format
 from cmpagl_core.files import atomic_path, read_json, sha256_file, write_json
 from cmpagl_core.ranking.scores import ScoreMatrix
 
@@ -72,8 +72,7 @@ def read_scores_info(scores: Path) -> ScoresInfo | None:
         info = TypeAdapter(ScoresInfo).validate_python(read_json(path))
     except ValidationError as error:
         raise DataError(f"{path} does not describe {scores.name}", hint="export the scores again") from error
-    if info.format_version != SCORES_FORMAT:
-        raise DataError(f"{path}: format_version is {info.format_version}, this cmpagl reads {SCORES_FORMAT}")
+    check_format(path, info.format_version, SCORES_FORMAT, "export the scores again")
     if info.scores_sha256 != sha256_file(scores):
         raise MismatchError(f"{path} does not describe the present {scores.name}", hint="export both again")
     return info

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from cmpagl_core.errors import DataError
+from cmpagl_core.errors import DataError, check_format
 from cmpagl_core.files import canonical_json, read_json, sha256_text, write_json
 from cmpagl_core.locks import hold, sweep_lock
 from cmpagl_core.progress import Progress
@@ -79,8 +79,7 @@ def read_params(run: Run, progress: Progress | None = None) -> ChosenParams:
     content = read_json(path)
     version = content.get("format_version") if isinstance(content, dict) else None
     hint = "delete it; `cmpagl tune smr` writes a new one"
-    if version != RERANK_FORMAT:
-        raise DataError(f"{path}: format_version is {version!r}, this cmpagl reads {RERANK_FORMAT}", hint=hint)
+    check_format(path, version, RERANK_FORMAT, hint)
     try:
         kept = TypeAdapter(_Kept).validate_python(content)
     except ValidationError as error:

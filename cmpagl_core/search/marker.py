@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cmpagl_core.errors import CmpaglError, DataError, MismatchError
+from cmpagl_core.errors import CmpaglError, DataError, MismatchError, check_format
 from cmpagl_core.files import FileStamp, now, partial_folder, read_json, write_json
 from cmpagl_core.imagery.image_ref import ImageRef, Window
 from cmpagl_core.imagery.stamps import Broken, stamp_file
@@ -73,10 +73,7 @@ def read_marker(root: Path) -> Marker:
     """Raises DataError if it is missing or broken, MismatchError if another version of cmpagl wrote it."""
     content = read_json(root / INFO_FILE)
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != INDEX_FORMAT:
-        raise MismatchError(
-            f"{root / INFO_FILE}: format_version is {version!r}, this cmpagl reads {INDEX_FORMAT}", hint=AGAIN
-        )
+    check_format(root / INFO_FILE, version, INDEX_FORMAT, AGAIN, MismatchError)
     try:
         files = {key: IndexFile(**entry) for key, entry in content["files"].items()}
         sound = all(Path(file.name).name == file.name for file in files.values())

@@ -154,7 +154,7 @@ def test_a_folder_without_manifest_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"format_version": 1}, "has format version 1"),
+        ({"format_version": 1}, "format_version is 1, this cmpagl reads 3; make the data set again"),
         ({"counts": {"train": 3}}, r"counts\.train"),
         ({"surprise": 1}, "surprise"),
     ],
