@@ -12,14 +12,14 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from cmpagl_core.errors import CmpaglError
 from cmpagl_core.search.searcher import Searcher
 from cmpagl_core.serve.answers import Answers
 from cmpagl_core.serve.api import Api
+from cmpagl_core.serve.assets import assets
 from cmpagl_core.serve.evaluation_api import EvaluationApi
 from cmpagl_core.serve.guard import Access, Guard
 from cmpagl_core.serve.page import Page
@@ -54,7 +54,7 @@ def make_app(searcher: Searcher, session: Session, access: Access) -> ASGIApp:
             *api.routes(),
             *EvaluationApi(searcher.gallery, session).routes(),
             Route("/", page.search, methods=["GET"]),
-            Mount("/static", StaticFiles(packages=[("cmpagl_core.serve", "static")])),
+            assets(),
         ],
         exception_handlers={CmpaglError: _refused, HTTPException: _not_routed, Exception: unexpected},
         lifespan=lifespan,

@@ -15,6 +15,7 @@ from cmpagl_core.errors import MismatchError
 from cmpagl_core.html_page import render_page
 from cmpagl_core.search.index import GalleryIndex, open_index
 from cmpagl_core.search.manage import list_indexes
+from cmpagl_core.serve.assets import assets_address
 from cmpagl_core.serve.documents import Json, item_document
 from cmpagl_core.serve.evaluation import chosen_subset, comparable, compared, scored
 from cmpagl_core.serve.parameters import Parameter, read_parameters
@@ -44,11 +45,9 @@ class EvaluationApi:
 
     async def page(self, request: Request) -> Response:
         """The page; what is chosen on it is in its address."""
-        others = await asyncio.to_thread(self._others)
-        setup = json.dumps({"others": others})
-        return HTMLResponse(
-            render_page("cmpagl_core.serve", "evaluation.html", name=self._gallery.info.name, setup=setup)
-        )
+        setup = json.dumps({"others": await asyncio.to_thread(self._others)})
+        about = {"name": self._gallery.info.name, "setup": setup, "assets": assets_address()}
+        return HTMLResponse(render_page("cmpagl_core.serve", "evaluation.html", **about))
 
     async def evaluation(self, request: Request) -> Response:
         """Recalls, scenes and worst queries."""

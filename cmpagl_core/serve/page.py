@@ -16,6 +16,7 @@ from cmpagl_core.html_page import render_page
 from cmpagl_core.search.index import GalleryIndex
 from cmpagl_core.search.opening import run_of
 from cmpagl_core.search.query import Hit
+from cmpagl_core.serve.assets import assets_address
 from cmpagl_core.serve.documents import more_of
 from cmpagl_core.serve.exports import can_write_geopackage
 from cmpagl_core.serve.guard import Access
@@ -73,6 +74,7 @@ class Page:
             examples=list(_examples(gallery)) if captions else _WITHOUT_CAPTIONS,
             samples=[_sample(gallery, row) for row in _spread(len(gallery), _SAMPLES)],
             modules=MODULES,
+            assets=assets_address(),
         )
 
 

@@ -52,7 +52,9 @@ def test_the_page_has_nothing_inline_and_nothing_from_elsewhere(client: TestClie
     assert all(address.startswith(("/", "#")) for address in addresses)
     for address in addresses:
         if address.startswith("/static/"):
-            assert client.get(address).status_code == 200, address
+            answer = client.get(address)
+            assert answer.status_code == 200, address
+            assert "immutable" in answer.headers["cache-control"]  # another content has another address
 
 
 def test_our_modules_load_nothing_from_elsewhere() -> None:

@@ -25,7 +25,7 @@ export async function makeMap(setup, { open, hover }) {
 
   if (setup.tiles) L.tileLayer(setup.tiles, { maxZoom: 19 }).addTo(map);
   else {
-    const land = await (await fetch("/static/land-110m.json")).json();
+    const land = await (await fetch(new URL("./land-110m.json", import.meta.url))).json();
     for (const shift of [-360, 0, 360]) { // so that the world goes on when it is dragged
       const coordsToLatLng = ([lon, lat]) => L.latLng(Math.max(-85, lat), lon + shift);
       L.geoJSON(land, { interactive: false, coordsToLatLng, style: { className: "land" } }).addTo(ground);
