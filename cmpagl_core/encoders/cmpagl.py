@@ -32,7 +32,7 @@ from cmpagl_core.encoders.encode import (
 from cmpagl_core.encoders.encoder import EncodedBatch, Features, Fingerprint, Origin
 from cmpagl_core.encoders.image_graph import PRECISION, ImageGraph
 from cmpagl_core.encoders.run_graph import UseOfOnnx, has_frozen_backbone, kept_graph, run_graph
-from cmpagl_core.encoders.text_tower import TowerInfo, save_text_tower
+from cmpagl_core.encoders.text_tower import TowerInfo, run_text_tower, save_text_tower
 from cmpagl_core.errors import DataError, UsageError
 from cmpagl_core.files import FileStamp
 from cmpagl_core.imagery.image_ref import ImageRef
@@ -161,7 +161,11 @@ class CmpaglEncoder:
         return encode_captions(self.loaded, texts, self._progress)
 
     def write_text_tower(self, path: Path) -> None:
-        write_text_tower(path, self.loaded)
+        tower = None if "loaded" in vars(self) else run_text_tower(self._run)
+        if tower is None:
+            write_text_tower(path, self.loaded)
+        else:  # ONNX Runtime encoded the images, so no model was built
+            save_text_tower(path, tower.weights, tower.tokenizer_json, tower.info)
 
     def _from_cache(self, cache: BackboneCache, stamps: dict[int, FileStamp]) -> Iterator[EncodedBatch]:
         rows = list(stamps)

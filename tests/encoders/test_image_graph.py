@@ -86,6 +86,19 @@ def test_an_index_says_what_encoded_it_and_stays_with_that(
     assert made == {"torch": "fp32", "runtime": "fp32 by ONNX Runtime"}
 
 
+def test_an_index_that_the_runtime_encodes_builds_no_model_and_has_the_same_text_encoder(
+    run: Run, cache: Path, tiny_images: Path, tmp_path: Path
+) -> None:
+    towers = []
+    for onnx in ("never", "kept"):
+        encoder = CmpaglEncoder(run, Silent(), CPU, cache, onnx=onnx)
+        index = build_index(encoder, folder_source(tiny_images), tmp_path / onnx, Silent()).index
+        assert ("loaded" in vars(encoder)) is (onnx == "never")
+        assert index.tower is not None
+        towers.append(index.tower.read_bytes())
+    assert towers[0] == towers[1]
+
+
 def test_a_broken_graph_or_one_of_another_model_is_refused_and_written_again(run: Run, cache: Path) -> None:
     path = graph_path(cache, run.info.weights_sha256)
     with pytest.raises(DataError, match="is of another model or version"):
