@@ -6,6 +6,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 WORKSPACE ?= quickstart
 MINUTES ?= 12
 SOAK_MINUTES ?= 10
+FAULTS ?= kill full random bad gone
 FUZZ_SECONDS ?= 600
 RESULTS ?= gpu-results
 BIN := $(VENV)/bin
@@ -17,7 +18,7 @@ CMPAGL := $(BIN)/cmpagl --workspace $(WORKSPACE)
 help:
 	@echo "make quickstart  an image search from nothing: draw scenes, train, evaluate, search (about 5 minutes)"
 	@echo "make test        the test suite (make test-slow: the long tests)"
-	@echo "make faults      kill every command at everything it does to a file, fill its disk there, fail its reads (hours)"
+	@echo "make faults      kill every command at everything it does to a file, and four more faults (hours; POINTS=20 for some)"
 	@echo "make soak        update indexes and ask a server with 64 clients (SOAK_MINUTES=10)"
 	@echo "make fuzz        any bytes in place of files and requests, with atheris (FUZZ_SECONDS=600 for each of 9 targets)"
 	@echo "make lint        ruff, mypy, import-linter"
@@ -61,7 +62,8 @@ faults: $(VENV)/.dev
 	mkdir -p build
 	cc -O1 -Wall -shared -fPIC -o build/counter.so tests/faults/counter.c -ldl
 	LD_PRELOAD=$(CURDIR)/build/counter.so PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
-		$(BIN)/python tests/faults/sweep.py build/counter.so build/faults.json --fault kill --fault full --fault random --fault bad
+		$(BIN)/python tests/faults/sweep.py build/counter.so build/faults.json \
+		$(FAULTS:%=--fault %) $(if $(POINTS),--points $(POINTS))
 
 # 64 clients at a server, some of them malformed, while indexes are updated; results in build/soak.json.
 soak: $(VENV)/.dev

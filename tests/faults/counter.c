@@ -1,11 +1,13 @@
 /* Counts what a process does to the files under one folder, and at the Nth time kills it or fills its disk; or counts
- * what it reads of them, and makes the Nth file unreadable from there on, as a bad sector does.
+ * what it reads of them, and makes the Nth file unreadable from there on, as a bad sector does; or moves all that is in
+ * the folder away, as when a disk is unplugged.
  *
  * Preloaded into the Python of tests/faults/sweep.py, so that the tested code has no hook: libraries in C, C++ and Rust
  * are counted as Python itself is. Counted are creating, writing, resizing, renaming, syncing and removing. A fatal
  * write is torn: half of it is written first. From a full disk's Nth event on, everything that needs room fails.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -21,7 +23,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-enum mode { COUNT, KILL, FULL, BAD };
+enum mode { COUNT, KILL, FULL, BAD, GONE };
 enum verdict { GO_ON, DIE, NO_ROOM };
 
 static char root[PATH_MAX];
@@ -73,6 +75,22 @@ static int of_name(int folder, const char *name, char *path)
     return inside(path);
 }
 
+/* Moves all entries of the folder to FOLDER.gone, which is there. */
+static void vanish(void)
+{
+    char from[PATH_MAX + 512], to[PATH_MAX + 512];
+    DIR *folder = opendir(root);
+    for (struct dirent *entry; folder && (entry = readdir(folder));) {
+        if (entry->d_name[0] == '.' || strcmp(entry->d_name, "tmp") == 0)
+            continue;
+        snprintf(from, sizeof from, "%s/%s", root, entry->d_name);
+        snprintf(to, sizeof to, "%s.gone/%s", root, entry->d_name);
+        syscall(SYS_rename, from, to);
+    }
+    if (folder)
+        closedir(folder);
+}
+
 static enum verdict count(const char *what, const char *path, int needs_room)
 {
     if (chosen == BAD)
@@ -85,6 +103,8 @@ static enum verdict count(const char *what, const char *path, int needs_room)
     }
     if (chosen == KILL && number == target)
         return DIE;
+    if (chosen == GONE && number == target)
+        vanish();
     return chosen == FULL && needs_room && number >= target ? NO_ROOM : GO_ON;
 }
 

@@ -5,9 +5,9 @@
 must run with COUNTER.so preloaded (`make faults` does). Each case is a command in a small workspace. First it runs
 undisturbed, twice: what differs between the two ends are times and the like, and is not compared. Then, for every
 event that was counted, a fork of this process runs it in a fresh copy of the workspace and is killed there, or finds
-the disk full from there on; and for every read, that the file cannot be read from there on (EIO). Afterwards every file
-must be whole, the same command (or the one that its sentence names) must finish, the end must be the undisturbed one,
-and nothing may be left of the dead process.
+the disk full from there on, or finds that all files vanish there, to be back afterwards; and for every read, that the
+file cannot be read from there on (EIO). Then every file must be whole, the same command (or the one that its sentence
+names) must finish, the end must be the undisturbed one, and nothing may be left of the dead process.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-COUNT, KILL, FULL, BAD = range(4)
-_MODES = {"kill": KILL, "full": FULL, "bad": BAD}
-Fault = Literal["kill", "full", "random", "bad"]
+COUNT, KILL, FULL, BAD, GONE = range(5)
+_MODES = {"kill": KILL, "full": FULL, "bad": BAD, "gone": GONE}
+Fault = Literal["kill", "full", "random", "bad", "gone"]
 
 _JUNK = (".partial", ".lock", ".lock.json", ".state")
 _SHORTEST_S, _LONGEST_S = 0.01, 120.0
@@ -63,12 +63,13 @@ class Ended:
 
 @dataclass
 class Swept:
-    """What became of a case under one kind of fault."""
+    """What became of a case under one kind of fault. refused: how often it ended with a sentence."""
 
     case: str
     fault: Fault
     events: int = 0
     points: int = 0
+    refused: int = 0
     elapsed_s: float = 0.0
     failures: list[str] = field(default_factory=list)
 
@@ -81,6 +82,8 @@ class Bench:
         self._folder = folder.resolve()
         self.root = self._folder / "workspace"
         self._template = self._folder / "template"
+        self._gone = self._folder / "workspace.gone"
+        self._gone.mkdir(parents=True, exist_ok=True)
 
     def build(self, case: Case) -> None:
         """Make the case's workspace. Raises RuntimeError if a command before it fails."""
@@ -106,6 +109,14 @@ class Bench:
         """The workspace as it was built."""
         shutil.rmtree(self.root, ignore_errors=True)
         shutil.copytree(self._template, self.root, symlinks=True)
+
+    def bring_back(self) -> None:
+        """Put what vanished in its place again, over what was made meanwhile."""
+        for path in list(self._gone.iterdir()):
+            there = self.root / path.name
+            if there.is_dir():
+                shutil.rmtree(there)
+            path.rename(there)
 
     def run(
         self,
@@ -190,6 +201,7 @@ def sweep(bench: Bench, case: Case, faults: Sequence[Fault], points: int | None,
             else:
                 ended = bench.run(case.command, case.every_step, _MODES[fault], int(moment))
                 where = ended.events[int(moment) - 1] if len(ended.events) >= moment else f"{moment:g} (not reached)"
+            done.refused += ended.code > 0
             done.failures += [f"{where}: {why}" for why in _examined(bench, case, fault, ended, expected)]
         done.elapsed_s = round(time.monotonic() - started_at, 1)
         yield done
@@ -198,6 +210,7 @@ def sweep(bench: Bench, case: Case, faults: Sequence[Fault], points: int | None,
 def _examined(bench: Bench, case: Case, fault: Fault, ended: Ended, expected: End) -> Iterator[str]:
     """What is wrong after a fault, and after the command that comes next."""
     yield from _wrong_ends(fault, ended)
+    bench.bring_back()
     yield from (f"{path} is not whole ({why})" for path, why in broken_files(bench.root))
     if fault in ("full", "bad"):
         yield from (f"{path} is left though it could end" for path in left_overs(bench.root))
@@ -224,8 +237,8 @@ def _wrong_ends(fault: Fault, ended: Ended) -> Iterator[str]:
     if fault == "kill" and ended.code not in (-signal.SIGKILL, 0):
         yield f"ended with {ended.code}: {ended.said[-300:]}"
     is_sentence = "unexpected" not in ended.said and "Traceback" not in ended.said
-    if fault == "bad" and not (is_sentence and ended.code in (0, 1, 2, 3, 5)):
-        yield f"a file that cannot be read ended with {ended.code}: {ended.said[-300:]}"
+    if fault in ("bad", "gone") and not (is_sentence and ended.code in (0, 1, 2, 3, 5)):
+        yield f"what cannot be read ended with {ended.code}: {ended.said[-300:]}"
     if fault != "full" or ended.code == 0:
         return  # a cache or a figure that could not be written costs nothing
     if ended.code != 1 or not is_sentence:
@@ -396,7 +409,7 @@ def main() -> None:
     parser.add_argument("counter", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--case", action="append")
-    parser.add_argument("--fault", action="append", choices=("kill", "full", "random", "bad"))
+    parser.add_argument("--fault", action="append", choices=("kill", "full", "random", "bad", "gone"))
     parser.add_argument("--points", type=int)
     parser.add_argument("--random", type=int, default=30)
     parser.add_argument("--folder", type=Path)
@@ -413,7 +426,7 @@ def main() -> None:
             ):
                 swept.append(asdict(done))
                 print(f"{done.case}, {done.fault}: {done.points} of {done.events} points, {done.elapsed_s:.0f} s, "
-                      f"{len(done.failures)} failures", file=sys.stderr)  # fmt: skip
+                      f"{done.refused} refused, {len(done.failures)} failures", file=sys.stderr)  # fmt: skip
                 for failure in done.failures[:10]:
                     print(f"    {failure}", file=sys.stderr, flush=True)
                 asked.out.write_text(json.dumps(swept, indent=1))

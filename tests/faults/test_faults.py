@@ -46,9 +46,13 @@ def check(results: list[dict[str, object]]) -> None:
 
 
 def test_a_few_moments_of_preparing_and_indexing(tmp_path: Path) -> None:
-    check(swept(tmp_path, "--case", "prepare --copy", "--case", "index update with a fake model", "--points", "3"))
+    faults = ("--fault", "kill", "--fault", "full", "--fault", "bad", "--fault", "gone")
+    cases = ("--case", "prepare --copy", "--case", "index update with a fake model")
+    check(swept(tmp_path, *faults, *cases, "--points", "2"))
 
 
 @pytest.mark.slow
 def test_every_moment_of_every_command(tmp_path: Path) -> None:
-    check(swept(tmp_path, "--fault", "kill", "--fault", "full", "--fault", "random", "--fault", "bad"))
+    check(
+        swept(tmp_path, "--fault", "kill", "--fault", "full", "--fault", "random", "--fault", "bad", "--fault", "gone")
+    )
