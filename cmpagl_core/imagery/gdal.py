@@ -31,6 +31,8 @@ UNREADABLE = (
 
 _MAX_SIDE, _MAX_PIXELS, _MAX_BANDS = 1_000_000, 100_000_000_000, 1_000
 _MAX_BLOCK_BYTES = 256 << 20
+_BESIDE = (".ovr", ".msk", ".OVR", ".MSK", ".msk.ovr", ".ovr.ovr", ".ovr.msk")
+_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAX_VRT_DEPTH, _MAX_VRT_SOURCES = 3, 10_000
 _OPTIONS = {
     "GDAL_NUM_THREADS": 1,  # images are decoded in threads of ours already
@@ -96,6 +98,7 @@ def _open(path: Path, depth: int) -> DatasetReader:
 
 
 def _opened(path: Path, name: str) -> DatasetReader:
+    _check_beside(path)
     try:
         dataset = DatasetReader(name, driver=list(DRIVERS))  # rasterio.open takes one driver alone
     except UNREADABLE as error:
@@ -113,6 +116,21 @@ def _opened(path: Path, name: str) -> DatasetReader:
         dataset.close()
         raise
     return dataset
+
+
+def _check_beside(path: Path) -> None:
+    """GDAL opens overviews and masks beside a file with any of its drivers, and a VRT among them leads anywhere."""
+    for end in _BESIDE:
+        beside = path.with_name(path.name + end)
+        try:
+            with beside.open("rb") as stream:
+                head = stream.read(4)
+        except OSError:
+            continue  # there is none
+        if head not in _TIFF_HEADS:
+            raise DataError(
+                f"{beside} holds overviews or a mask, and is no TIFF, so {path} is not read", hint="move it away"
+            )
 
 
 def brief(text: str) -> str:
