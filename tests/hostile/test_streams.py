@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -90,13 +91,17 @@ def words_of(call: Call) -> str:
 
 
 COMMANDS: tuple[tuple[str, ...], ...] = (LIST, ("recipe", "validate", "r\u00e9cip\u00e9 \u4e2d"), ("doctor",))
+PREPARE = ("prepare", "folder", "mine", "--name", "mine")
 AS_ANYONE: tuple[tuple[str, ...], ...] = (("retrieve", "x"), ("runs", "list"), ("doctor",))
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[Call, tuple[int, str]]:
-    """Of each command in each encoding in an empty folder, and as anyone where nothing may be read."""
+def answers(tmp_path_factory: pytest.TempPathFactory, tiny_images: Path) -> dict[Call, tuple[int, str]]:
+    """Of each command in each encoding in an empty folder, and as anyone where nothing may be read or written."""
     empty, closed = tmp_path_factory.mktemp("empty"), tmp_path_factory.mktemp("closed")
+    read_only = tmp_path_factory.mktemp("read-only")
+    shutil.copytree(tiny_images, read_only / "mine")
+    read_only.chmod(0o555)
     folders = [closed / kind for kind in ("indexes", "runs", "data")]
     for folder in folders:
         (folder / "x").mkdir(parents=True)
@@ -106,8 +111,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[Call, tuple[int, s
     ]
     if sys.platform == "linux":  # which has capabilities to be dropped
         calls += [Call(words, "utf-8", str(closed), is_anyone=True) for words in AS_ANYONE]
+        calls.append(Call(PREPARE, "utf-8", str(read_only), is_anyone=True))
     told = dict(zip(calls, called(calls), strict=True))
-    for folder in folders:
+    for folder in (*folders, read_only):
         folder.chmod(0o755)
     return told
 
@@ -121,12 +127,14 @@ def test_any_terminal_can_show_what_is_written(answers: dict[Call, tuple[int, st
 
 
 @posix
-def test_folders_that_may_not_be_read_are_named(answers: dict[Call, tuple[int, str]]) -> None:
+def test_folders_that_may_not_be_read_or_written_are_named(answers: dict[Call, tuple[int, str]]) -> None:
     for call, (code, output) in answers.items():
         if call.is_anyone:
             assert code in (ExitCode.DONE, ExitCode.FAILURE, ExitCode.DATA), output
         if call.words[0] == "retrieve":
             assert "cannot be read" in output
+        if call.words == PREPARE:
+            assert "Permission denied" in output
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])

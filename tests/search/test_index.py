@@ -278,6 +278,26 @@ def test_an_image_that_stays_broken_is_not_tried_again(encoder: Any, image_folde
     assert stored["left_out"] == []
 
 
+def test_a_clock_that_goes_backwards_loses_and_repeats_nothing(
+    encoder: Any, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "index"
+    assert make(encoder, image_folder, root).encoded == 12
+    monkeypatch.setattr(marker, "now", lambda: "2001-01-01T00:00:00.000000+00:00")
+    new, changed = image_folder / "new.jpg", next(image_folder.rglob("scene_03.jpg"))
+    shutil.copyfile(next(image_folder.rglob("scene_04.jpg")), new)
+    with Image.open(changed) as opened:
+        opened.rotate(90).save(changed)
+    for path in (new, changed):  # older than all that the index knows
+        os.utime(path, ns=(1, 1))
+    assert make(encoder, image_folder, root).encoded == 1  # the new one is known by its content
+    assert make(encoder, image_folder, root).encoded == 0
+    index = open_index(root)
+    assert len(index) == 13
+    assert index.stamps is not None
+    assert list(index.stamps)[list(index.paths).index(str(changed))] == stamp_file(changed)
+
+
 def test_an_image_that_the_disk_did_not_give_is_tried_again(
     encoder: Any, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
