@@ -180,9 +180,9 @@ def sweep(bench: Bench, case: Case, faults: Sequence[Fault], points: int | None,
             raise RuntimeError(f"{case.name} ended with {undisturbed.code}: {undisturbed.said}")
         ends.append(End.of(bench, case))
     expected = End(ends[0].state.common(ends[1].state), ends[0].answers)
-    count = len(undisturbed.events)
     for fault in faults:
         started_at = time.monotonic()
+        count = len(undisturbed.events)
         if fault == "bad":
             bench.restore()
             count = len(bench.run(case.command, case.every_step, BAD).events)
