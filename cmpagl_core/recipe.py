@@ -300,12 +300,12 @@ class TrainPart(Part):
     chunk_size: Epochs = Field(
         0,
         description="pairs encoded at once, with GradCache: memory grows with them, negatives and gradients are those "
-        "of batch_size, time is about 1.3 times as long; 0: the whole batch",
+        "of batch_size, the encoders run forward twice (docs/scale.md); 0: the whole batch",
     )
     checkpoint_activations: bool = Field(
         False,
         description="compute each block's activations again in the backward pass instead of keeping them: less memory, "
-        "about 1.3 times the time",
+        "more time (docs/scale.md)",
     )
     precision: Annotated[Literal["fp32", "bf16", "fp16"], Word] = Field(
         "bf16", description="of autocast; without hardware support for it, the training runs in fp32"

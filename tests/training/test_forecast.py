@@ -23,12 +23,13 @@ from cmpagl_core.recipe import Recipe
 from cmpagl_core.recipe_files import load_recipe
 from cmpagl_core.training.forecast import BERT_VOCABULARY, forecast
 from cmpagl_core.training.learner import make_learner
-from cmpagl_core.training.measure import Cost, measure, resident_bytes
+from cmpagl_core.training.measure import Cost, in_chunks, measure, resident_bytes
 from cmpagl_core.training.start import TrainRequest
 from cmpagl_core.training.step import accumulate, update
 from cmpagl_core.workspace import Workspace
 
 CPU = torch.device("cpu")
+ALIGNING = ("losses.itm=0", "losses.mlm=0", "fusion_encoder.enabled=false")
 PAPER = ("rsicd", "rsitmd", "ucm", "sydney")
 
 MakeRecipe = Callable[..., Recipe]
@@ -99,6 +100,16 @@ def test_memory_that_is_kept_for_the_backward_pass_grows_with_the_pairs(tiny_rec
     assert 1.5 < many / few < 2.2
     weights = sum(4 * parameter.numel() for parameter in model.parameters())
     assert resident_bytes(learner) == 5 * weights  # weights, gradients, two moments, one average
+
+
+def test_a_batch_in_chunks_costs_its_chunks_the_kept_tokens_and_the_scores(tiny_recipe: MakeRecipe) -> None:
+    recipe = tiny_recipe("train.chunk_size=4", *ALIGNING)
+    tokenizer = load_tokenizer(recipe.text_encoder, 12, ["a red roof"])
+    model = build_model(recipe, tokenizer.vocab_size)
+    learner = make_learner(recipe, tokenizer, CPU, model, model.parameter_origins())
+    cost = in_chunks(learner, Cost(1.0, 1000), 12, ["a red roof"])
+    images, tokens = 3 * 32 * 32, 64 * (1 + 1) + 5 * 128  # a map of 1 x 1 with its mean; [CLS], three words, [SEP]
+    assert cost == Cost(3.0, 1000 + 4 * (12 * (images + 3 * tokens) + 12 * 12**2))
 
 
 def test_an_unknown_data_set_cannot_be_forecast(workspace: Workspace) -> None:
