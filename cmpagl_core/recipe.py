@@ -297,8 +297,10 @@ class TrainPart(Part):
         description="micro-batches per optimiser step; ITC, triplet and ITM see the negatives of one micro-batch, MLM "
         "is the same as in one large batch",
     )
-    chunk_size: Epochs = Field(
+    chunk_size: int = Field(
         0,
+        ge=0,
+        le=65_536,
         description="pairs encoded at once, with GradCache: memory grows with them, negatives and gradients are those "
         "of batch_size, the encoders run forward twice (docs/scale.md); 0: the whole batch",
     )
