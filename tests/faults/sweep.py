@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -40,7 +40,8 @@ class Case:
     """A command to disturb, after others (and `cp` and `rm`) that make its workspace; `then`: tried if it refuses.
 
     every_step: whether a training saves its state after each step. answers: a command whose output must be the same in
-    the end, where a faiss index need not be (rows that are gone may stay in it).
+    the end, where a faiss index need not be (rows that are gone may stay in it). is_rounded: features need not be the
+    same bits.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Case:
     then: tuple[tuple[str, ...], ...] = ()
     every_step: bool = False
     answers: tuple[str, ...] = ()
+    is_rounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,9 @@ def _examined(bench: Bench, case: Case, fault: Fault, ended: Ended, expected: En
     """What is wrong after a fault, and after the command that comes next."""
     yield from _wrong_ends(fault, ended)
     bench.bring_back()
+    if fault == "bad" and case.command[0] == "index":
+        # An image that was left out is encoded in another batch later, and its features differ in the last bits.
+        case, expected = replace(case, is_rounded=True), expected.rounded()
     yield from (f"{path} is not whole ({why})" for path, why in broken_files(bench.root))
     if fault in ("full", "bad"):
         yield from (f"{path} is left though it could end" for path in left_overs(bench.root))
@@ -262,10 +267,14 @@ class End:
 
     @classmethod
     def of(cls, bench: Bench, case: Case) -> End:
-        state = State.of(bench.root)
-        if not case.answers:
-            return cls(state, "")
-        return cls(state.without("faiss"), bench.run(case.answers).said)
+        end = cls(State.of(bench.root), "")
+        if case.is_rounded:
+            return end.rounded()
+        return cls(end.state.without("faiss"), bench.run(case.answers).said) if case.answers else end
+
+    def rounded(self) -> End:
+        """What is left to compare where features are not the same bits: their number, and what was left out."""
+        return End(self.state.without("faiss").without("features"), "")
 
     def differences(self, expected: End) -> Iterator[str]:
         """How this end is not the expected one."""
