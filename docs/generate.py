@@ -152,7 +152,9 @@ rehearsed on a CPU.
 
 def benchmarks_page() -> str:
     """All measurements, in tables by machine."""
-    return BENCHMARKS_HEAD + "".join(_machine(*item) for item in BENCHMARKS_MACHINES.items()) + BENCHMARKS_FOOT
+    waiting = (DOCS / "results" / "waiting.md").read_text(encoding="utf-8")
+    machines = "".join(_machine(*item) for item in BENCHMARKS_MACHINES.items())
+    return f"{BENCHMARKS_HEAD}{machines}{BENCHMARKS_FOOT}\n{waiting}"
 
 
 def _machine(file: str, title: str) -> str:

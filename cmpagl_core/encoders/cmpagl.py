@@ -116,6 +116,11 @@ class CmpaglEncoder:
             return kept_graph(self._run, self._cache_root, self._progress)
         return run_graph(self._run, lambda: self.loaded, self._cache_root, self._progress)
 
+    def keep_graph(self) -> None:
+        """Write the graph for image queries, which start without torch then, whatever encoded the index."""
+        if self._onnx == "write" and self._cache_root is not None:
+            run_graph(self._run, lambda: self._run.load(torch.device("cpu")), self._cache_root, self._progress)
+
     @property
     def _precision(self) -> str:
         return usable_precision(self._device, self._run.recipe.train.precision)

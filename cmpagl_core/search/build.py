@@ -93,7 +93,10 @@ def make_index(session: Session, request: IndexRequest) -> BuiltIndex:
     templates = chosen_templates(request.templates, request.model, before.templates if before is not None else "")
     source = replace(source, templates=templates)
     encoder = _encoder(session, request, run, root, source)
-    return build_index(encoder, source, root, session.progress, request.wait, store)
+    built = build_index(encoder, source, root, session.progress, request.wait, store)
+    if built.encoded and isinstance(encoder, CmpaglEncoder):
+        encoder.keep_graph()
+    return built
 
 
 def _run(workspace: Workspace, request: IndexRequest) -> Run:

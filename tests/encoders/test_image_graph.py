@@ -114,6 +114,16 @@ def test_a_broken_graph_or_one_of_another_model_is_refused_and_written_again(run
     ImageGraph(path, run.info.weights_sha256)
 
 
+def test_a_graph_is_kept_for_queries_where_torch_encodes_the_index(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cmpagl_core.encoders.cmpagl.usable_precision", lambda *_: "bf16")
+    encoder = CmpaglEncoder(run, Silent(), CPU, tmp_path, onnx="write")
+    assert encoder.fingerprint.precision == "bf16"
+    encoder.keep_graph()
+    ImageGraph(graph_path(tmp_path, run.info.weights_sha256), run.info.weights_sha256)
+
+
 def test_torch_encodes_where_nothing_else_can(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise CmpaglError("the image encoder cannot be written as ONNX (no such operator)")
