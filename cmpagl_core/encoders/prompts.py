@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cmpagl_core.encoders.published_models import own_template
-from cmpagl_core.errors import UsageError
+from cmpagl_core.errors import DataError, UsageError
 
 if TYPE_CHECKING:  # a text query does without
     from cmpagl_core.encoders.encoder import Features
@@ -39,8 +39,18 @@ def written_templates(templates: Sequence[str]) -> str:
 
 
 def read_templates(text: str) -> tuple[str, ...]:
-    """What `written_templates` wrote."""
-    return tuple(json.loads(text)) if text else ()
+    """What `written_templates` wrote. Raises DataError for anything else."""
+    if not text:
+        return ()
+    try:
+        found = json.loads(text)
+        if isinstance(found, list) and found and all(isinstance(one, str) for one in found):
+            return check_templates(found)
+    except (ValueError, RecursionError, UsageError):
+        pass
+    raise DataError(
+        f"{text[:100]!r} is no list of templates", hint="the index or feature set was changed; make it again"
+    )
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:

@@ -135,6 +135,9 @@ def test_a_models_own_template_is_known_or_refused() -> None:
     kept = written_templates(("a {}", "ä {}"))
     assert chosen_templates(None, None, kept) == read_templates(kept) == ("a {}", "ä {}")
     assert chosen_templates([], None, kept) == () == read_templates(written_templates(()))
+    for text in ("x", "[" * 100_000, "[1]", '{"a {}": 1}', '["no place"]', "[]"):
+        with pytest.raises(DataError, match="is no list of templates"):
+            read_templates(text)
 
 
 def test_the_command_scores_a_run_and_an_open_clip_model(
