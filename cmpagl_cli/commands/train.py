@@ -66,8 +66,8 @@ def train(
       cmpagl train my.yaml --data rsicd --set optim.lr=1.0e-4 --set train.epochs=20
       cmpagl train rsicd --dry-run
       cmpagl train --resume
-      cmpagl train rsicd --devices 8
       torchrun --nproc-per-node 8 -m cmpagl_cli train rsicd
+      cmpagl train rsicd --devices 8
     """
     from cmpagl_core.training.start import TrainRequest
 
