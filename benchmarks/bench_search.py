@@ -12,6 +12,7 @@ import torch
 from _measure import in_turns_s, median_s, report
 from numpy.typing import NDArray
 
+from cmpagl_core.device import keep_freed_memory
 from cmpagl_core.progress import Silent
 from cmpagl_core.search.stores.exact import ExactStore
 from cmpagl_core.search.stores.int8 import Int8Store
@@ -34,6 +35,7 @@ def main() -> int:
         print("bench_search needs its peer: pip install -e '.[bench]' (faiss-cpu)", file=sys.stderr)
         return 0
     torch.set_num_threads(THREADS)
+    keep_freed_memory()  # as every command of ours begins on a CPU
     faiss.omp_set_num_threads(THREADS)
     features, queries = unit_rows(IMAGES, 0), unit_rows(64, 1)
     index = faiss.IndexFlatIP(DIM)

@@ -21,6 +21,7 @@ from cmpagl_core.search.stores.store import TopK
 
 _ROWS_FOR_ONE = 131_072  # rows scanned at once for few queries: the scores of a block stay in the cache
 _ROWS_FOR_MANY = 16_384
+_ROWS_OF_A_BOUND = 64  # their scales differ little
 _FEW_QUERIES = 2
 _MANY_QUERIES = 32  # for the trial
 _CHECKED_ROWS = 4096
@@ -117,10 +118,32 @@ class _ManyQueries:
         products = torch._int_mm(codes, self._codes)  # [block, Q] int32
         lowest = floors - row_error * self._lengths - (1 + row_error) * self._own_errors
         lowest = lowest - 2.0**-20 * np.abs(lowest)  # float32 rounding of what follows
-        scores = products.float().mul_(scales.float()[:, None])
-        over = scores >= (torch.from_numpy(lowest).float() / self._scales)
-        rows, columns = np.divmod(np.flatnonzero(over.numpy()), over.shape[1])
-        return rows, columns
+        least, row_scales = torch.from_numpy(lowest).float() / self._scales, scales.float()
+        rows, columns = np.divmod(_true_at(_may_reach(products, least, row_scales)), products.shape[1])
+        few = products.numpy()[rows, columns].astype(np.float32) * row_scales.numpy()[rows]
+        reach = few >= least.numpy()[columns]
+        return rows[reach], columns[reach]
+
+
+def _may_reach(products: Tensor, least: Tensor, row_scales: Tensor) -> Tensor:
+    """Where products [B, Q] times their row's scale may reach `least` [Q]: a few too many, in one pass."""
+    group = _ROWS_OF_A_BOUND if len(products) % _ROWS_OF_A_BOUND == 0 else len(products)
+    scales = row_scales.double().view(-1, group)
+    largest, smallest = scales.amax(dim=1)[:, None], scales.amin(dim=1)[:, None]
+    least = least.double() - 2.0**-20 * least.double().abs()
+    bounds = torch.where(least > 0, least / largest, least / smallest).floor()  # [B / group, Q]
+    bounds = bounds.clamp(-(2.0**31), 2.0**31 - 1).to(torch.int32)
+    return (products.view(-1, group, products.shape[1]) >= bounds[:, None]).view_as(products)
+
+
+def _true_at(mask: Tensor) -> NDArray[np.int64]:
+    """Flat positions of what is true: eight are looked at at once, since nearly nothing is."""
+    flat = mask.numpy().reshape(-1)
+    if len(flat) % 8:
+        return np.flatnonzero(flat)
+    eighths = np.flatnonzero(flat.view(np.uint64))
+    which, inside = np.nonzero(flat.reshape(-1, 8)[eighths])
+    return eighths[which] * 8 + inside
 
 
 def _merge(merger: Merger, found: list[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> None:

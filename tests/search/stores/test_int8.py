@@ -92,3 +92,22 @@ def test_searches_that_cannot_be_are_refused() -> None:
         scanner.top_k(unit(1, 7, 0), 1)
     with pytest.raises(DataError, match="has no images"):
         scanned(unit(1, 8, 0)[:0]).top_k(unit(1, 8, 0), 1)
+
+
+@pytest.mark.parametrize("shape", [(64, 8), (5, 3), (0, 4), (1, 16), (7, 8)])
+@pytest.mark.parametrize("share", [0.0, 0.02, 1.0])
+def test_what_is_true_is_found_eight_at_a_time(shape: tuple[int, int], share: float) -> None:
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < share
+    assert np.array_equal(int8._true_at(mask), np.flatnonzero(mask.numpy()))
+
+
+@pytest.mark.parametrize("rows", [128, 100])
+def test_integer_bounds_leave_nothing_out_that_reaches_its_floor(rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    products = torch.randint(-2_000_000, 2_000_000, (rows, 24), generator=generator, dtype=torch.int32)
+    scales = torch.rand(rows, generator=generator) * 0.01 + 1e-4
+    least = torch.linspace(-1e4, 1e4, 24)
+    reach = products.double() * scales.double()[:, None] >= least.double()
+    may = int8._may_reach(products, least, scales)
+    assert bool(may[reach].all())
+    assert not bool(may.all())
