@@ -21,20 +21,11 @@ from cmpagl_core.progress import Silent
 from cmpagl_core.runs import Run, open_run
 from cmpagl_core.search.gallery_source import folder_source
 from cmpagl_core.search.indexing import build_index
+from tests.conftest import Told
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 CPU = torch.device("cpu")
-
-
-class Told(Silent):
-    """Keeps what was said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +100,8 @@ def test_a_broken_graph_or_one_of_another_model_is_refused_and_written_again(run
     told = Told()
     assert CmpaglEncoder(run, told, CPU, cache).fingerprint.precision == "fp32"
     assert CmpaglEncoder(run, told, CPU, cache, onnx="write").fingerprint.precision == "fp32 by ONNX Runtime"
-    assert told.lines[0].startswith("not used: ")
-    assert told.lines[-1].startswith("writing the image encoder of run tiny")
+    assert told.messages[0].startswith("not used: ")
+    assert told.messages[-1].startswith("writing the image encoder of run tiny")
     ImageGraph(path, run.info.weights_sha256)
 
 
@@ -131,6 +122,6 @@ def test_torch_encodes_where_nothing_else_can(run: Run, tmp_path: Path, monkeypa
     monkeypatch.setattr("cmpagl_core.encoders.onnx_export.export_image_encoder", fail)
     told = Told()
     assert CmpaglEncoder(run, told, CPU, tmp_path, onnx="write").fingerprint.precision == "fp32"
-    assert told.lines[-1].startswith("images are encoded by torch: ")
+    assert told.messages[-1].startswith("images are encoded by torch: ")
     monkeypatch.setattr(run_graph_module, "runtime_is_installed", lambda: False)
     assert CmpaglEncoder(run, Silent(), CPU, tmp_path, onnx="write").graph is None

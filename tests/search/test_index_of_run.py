@@ -29,16 +29,7 @@ from cmpagl_core.search.index import open_index
 from cmpagl_core.search.indexing import BuiltIndex, build_index
 from cmpagl_core.search.query import TextQuery
 from cmpagl_core.search.searcher import Searcher
-
-
-class Told(Silent):
-    """Keeps what was said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, message: str) -> None:
-        self.lines.append(message)
+from tests.conftest import Told
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +86,7 @@ def test_an_index_of_another_precision_is_made_anew_and_says_why(
     told = Told()
     built = build_index(CmpaglEncoder(half, told), folder_source(image_folder), tmp_path / "index", told)
     assert (built.encoded, built.index.info.precision) == (12, "fp32")
-    assert told.lines == ["index index is rebuilt: it was computed in bf16, and this machine uses fp32"]
+    assert told.messages == ["index index is rebuilt: it was computed in bf16, and this machine uses fp32"]
 
 
 def test_an_encoder_uses_the_test_time_augmentation_that_an_index_says(

@@ -102,7 +102,7 @@ def compare(data: Path, recipe: Path, out: Path) -> dict[str, Any]:
 
         in_processes(rank_work, count)
         for name in cases:
-            parts = [torch.load(out / f"{name}-{count}-{rank}.pt") for rank in range(count)]
+            parts = [torch.load(out / f"{name}-{count}-{rank}.pt", weights_only=True) for rank in range(count)]
             found[f"{name}, {count}"] = differences(whole[name], parts)
     return found
 
