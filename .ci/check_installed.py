@@ -1,11 +1,13 @@
-"""On the plain install, with no extras and no test tools: every module imports and every `--help` answers."""
+"""On the plain install, with no extras and no test tools: every module imports, and every `--help` answers."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 import sys
 from collections.abc import Iterator
+from importlib.metadata import requires
 from typing import Any
 
 import typer
@@ -16,6 +18,10 @@ import cmpagl_core
 
 OF_EXTRAS = {"cmpagl_core.serve.": ("starlette", "uvicorn", "python_multipart")}
 """Packages that need an extra, and what their import may miss without it."""
+
+
+OPTIONAL = ("ray", "faiss", "pymilvus", "milvus_lite", "pystac", "pystac_client", "fsspec", "s3fs", "webdataset")
+"""Packages of extras that nothing may need or import before a user asks for what they do."""
 
 
 def modules() -> Iterator[str]:
@@ -41,6 +47,11 @@ def main() -> None:
         except ModuleNotFoundError as error:
             if not any(name.startswith(package) and error.name in missing for package, missing in OF_EXTRAS.items()):
                 raise
+    plain = {re.split(r"[^A-Za-z0-9_-]", one)[0] for one in requires("cmpagl") or () if "extra ==" not in one}
+    if needed := plain & {name.replace("_", "-") for name in OPTIONAL}:
+        sys.exit(f"the plain install needs {', '.join(sorted(needed))}")
+    if imported := [name for name in OPTIONAL if name in sys.modules]:
+        sys.exit(f"the modules of the plain install import {', '.join(imported)}")
     from cmpagl_cli.app import app
 
     lines = list(command_lines(typer.main.get_command(app)))

@@ -10,7 +10,9 @@ import typer
 
 from cmpagl_cli.commands.options import (
     ActivationOption,
+    AddressOption,
     DownloadOption,
+    EngineOption,
     FormatOption,
     ModelOption,
     OutOption,
@@ -19,14 +21,19 @@ from cmpagl_cli.commands.options import (
     Settings,
     TemplateOption,
     TestedDataOption,
+    WorkerCpusOption,
+    WorkersOption,
+    ray_cluster,
     settings,
 )
 from cmpagl_cli.views import Column, emit
 
 if TYPE_CHECKING:
     from cmpagl_core.datasets.prepared import PreparedDataset
+    from cmpagl_core.encoders.encoder import EncodesImages
     from cmpagl_core.encoders.feature_set import FeatureSet
     from cmpagl_core.encoders.open_clip import ClipOptions
+    from cmpagl_core.encoders.ray_engine import RayCluster
     from cmpagl_core.evaluation.score_files import ScoresInfo
     from cmpagl_core.runs import Run
 
@@ -49,6 +56,10 @@ def export(
         bool,
         typer.Option("--onnx", help="Write the run's image encoder as an ONNX file instead (extra `fast`)."),
     ] = False,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
+    workers: WorkersOption = None,
+    worker_cpus: WorkerCpusOption = None,
     format: FormatOption = "table",
 ) -> None:
     """Write the image and text features of a split to one safetensors file; a re-run gives the same bytes.
@@ -60,16 +71,22 @@ def export(
     --onnx writes the image encoder for other programs, and for `index` and `retrieve --image` in this workspace, which
     are faster with it where ONNX Runtime is installed. Its features are compared with torch's first.
 
+    With --engine ray, workers of a Ray cluster encode the images; they need the same files at the same places.
+
     Examples:
       cmpagl export --split test --out ucm.safetensors
       cmpagl export --split all --run ucm-cpu --data ucm
       cmpagl export --scores --split val --out V.npy
       cmpagl export --model remoteclip-b32:RemoteCLIP-ViT-B-32.pt --data rsicd --out remoteclip.safetensors
       cmpagl export --onnx --run ucm-cpu --out ucm-cpu.onnx
+      cmpagl export --split all --engine ray --address head:6379
     """
     from cmpagl_core.errors import UsageError
 
     given = settings(ctx)
+    cluster = ray_cluster(engine, address, workers, worker_cpus)
+    if cluster is not None and (onnx or scores):
+        raise UsageError("--engine ray encodes features", hint="leave out --onnx and --scores")
     if onnx:
         if scores or data is not None or model is not None or template:
             raise UsageError("--onnx writes a run's image encoder", hint="leave out --data, --model and --scores")
@@ -85,12 +102,12 @@ def export(
             raise UsageError(
                 "--activation, --template and --download are for --model", hint="leave them out, or name a model"
             )
-        features, path = _of_run(given, run, data, split, out)
+        features, path = _of_run(given, run, data, split, out, cluster)
     else:
         from cmpagl_core.encoders.open_clip import ClipOptions
 
         options = ClipOptions(activation, given.workspace.models, download)
-        features, path = _of_foreign(given, model, options, data, split, out, template)
+        features, path = _of_foreign(given, model, options, data, split, out, template, cluster)
     info = features.info
     row = {
         "file": str(path),
@@ -157,7 +174,7 @@ def _run_and_data(given: Settings, run: str | None, data: str | None) -> tuple[R
 
 
 def _of_run(
-    given: Settings, run: str | None, data: str | None, split: str, out: Path | None
+    given: Settings, run: str | None, data: str | None, split: str, out: Path | None, cluster: RayCluster | None
 ) -> tuple[FeatureSet, Path]:
     from cmpagl_core.encoders.export import export_features
     from cmpagl_core.encoders.split_encoder import SplitEncoder
@@ -171,7 +188,16 @@ def _of_run(
     for sentence in () if shared is None else shared.sentences(found.root.name):
         given.progress.say(sentence)
     manifest, overlap = prepared.manifest.sha256, written_overlap(shared)
-    return export_features(SplitEncoder(found, given.session), chosen, path, manifest, overlap), path
+    images_by = None if cluster is None else _images_by_ray(given, found, cluster)
+    return export_features(SplitEncoder(found, given.session, images_by), chosen, path, manifest, overlap), path
+
+
+def _images_by_ray(given: Settings, run: Run, cluster: RayCluster) -> EncodesImages:
+    from cmpagl_core.encoders.cmpagl import CmpaglEncoder
+    from cmpagl_core.encoders.ray_engine import images_by_ray
+
+    encoder = CmpaglEncoder(run, given.progress, given.compute_device(), rounded=False)
+    return images_by_ray(encoder, cluster, given.session)
 
 
 def _of_foreign(
@@ -182,17 +208,20 @@ def _of_foreign(
     split: str,
     out: Path | None,
     template: list[str] | None,
+    cluster: RayCluster | None,
 ) -> tuple[FeatureSet, Path]:
     from cmpagl_core.encoders.feature_set import save_feature_set
     from cmpagl_core.encoders.open_clip import encoder_features, open_clip_encoder
     from cmpagl_core.encoders.prompts import chosen_templates
+    from cmpagl_core.encoders.ray_engine import images_by_ray
 
     templates = chosen_templates(template, model)
     prepared = _data(given, data)
     chosen = prepared.split(split)
     encoder = open_clip_encoder(model, given.progress, given.compute_device(), options)
     path = out or Path(f"{encoder.name.replace(':', '-')}-{prepared.name}-{split}.safetensors")
-    features = encoder_features(encoder, chosen, given.progress, prepared.manifest.sha256, templates)
+    images_by = None if cluster is None else images_by_ray(encoder, cluster, given.session)
+    features = encoder_features(encoder, chosen, given.progress, prepared.manifest.sha256, templates, images_by)
     save_feature_set(path, features)
     return features, path
 

@@ -10,9 +10,11 @@ import typer
 
 from cmpagl_cli.commands.options import (
     ActivationOption,
+    AddressOption,
     BandsOption,
     DataOption,
     DownloadOption,
+    EngineOption,
     FormatOption,
     ModelOption,
     NameOption,
@@ -22,6 +24,9 @@ from cmpagl_cli.commands.options import (
     TemplateOption,
     TileMetresOption,
     TileOption,
+    WorkerCpusOption,
+    WorkersOption,
+    ray_cluster,
     settings,
 )
 from cmpagl_cli.views import Column, duration, emit
@@ -73,6 +78,10 @@ def index(
     min_recall: Annotated[
         float, typer.Option("--min-recall", min=0.0, max=1.0, help="Refuse an approximate store with a lower recall.")
     ] = 0.0,
+    engine: EngineOption = "local",
+    address: AddressOption = None,
+    workers: WorkersOption = None,
+    worker_cpus: WorkerCpusOption = None,
     format: FormatOption = "table",
 ) -> None:
     """Encode a folder of images for `cmpagl retrieve` to search; no captions are needed.
@@ -81,6 +90,8 @@ def index(
     changed images; broken ones are listed and left out. With --model, a published remote-sensing model or any
     open_clip model replaces the run, so nothing has to be trained. Scenes (GeoTIFF, JPEG 2000 and others) are cut into
     tiles; check one with `cmpagl image` first.
+
+    With --engine ray, workers of a Ray cluster encode the images; they need the same files at the same places.
 
     Examples:
       cmpagl index ~/aerial-archive
@@ -91,6 +102,7 @@ def index(
       cmpagl index ~/aerial-archive --store faiss --min-recall 0.95
       cmpagl index ~/aerial-archive --model remoteclip-b32 --download
       cmpagl index ~/aerial-archive --model open_clip:ViT-B-32:mine.pt --activation gelu
+      cmpagl index /shared/scenes --engine ray --address head:6379
     """
     from cmpagl_core.search.build import IndexRequest, make_index
 
@@ -99,6 +111,7 @@ def index(
     request = IndexRequest(
         tuple(paths or ()), data, run, model, name, tta, activation, download, store, min_recall,
         bands, stretch, tile, tile_m, overlap, None if template is None else tuple(template),
+        cluster=ray_cluster(engine, address, workers, worker_cpus),
     )  # fmt: skip
     built = make_index(given.session, request)
     _show(built, time.monotonic() - started_at, format)

@@ -15,6 +15,8 @@ from cmpagl_core.workspace import Workspace
 if TYPE_CHECKING:
     import torch
 
+    from cmpagl_core.encoders.ray_engine import RayCluster
+
 OutputFormat = Literal["table", "json", "csv", "markdown", "latex", "jsonl"]
 
 FormatOption = Annotated[OutputFormat, typer.Option("--format", help="Format of the result on stdout.")]
@@ -90,6 +92,23 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe field, as in optim.lr=1.0e-4; repeatable."),
 ]
+EngineOption = Annotated[
+    Literal["local", "ray"],
+    typer.Option("--engine", help="Who encodes images. local: this process; ray: the workers of Ray (extra `ray`)."),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address", metavar="HOST:PORT|auto", help="Ray cluster that runs already. Default: one is started here."
+    ),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="At most so many Ray workers. Default: as many as the cluster has room for."),
+]
+WorkerCpusOption = Annotated[
+    int | None, typer.Option("--worker-cpus", min=1, help="CPUs of each Ray worker, and its threads. Default: 1.")
+]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Overrides the recipe's train.seed.")]
 
 
@@ -119,6 +138,19 @@ class Settings:
         if device.type == "cpu":
             keep_freed_memory()
         return device
+
+
+def ray_cluster(engine: str, address: str | None, workers: int | None, worker_cpus: int | None) -> RayCluster | None:
+    """Where Ray is to encode; None for this process. Raises UsageError for options of Ray without it."""
+    from cmpagl_core.errors import UsageError
+
+    if engine == "ray":
+        from cmpagl_core.encoders.ray_engine import RayCluster
+
+        return RayCluster(address, workers, worker_cpus or 1)
+    if (address, workers, worker_cpus) != (None, None, None):
+        raise UsageError("--address, --workers and --worker-cpus are Ray's", hint="add --engine ray")
+    return None
 
 
 def settings(ctx: typer.Context) -> Settings:

@@ -8,7 +8,7 @@ is installed, that encodes the images (`image_graph.py`), which the fingerprint 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -30,7 +30,7 @@ from cmpagl_core.encoders.encode import (
     preprocessing,
 )
 from cmpagl_core.encoders.encoder import EncodedBatch, Features, Fingerprint, Origin
-from cmpagl_core.encoders.image_graph import PRECISION, ImageGraph
+from cmpagl_core.encoders.image_graph import IMAGES_AT_ONCE, PRECISION, ImageGraph
 from cmpagl_core.encoders.run_graph import UseOfOnnx, has_frozen_backbone, kept_graph, run_graph
 from cmpagl_core.encoders.text_tower import TowerInfo, run_text_tower, save_text_tower
 from cmpagl_core.errors import DataError, UsageError
@@ -41,6 +41,8 @@ from cmpagl_core.imagery.stamps import stamp_file
 from cmpagl_core.progress import Progress
 from cmpagl_core.recipe_files import override_recipe
 from cmpagl_core.runs import LoadedModel, Run
+
+EncodeFiles = Callable[[Sequence[ImageRef]], Iterator[EncodedBatch]]
 
 _ROUNDED = ", the backbone's maps in half precision"
 
@@ -85,6 +87,20 @@ class CmpaglEncoder:
     @property
     def dim(self) -> int:
         return self._run.recipe.losses.embed_dim
+
+    @property
+    def batch_size(self) -> int:
+        return self._run.recipe.evaluate.batch_size if self.graph is None else IMAGES_AT_ONCE
+
+    @property
+    def cache_root(self) -> Path | None:
+        """The workspace's cache, where it has one."""
+        return self._cache_root
+
+    @property
+    def rounded(self) -> bool:
+        """Whether a frozen backbone's maps are rounded."""
+        return self._rounded
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -147,6 +163,15 @@ class CmpaglEncoder:
 
     def encode_images(self, images: Sequence[ImageRef]) -> Generator[EncodedBatch, None, None]:
         """As in `Encoder`; images with cached maps come first."""
+        yield from self._encode(images, self.encode_files, in_torch=self.graph is None)
+
+    def encode_by(self, images: Sequence[ImageRef], encode_files: EncodeFiles) -> Generator[EncodedBatch, None, None]:
+        """As `encode_images`, with what no training has cached maps of encoded by others. encode_files: as ours."""
+        yield from self._encode(images, encode_files, in_torch=False)
+
+    def _encode(
+        self, images: Sequence[ImageRef], encode_files: EncodeFiles, in_torch: bool
+    ) -> Generator[EncodedBatch, None, None]:
         cache, stamps = self._cache(), {}
         if cache is not None:
             found = enumerate(map(_stamp, images))
@@ -154,12 +179,12 @@ class CmpaglEncoder:
             if stamps:
                 self._progress.say(f"{len(stamps):,} of {len(images):,} images have maps that a training cached")
         with ExitStack() as torch_settings:
-            if cache is not None or self.graph is None:
+            if cache is not None or in_torch:
                 torch_settings.enter_context(forward_pass(self.loaded))
             if cache is not None:
                 yield from self._from_cache(cache, stamps)
             others = [row for row in range(len(images)) if row not in stamps]
-            for batch in self._from_files([images[row] for row in others]):
+            for batch in encode_files([images[row] for row in others]):
                 yield replace(batch, rows=[others[row] for row in batch.rows])
 
     def encode_texts(self, texts: Sequence[str]) -> Features:
@@ -180,7 +205,8 @@ class CmpaglEncoder:
             found = [rows[place] for place in places]
             yield EncodedBatch(features, found, [stamps[row] for row in found], [])
 
-    def _from_files(self, images: Sequence[ImageRef]) -> Iterator[EncodedBatch]:
+    def encode_files(self, images: Sequence[ImageRef]) -> Iterator[EncodedBatch]:
+        """Decode and encode images, within `forward_pass` unless ONNX Runtime does it."""
         recipe = self._run.recipe
         views = view_count(recipe.evaluate.tta)
         if self.graph is not None:

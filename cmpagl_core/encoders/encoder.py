@@ -11,7 +11,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from cmpagl_core.errors import DataError
+from cmpagl_core.errors import CmpaglError, DataError
 from cmpagl_core.files import FileStamp
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.stamps import Broken
@@ -59,6 +59,10 @@ class Encoder(Protocol):
         """Width of a feature."""
 
     @property
+    def batch_size(self) -> int:
+        """Images that are encoded together: with others in a batch, an image's features differ in their last bits."""
+
+    @property
     def fingerprint(self) -> Fingerprint:
         """Equal for encoders whose features can be compared."""
 
@@ -73,12 +77,25 @@ class Encoder(Protocol):
         """float32 [M, D], in the order of `texts`; equal texts have equal features."""
 
 
+class EncodesImages(Protocol):
+    """An encoder, or whatever encodes images in place of one."""
+
+    def encode_images(self, images: Sequence[ImageRef]) -> Generator[EncodedBatch, None, None]:
+        """As `Encoder.encode_images`."""
+
+
 @runtime_checkable
 class HasTextTower(Protocol):
     """An encoder whose text encoder also exists in NumPy, so that a query needs no torch."""
 
     def write_text_tower(self, path: Path) -> None:
         """Write it to a file. Raises CmpaglError if writing fails."""
+
+
+def require_one_row_each(rows: Sequence[int], count: int) -> None:
+    """Raises CmpaglError unless the rows are all those of `count` images, each once."""
+    if sorted(rows) != list(range(count)):
+        raise CmpaglError(f"{len(rows):,} results came for {count:,} images", hint="run the same command again")
 
 
 def collect(batches: Iterable[EncodedBatch], count: int, progress: Progress) -> Features:

@@ -30,7 +30,7 @@ PRECISION = "fp32 by ONNX Runtime"
 PIXELS, FEATURES = "pixel_values", "features"  # names of the graph's input and output
 
 _IMAGES_PER_RUN = 2  # EfficientNet-Lite0 and 2 on one core: 60 images a second, 48 with 32 at once
-_BATCHES_PER_THREAD = 4
+IMAGES_AT_ONCE = 64  # whatever the number of threads, so that features do not depend on it
 _FOUR_VIEWS = 4
 
 Pixels = NDArray[np.float32]
@@ -75,7 +75,7 @@ def runtime_is_installed() -> bool:
 
 
 class ImageGraph:
-    """An ONNX file and its session. threads: how many run it at once; as many as there are cores if None."""
+    """An ONNX file and its session. threads: how many run it at once; as torch has them if None."""
 
     def __init__(self, path: Path, model_sha256: str, threads: int | None = None) -> None:
         """Raises DataError for a file that is broken or of another model."""
@@ -95,8 +95,7 @@ class ImageGraph:
         """As `Encoder.encode_images`."""
         size_px = self.info.image_size_px
         decode = image_decoder(lambda image: pixel_array(image, size_px), decoded_px(size_px))
-        at_once = _BATCHES_PER_THREAD * _IMAGES_PER_RUN * self._threads
-        decoded = decoded_batches(images, decode, at_once, stack=_stacked)
+        decoded = decoded_batches(images, decode, IMAGES_AT_ONCE, stack=_stacked)
         with ThreadPoolExecutor(self._threads, thread_name_prefix="onnx") as pool, closing(decoded):
             for batch in decoded:
                 features = self._features(pool, batch.pixel_values, views) if batch.rows else np.empty((0, 0), "<f4")
@@ -131,7 +130,10 @@ def _session(path: Path) -> Any:
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """Those that this process may use; fewer where OMP_NUM_THREADS says so, as for torch."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    if said.isdecimal() and int(said):
+        return int(said)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -23,7 +23,7 @@ from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.encoders.clip_checkpoint import load_checkpoint
 from cmpagl_core.encoders.decode import image_decoder
 from cmpagl_core.encoders.encode import encode_with, unit_rows
-from cmpagl_core.encoders.encoder import EncodedBatch, Encoder, Features, Fingerprint, Origin, collect
+from cmpagl_core.encoders.encoder import EncodedBatch, Encoder, EncodesImages, Features, Fingerprint, Origin, collect
 from cmpagl_core.encoders.feature_set import FeatureInfo, FeatureSet, unique_texts
 from cmpagl_core.encoders.prompts import encode_prompted, written_templates
 from cmpagl_core.encoders.published_models import (
@@ -62,6 +62,10 @@ class OpenClipEncoder:
     @property
     def dim(self) -> int:
         return self._built.dim
+
+    @property
+    def batch_size(self) -> int:
+        return _IMAGES_AT_ONCE
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -174,15 +178,16 @@ def encoder_features(
     progress: Progress,
     manifest_sha256: str = "",
     templates: Sequence[str] = (),
+    images_by: EncodesImages | None = None,
 ) -> FeatureSet:
-    """Encode a split with any encoder, its captions in the wording of some templates.
+    """Encode a split with any encoder, its captions in the wording of some templates. images_by: as in `build_index`.
 
     Raises DataError for an image that cannot be read, or without captions.
     """
     if not split.captions:
         raise DataError("the split has no captions", hint="choose a split with captions")
     return FeatureSet(
-        image_features=collect(encoder.encode_images(split.images), len(split), progress),
+        image_features=collect((images_by or encoder).encode_images(split.images), len(split), progress),
         text_features=encode_prompted(encoder.encode_texts, split.captions, templates),
         text_image=split.caption_image,
         image_ids=split.image_ids,

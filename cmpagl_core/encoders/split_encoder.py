@@ -13,6 +13,7 @@ import torch
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.device import usable_precision
 from cmpagl_core.encoders.encode import encode_captions, encode_images, preprocessing
+from cmpagl_core.encoders.encoder import EncodesImages, collect
 from cmpagl_core.encoders.feature_set import FeatureInfo, FeatureSet, is_unit_length
 from cmpagl_core.encoders.result_cache import Result, ResultCache, Values
 from cmpagl_core.progress import Progress, Silent
@@ -25,11 +26,11 @@ RESULTS_FOLDER = "features"  # in a workspace's cache
 class SplitEncoder:
     """Encodes splits with a run's model, which is loaded only for what the workspace's cache lacks.
 
-    session: without one, everything is computed, on the CPU.
+    session: without one, everything is computed, on the CPU. images_by: encodes images in place of the model, alike.
     """
 
-    def __init__(self, run: Run, session: Session | None = None) -> None:
-        self.run = run
+    def __init__(self, run: Run, session: Session | None = None, images_by: EncodesImages | None = None) -> None:
+        self.run, self._images_by = run, images_by
         self._session = session
         self._cache = (
             None if session is None else ResultCache(session.workspace.cache / RESULTS_FOLDER, session.progress)
@@ -106,8 +107,13 @@ class SplitEncoder:
             {"preprocessing": preprocessing(self.run.recipe), "images": split.image_keys},
             (len(split), self.run.recipe.losses.embed_dim),
             is_unit_length,
-            lambda: encode_images(self.loaded, split.images, self.progress),
+            lambda: self._encode_images(split),
         )
+
+    def _encode_images(self, split: DataSplit) -> Values:
+        if self._images_by is None:
+            return encode_images(self.loaded, split.images, self.progress)
+        return collect(self._images_by.encode_images(split.images), len(split), self.progress)
 
     def _text_features(self, split: DataSplit) -> Result:
         return self.result(

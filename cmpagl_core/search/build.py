@@ -14,6 +14,7 @@ from cmpagl_core.encoders.cmpagl import CmpaglEncoder
 from cmpagl_core.encoders.encoder import Encoder
 from cmpagl_core.encoders.prompts import chosen_templates
 from cmpagl_core.encoders.published_models import Activation
+from cmpagl_core.encoders.ray_engine import RayCluster, images_by_ray
 from cmpagl_core.encoders.run_graph import UseOfOnnx
 from cmpagl_core.errors import CmpaglError, DataError, UsageError
 from cmpagl_core.files import newest
@@ -43,6 +44,7 @@ class IndexRequest:
     index that is there was made, else as the recipe says. store: see StoreChoice; as that index, else exact. bands,
     stretch: see Reading; tile_px, tile_m, overlap: see Tiling; templates: see `chosen_templates`; as that index, else
     by each file. wait: for another process that is making the same index, rather than be refused.
+    cluster: that encodes the images; None for this process.
     Raises UsageError for what contradicts itself.
     """
 
@@ -63,6 +65,7 @@ class IndexRequest:
     overlap: float | None = None
     templates: tuple[str, ...] | None = None
     wait: bool = False
+    cluster: RayCluster | None = None
 
     def __post_init__(self) -> None:
         if self.paths and self.data is not None:
@@ -93,7 +96,8 @@ def make_index(session: Session, request: IndexRequest) -> BuiltIndex:
     templates = chosen_templates(request.templates, request.model, before.templates if before is not None else "")
     source = replace(source, templates=templates)
     encoder = _encoder(session, request, run, root, source)
-    built = build_index(encoder, source, root, session.progress, request.wait, store)
+    images_by = None if request.cluster is None else images_by_ray(encoder, request.cluster, session)
+    built = build_index(encoder, source, root, session.progress, request.wait, store, images_by=images_by)
     if built.encoded and isinstance(encoder, CmpaglEncoder):
         encoder.keep_graph()
     return built

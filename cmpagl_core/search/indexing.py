@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cmpagl_core.encoders.encoder import Encoder, Features, HasTextTower
+from cmpagl_core.encoders.encoder import Encoder, EncodesImages, Features, HasTextTower
 from cmpagl_core.encoders.feature_set import unique_texts
 from cmpagl_core.encoders.prompts import encode_prompted, written_templates
 from cmpagl_core.encoders.tensor_file import TextTable
@@ -54,26 +54,35 @@ def build_index(
     wait: bool = False,
     store: StoreChoice = EXACT,
     known: Sequence[GalleryIndex] = (),
+    images_by: EncodesImages | None = None,
 ) -> BuiltIndex:
     """Encode a gallery into the folder `root`, or bring the index that is there up to date.
 
     Images that are unchanged since (size and time, else content) keep their features. Broken ones are left out and
     said, and not tried again while they stay as they are. When interrupted, what is encoded is kept for the next
     call. wait: until another process has written this index, and then look whether anything is left to do. known:
-    other indexes with the same kind of features, which are taken over.
+    other indexes with the same kind of features, which are taken over. images_by: encodes the images in place of the
+    encoder.
     Raises DataError when no image can be read, UsageError when `root` holds the index of another source, BusyError
     when another process writes it, InterruptedByUserError.
     """
     with hold(root, progress.say if wait else None, instead="choose another --name"):
-        return _Build(encoder, source, root, progress, store).make(known)
+        return _Build(encoder, source, root, progress, store, images_by or encoder).make(known)
 
 
 class _Build:
     """One build of an index: cached images, new images, and the encoder."""
 
     def __init__(
-        self, encoder: Encoder, source: GallerySource, root: Path, progress: Progress, store: StoreChoice
+        self,
+        encoder: Encoder,
+        source: GallerySource,
+        root: Path,
+        progress: Progress,
+        store: StoreChoice,
+        images_by: EncodesImages,
     ) -> None:
+        self._images_by = images_by
         self._encoder, self._source, self._root, self._progress = encoder, source, root, progress
         self._store = store
         self._entries: list[Entry] = []  # the source's, scenes cut into tiles
@@ -203,7 +212,7 @@ class _Build:
         if not new:
             return {}, broken
         bar = self._progress.task("encode images", len(new), "img")
-        with self._resumable(cache, len(new)), closing(self._encoder.encode_images(new)) as batches, bar as advance:
+        with self._resumable(cache, len(new)), closing(self._images_by.encode_images(new)) as batches, bar as advance:
             part = ImagePart()
             try:
                 for batch in batches:

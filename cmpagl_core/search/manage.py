@@ -196,7 +196,7 @@ class _RecordedEncoder:
 
     def __init__(self, index: GalleryIndex) -> None:
         info = index.info
-        self.name, self.dim = info.model, index.image_features.shape[1]
+        self.name, self.dim, self.batch_size = info.model, index.image_features.shape[1], 1
         self.fingerprint: Fingerprint = info.encoder_fingerprint
         self.origin = Origin(info.model_kind or "run", info.model_source)
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from cmpagl_core.encoders.tensor_file import Array, TensorFile, TextTable
 from cmpagl_core.errors import DataError
 from cmpagl_core.files import FileStamp, canonical_json
-from cmpagl_core.imagery.image_ref import Geo, ImageRef, Scene, Window
-from cmpagl_core.imagery.stretch import Rendering
+from cmpagl_core.imagery.image_ref import ImageRef, Scene, Window
+from cmpagl_core.imagery.scene_json import scene_of_json, scene_to_json
 
 _OPENED_AT_ONCE = 4096
 
@@ -99,24 +99,14 @@ class SceneTable:
 
 
 def _to_text(path: Path, stamp: FileStamp, scene: Scene) -> str:
-    return canonical_json({"path": str(path), "stamp": asdict(stamp), "scene": asdict(scene)})
+    return canonical_json({"path": str(path), "stamp": asdict(stamp), "scene": scene_to_json(scene)})
 
 
 @lru_cache(maxsize=_OPENED_AT_ONCE)
 def _from_text(text: str) -> tuple[Path, FileStamp, Scene]:
     try:
         content: Any = json.loads(text)
-        said = content["scene"]
-        transform = said["geo"]["transform"]
-        geo = Geo(**said["geo"] | {"transform": None if transform is None else tuple(map(float, transform))})
-        rendering = said["rendering"]
-        if rendering is not None:
-            rendering = Rendering(**rendering | {key: tuple(rendering[key]) for key in ("bands", "lows", "highs")})
-        return (
-            Path(content["path"]),
-            FileStamp(**content["stamp"]),
-            Scene(said["width"], said["height"], geo, rendering),
-        )
+        return Path(content["path"]), FileStamp(**content["stamp"]), scene_of_json(content["scene"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         sentence = "an index says of a scene what makes no sense"
         raise DataError(sentence, hint="rebuild it with `cmpagl index`") from error

@@ -17,9 +17,19 @@ def _is_here(host: Any) -> bool:
     if host in (None, "", "localhost"):
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host).is_loopback or _is_own(host)
     except ValueError:
         return False
+
+
+def _is_own(address: str) -> bool:
+    """Whether it is one of this machine's addresses, by which the processes of a cluster know each other."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as one:
+            one.bind((address, 0))
+    except OSError:
+        return False
+    return True
 
 
 def _check(self: socket.socket, address: Any) -> None:
