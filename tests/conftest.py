@@ -37,6 +37,9 @@ settings.register_profile("cmpagl", deadline=None, derandomize=True, max_example
 settings.load_profile("cmpagl")
 
 
+_CONNECT, _GETADDRINFO = socket.socket.connect, socket.getaddrinfo
+
+
 def _refuse(*_: Any, **__: Any) -> NoReturn:
     raise RuntimeError("a test reached for the network")
 
@@ -44,16 +47,31 @@ def _refuse(*_: Any, **__: Any) -> NoReturn:
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every connection and every name look-up fails; Unix sockets stay, since worker processes use them."""
-    connect = socket.socket.connect
 
     def only_unix(self: socket.socket, address: Any) -> None:
         if self.family != socket.AF_UNIX:
             _refuse()
-        connect(self, address)
+        _CONNECT(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", only_unix)
     monkeypatch.setattr(socket.socket, "connect_ex", _refuse)
     monkeypatch.setattr(socket, "getaddrinfo", _refuse)
+
+
+@pytest.fixture
+def this_machine(no_network: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a test talk to a server of its own at 127.0.0.1."""
+
+    def only_here(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX and address[0] != "127.0.0.1":
+            _refuse()
+        _CONNECT(self, address)
+
+    def numbers_of(host: Any, *arguments: Any, **options: Any) -> Any:
+        return _GETADDRINFO(host, *arguments, **options) if host == "127.0.0.1" else _refuse()
+
+    monkeypatch.setattr(socket.socket, "connect", only_here)
+    monkeypatch.setattr(socket, "getaddrinfo", numbers_of)
 
 
 @pytest.fixture(scope="session")

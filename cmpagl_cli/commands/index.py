@@ -40,10 +40,11 @@ Tta = Literal["none", "d4"]
 def index(
     ctx: typer.Context,
     paths: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Argument(
-            metavar="[PATH]...",
-            help="Folders of images with their subfolders, files, patterns in quotes, or a static STAC catalogue.",
+            metavar="[PATH|URL]...",
+            help="Folders of images with their subfolders, files, patterns in quotes, a static STAC catalogue; or "
+            "addresses, of which the images are fetched: http(s):// of a file or a STAC API, s3:// and other stores.",
         ),
     ] = None,
     data: DataOption = None,
@@ -78,6 +79,22 @@ def index(
     min_recall: Annotated[
         float, typer.Option("--min-recall", min=0.0, max=1.0, help="Refuse an approximate store with a lower recall.")
     ] = 0.0,
+    bbox: Annotated[
+        str | None,
+        typer.Option("--bbox", metavar="W,S,E,N", help="Of addresses: only what lies in this box, in degrees."),
+    ] = None,
+    since: Annotated[str, typer.Option("--from", metavar="DATE", help="Of a STAC address: from this day on.")] = "",
+    until: Annotated[str, typer.Option("--to", metavar="DATE", help="Of a STAC address: up to this day.")] = "",
+    collection: Annotated[
+        list[str] | None, typer.Option("--collection", metavar="NAME", help="Of a STAC address; repeatable.")
+    ] = None,
+    asset: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--asset", metavar="KEY", help="Of a STAC address, as in visual; repeatable. Default: all images."
+        ),
+    ] = None,
+    most: Annotated[int, typer.Option("--most", min=1, help="Items of a STAC address at most, or files.")] = 10_000,
     engine: EngineOption = "local",
     address: AddressOption = None,
     workers: WorkersOption = None,
@@ -91,6 +108,9 @@ def index(
     open_clip model replaces the run, so nothing has to be trained. Scenes (GeoTIFF, JPEG 2000 and others) are cut into
     tiles; check one with `cmpagl image` first.
 
+    With --bbox, only the part of each GeoTIFF inside it is read from an address. Fetched images are kept in the
+    workspace, below remote/.
+
     With --engine ray, workers of a Ray cluster encode the images; they need the same files at the same places.
 
     Examples:
@@ -102,16 +122,26 @@ def index(
       cmpagl index ~/aerial-archive --store faiss --min-recall 0.95
       cmpagl index ~/aerial-archive --model remoteclip-b32 --download
       cmpagl index ~/aerial-archive --model open_clip:ViT-B-32:mine.pt --activation gelu
+      cmpagl index https://stac.example.org/v1 --collection sentinel-2-l2a --asset visual --bbox 12.4,55.6,12.7,55.8
+      cmpagl index s3://archive/2024/ --name archive
       cmpagl index /shared/scenes --engine ray --address head:6379
     """
+    from cmpagl_core.imagery.remote_file import is_url
     from cmpagl_core.search.build import IndexRequest, make_index
+    from cmpagl_core.search.filters import parse_box
+    from cmpagl_core.search.stac import ItemQuery
 
     given = settings(ctx)
     started_at = time.monotonic()
+    urls = tuple(path for path in paths or () if is_url(path))
+    local = tuple(Path(path) for path in paths or () if path not in urls)
+    box = None if bbox is None else parse_box(bbox)
+    items = ItemQuery(box, since, until, tuple(collection or ()), tuple(asset or ()), most)
     request = IndexRequest(
-        tuple(paths or ()), data, run, model, name, tta, activation, download, store, min_recall,
+        local, data, run, model, name, tta, activation, download, store, min_recall,
         bands, stretch, tile, tile_m, overlap, None if template is None else tuple(template),
         cluster=ray_cluster(engine, address, workers, worker_cpus),
+        urls=urls, items=None if items == ItemQuery() else items,
     )  # fmt: skip
     built = make_index(given.session, request)
     _show(built, time.monotonic() - started_at, format)

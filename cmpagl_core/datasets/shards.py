@@ -25,19 +25,18 @@ from cmpagl_core.datasets.staging import is_staged, stage_folder
 from cmpagl_core.errors import DataError, UsageError
 from cmpagl_core.files import atomic_file
 from cmpagl_core.imagery.images import IMAGE_SUFFIXES
+from cmpagl_core.imagery.remote_file import INSTALL, VERSION_KEYS, filesystem, is_url, reading
 from cmpagl_core.progress import Progress
 
 SHARDS_FOLDER = "shards"  # in the data set's own folder
 CAPTIONS_FILE = "captions.csv"
 
-_INSTALL = "pip install 'cmpagl[shards]'"
 _CAPTION_FIELDS = ("txt", "caption", "text", "json")  # the first that a sample has; json: see _captions_of
 _JSON_CAPTIONS = ("captions", "caption", "text")
 _BARE_IMAGE = "img_content"  # RS5M's name for an image of any format
 _LONGEST_CAPTIONS_BYTES = 1 << 20
 _SAMPLE = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _KINDS = ((b"\x89PNG", ".png"), (b"RIFF", ".webp"), (b"II*\0", ".tif"), (b"MM\0*", ".tif"), (b"BM", ".bmp"))
-_VERSION_KEYS = ("size", "mtime", "ETag", "LastModified", "etag", "last_modified", "updated")
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,9 @@ class Shard:
     stamp: dict[str, Any]
 
     def open(self) -> IO[bytes]:
-        if not _is_url(self.url):
+        if not is_url(self.url):
             return Path(self.url).open("rb")
-        opened: IO[bytes] = _filesystem(self.url).open(self.url, "rb")
+        opened: IO[bytes] = filesystem(self.url).open(self.url, "rb")
         return opened
 
 
@@ -97,7 +96,7 @@ def find_shards(spec: str) -> list[Shard]:
     """The shards that are meant, in order. Raises DataError if there are none or one does not exist."""
     if spec.startswith("pipe:") or "::" in spec:
         raise UsageError(f"{spec[:100]!r} is neither a file nor a URL", hint="download the shards, or give their URLs")
-    found = [shard for one in _expanded(spec) for shard in (_in_store(one) if _is_url(one) else _on_disk(one))]
+    found = [shard for one in _expanded(spec) for shard in (_in_store(one) if is_url(one) else _on_disk(one))]
     if not found:
         raise DataError(f"there are no shards (.tar) at {spec}")
     return found
@@ -110,13 +109,9 @@ def _expanded(spec: str) -> list[str]:
     try:
         from webdataset.shardlists import expand_urls
     except ImportError as error:
-        raise UsageError("braces in the names of shards need webdataset", hint=_INSTALL) from error
+        raise UsageError("braces in the names of shards need webdataset", hint=INSTALL) from error
     urls: list[str] = expand_urls(spec)
     return urls
-
-
-def _is_url(name: str) -> bool:
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name) is not None
 
 
 def _on_disk(name: str) -> Iterator[Shard]:
@@ -138,48 +133,17 @@ def _on_disk(name: str) -> Iterator[Shard]:
 
 
 def _in_store(url: str) -> Iterator[Shard]:
-    store = _filesystem(url)
+    store = filesystem(url)
     scheme = url.partition("://")[0]
-    with _reading(url):
+    with reading(url):
         if url.endswith("/"):
             url += "*.tar"
         names = [f"{scheme}://{name}" for name in sorted(store.glob(url))] if "*" in url else [url]
         for name in names:
             _check_name(name)
             info = store.info(name)
-            stamp = {"url": name} | {key: str(info[key]) for key in _VERSION_KEYS if info.get(key) is not None}
+            stamp = {"url": name} | {key: str(info[key]) for key in VERSION_KEYS if info.get(key) is not None}
             yield Shard(name, int(info.get("size") or 0), stamp)
-
-
-def _filesystem(url: str) -> Any:
-    """fsspec's file system of a URL; its credentials come from the environment."""
-    try:
-        from fsspec.core import url_to_fs
-    except ImportError as error:
-        raise UsageError(f"reading {url} needs fsspec", hint=_INSTALL) from error
-    try:
-        return url_to_fs(url)[0]
-    except ImportError as error:
-        raise UsageError(f"reading {url} needs another package ({error})", hint=_INSTALL) from error
-    except ValueError as error:
-        raise UsageError(f"{url} cannot be read ({error})") from error
-
-
-class _reading:  # noqa: N801  # used as a context
-    """Turns what a store raises into one sentence."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, DataError | UsageError):
-            said = " ".join(str(error).split())[:200] or type(error).__name__
-            raise DataError(
-                f"{self._url} cannot be read ({said})", hint="check its name, and the credentials in the environment"
-            ) from error
 
 
 def _check_name(name: str) -> None:
@@ -190,7 +154,7 @@ def _check_name(name: str) -> None:
 def _unpack(shard: Shard, folder: Path) -> None:
     """Images of a shard into `folder`, and their captions as a table."""
     budget = Budget(shard.url, shard.size, folder)
-    with _reading(shard.url), shard.open() as packed, atomic_file(folder / CAPTIONS_FILE) as stream:
+    with reading(shard.url), shard.open() as packed, atomic_file(folder / CAPTIONS_FILE) as stream:
         table = csv.writer(stream, quoting=csv.QUOTE_ALL, lineterminator="\n")
         table.writerow(("file", "caption"))
         for sample in _samples(packed, shard, folder, budget):

@@ -108,7 +108,7 @@ def _opened(path: Path, name: str) -> DatasetReader:
         why = "is not an image of a known format" if "not recognized" in said else f"is a broken image ({brief(said)})"
         raise DataError(f"{path} {why}", hint=f"known are {', '.join((*FORMATS, 'BMP', 'GIF'))}") from error
     try:
-        _check(path, dataset)
+        check_header(path, dataset)
     except UNREADABLE as error:
         dataset.close()
         raise DataError(f"{path} is a broken image ({brief(str(error))})") from error
@@ -138,8 +138,8 @@ def brief(text: str) -> str:
     return " ".join(text.split())[:200]
 
 
-def _check(path: Path, dataset: DatasetReader) -> None:
-    """Check a header. Raises DataError for unsafe values."""
+def check_header(path: Path, dataset: DatasetReader) -> None:
+    """Refuse what a header should not say. Raises DataError for unsafe values."""
     width, height, count = dataset.width, dataset.height, dataset.count
     if dataset.driver not in DRIVERS:
         raise DataError(

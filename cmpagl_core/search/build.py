@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from cmpagl_core.datasets.augment import Tta
 from cmpagl_core.datasets.prepared import PreparedDataset, open_prepared
@@ -23,10 +24,12 @@ from cmpagl_core.imagery.reading import DEFAULT, Reading
 from cmpagl_core.imagery.tiles import Tiling
 from cmpagl_core.run_data import own_data
 from cmpagl_core.runs import Run, open_run
+from cmpagl_core.search.fetch import REMOTE_FOLDER, fetch_images
 from cmpagl_core.search.gallery_source import GallerySource, dataset_source
 from cmpagl_core.search.index import IndexInfo, open_index
 from cmpagl_core.search.indexing import BuiltIndex, build_index
 from cmpagl_core.search.paths import path_source
+from cmpagl_core.search.stac import ItemQuery
 from cmpagl_core.search.store_files import StoreChoice
 from cmpagl_core.session import Session
 from cmpagl_core.workspace import MARKERS, Workspace
@@ -44,7 +47,8 @@ class IndexRequest:
     index that is there was made, else as the recipe says. store: see StoreChoice; as that index, else exact. bands,
     stretch: see Reading; tile_px, tile_m, overlap: see Tiling; templates: see `chosen_templates`; as that index, else
     by each file. wait: for another process that is making the same index, rather than be refused.
-    cluster: that encodes the images; None for this process.
+    cluster: that encodes the images; None for this process. urls, items: in place of paths, see `fetch_images`.
+
     Raises UsageError for what contradicts itself.
     """
 
@@ -66,10 +70,17 @@ class IndexRequest:
     templates: tuple[str, ...] | None = None
     wait: bool = False
     cluster: RayCluster | None = None
+    urls: tuple[str, ...] = ()
+    items: ItemQuery | None = None
 
     def __post_init__(self) -> None:
-        if self.paths and self.data is not None:
+        if (self.paths or self.urls) and self.data is not None:
             raise UsageError("PATH and --data both give images", hint="give one of them")
+        if self.paths and self.urls:
+            raise UsageError("addresses and paths are not indexed together", hint="index each, then merge them")
+        if self.items is not None and not self.urls:
+            options = "--bbox, --from, --to, --collection, --asset and --most"
+            raise UsageError(f"{options} choose images of an address", hint="name one, or leave them out")
         if self.model is not None and self.run is not None:
             raise UsageError("--model and --run both name a model", hint="give one of them")
         if self.model is not None and self.tta is not None:
@@ -77,7 +88,7 @@ class IndexRequest:
         if self.model is None and (self.activation is not None or self.download):
             raise UsageError("--activation and --download are for --model", hint="leave them out, or pass --model")
         read_as = (self.bands, self.stretch, self.tile_px, self.tile_m, self.overlap)
-        if not self.paths and any(value is not None for value in read_as):
+        if not (self.paths or self.urls) and any(value is not None for value in read_as):
             raise UsageError(
                 "--bands, --stretch and tiles are for a folder: a data set's images were settled by `cmpagl prepare`",
                 hint="name the folder, or leave them out",
@@ -87,6 +98,14 @@ class IndexRequest:
 def make_index(session: Session, request: IndexRequest) -> BuiltIndex:
     """Build the index, or update it. Raises what `build_index`, `open_run` and `open_clip_encoder` raise."""
     workspace = session.workspace
+    if request.urls:
+        name = request.name or as_name(usual_name_of_url(request.urls[0]))
+        folder = workspace.root / REMOTE_FOLDER / name
+        fetched = fetch_images(request.urls, request.items or ItemQuery(), folder, session.progress)
+        request = replace(request, urls=(), items=None, paths=(folder,), name=name)
+        unfetched = fetched.left_out
+    else:
+        unfetched = ()
     request = _as_it_was_made(workspace, request)
     run = _run(workspace, request) if request.model is None else None
     source, usual = _source(workspace, request, run)
@@ -94,7 +113,7 @@ def make_index(session: Session, request: IndexRequest) -> BuiltIndex:
     before = _info_of(root)
     store = StoreChoice.parse(request.store or (before.store if before is not None else "exact"), request.min_recall)
     templates = chosen_templates(request.templates, request.model, before.templates if before is not None else "")
-    source = replace(source, templates=templates)
+    source = replace(source, templates=templates, left_out=(*unfetched, *source.left_out))
     encoder = _encoder(session, request, run, root, source)
     images_by = None if request.cluster is None else images_by_ray(encoder, request.cluster, session)
     built = build_index(encoder, source, root, session.progress, request.wait, store, images_by=images_by)
@@ -199,6 +218,13 @@ def usual_name(paths: Sequence[Path]) -> str:
     first = paths[0].absolute()
     named = first.parent if first.suffix == ".json" or "*" in first.name else first
     return as_name(named.stem if named.is_file() else named.name)
+
+
+def usual_name_of_url(url: str) -> str:
+    """The last word of an address's path, else its host."""
+    parts = urlsplit(url)
+    words = [word for word in parts.path.split("/") if word and "*" not in word]
+    return Path(words[-1]).stem if words else parts.netloc
 
 
 def as_name(text: str) -> str:

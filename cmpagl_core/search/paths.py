@@ -18,9 +18,9 @@ from cmpagl_core.imagery.reading import DEFAULT, Reading
 from cmpagl_core.imagery.stamps import Broken
 from cmpagl_core.imagery.tiles import WHOLE, Tiling
 from cmpagl_core.search.gallery_source import Entry, GallerySource, by_id, folder_source
+from cmpagl_core.search.stac import NOT_IMAGERY
 
 _CATALOGUES = ("Catalog", "Collection")
-_NOT_IMAGERY = frozenset({"thumbnail", "overview", "metadata"})  # roles of assets
 
 
 @dataclass
@@ -112,7 +112,7 @@ def _assets(path: Path) -> Iterator[tuple[str, str]]:
         for item in catalogue.get_items(recursive=True):
             for key, asset in item.assets.items():
                 kind = asset.media_type or ""
-                if _NOT_IMAGERY.isdisjoint(asset.roles or ()) and (kind.startswith("image/") or not kind):
+                if NOT_IMAGERY.isdisjoint(asset.roles or ()) and (kind.startswith("image/") or not kind):
                     yield f"{item.id}/{key}", asset.get_absolute_href() or asset.href
     except Exception as error:  # a catalogue is anybody's JSON, and breaks in as many ways
         for cause in (error, error.__cause__, error.__context__):
