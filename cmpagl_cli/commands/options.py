@@ -84,6 +84,12 @@ OverlapOption = Annotated[
 IndexOption = Annotated[
     str | None, typer.Option("--index", metavar="NAME|DIR", help="Index to search. Default: the newest.")
 ]
+IndexesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--index", metavar="NAME|DIR", help="Index to search; repeat it to search several as one. Default: the newest."
+    ),
+]
 NameOption = Annotated[
     str | None, typer.Option("--name", metavar="NAME", help="Name of the result, instead of the default.")
 ]

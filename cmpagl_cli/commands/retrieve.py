@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from cmpagl_cli.commands.options import BandsOption, IndexOption, OutputFormat, Settings, StretchOption, settings
+from cmpagl_cli.commands.options import BandsOption, IndexesOption, OutputFormat, Settings, StretchOption, settings
 from cmpagl_cli.hits import HitFormat, answers_as_text, hits_as_text
 from cmpagl_cli.views import echo
 
@@ -83,7 +83,7 @@ def retrieve(
         bool, typer.Option("--diverse", help="Hide near-duplicates of better hits, and overlapping tiles.")
     ] = False,
     regions: Annotated[bool, typer.Option("--regions", help="Merge touching tiles into regions.")] = False,
-    index: IndexOption = None,
+    index: IndexesOption = None,
     features: Annotated[
         Path | None,
         typer.Option("--features", metavar="FILE", help="Search an exported feature set instead of an index."),
@@ -134,12 +134,13 @@ def retrieve(
       cmpagl retrieve "solar farm" --near 12.5,55.7 --within 20km --from 2024-05 --format geojson
       cmpagl retrieve --image mine.jpg --diverse --crops found
       cmpagl retrieve "harbour" --rerank csls --format gpkg --out harbours.gpkg
+      cmpagl retrieve "harbour" --index north --index south
       cmpagl retrieve --queries queries.txt -k 5 --format jsonl
     """
     from cmpagl_core.errors import UsageError
     from cmpagl_core.search.filters import parse_filters
     from cmpagl_core.search.narrowing import Narrowed
-    from cmpagl_core.search.opening import open_searcher
+    from cmpagl_core.search.opening import open_joined, open_searcher
 
     if until in ("images", "captions"):
         raise UsageError("--to is a date", hint="for captions call `cmpagl caption IMAGE`")
@@ -154,7 +155,12 @@ def retrieve(
     filters = parse_filters(bbox, near, within, inside, since, until, path, scene)
     given = settings(ctx)
     page = gallery if gallery is not None or not open_page else given.workspace.root / "gallery.html"
-    searcher = open_searcher(given.session, index, features, run)
+    if index is not None and len(index) > 1:
+        if features is not None or run is not None or rerank in ("csls", "dual-softmax"):
+            raise UsageError("several indexes are searched by their own cosines", hint="leave out the other options")
+        searcher = open_joined(given.session, index)
+    else:
+        searcher = open_searcher(given.session, index[0] if index else None, features, run)
     if rerank in ("csls", "dual-softmax"):
         from cmpagl_core.search.query_bank import with_bank
 

@@ -5,6 +5,7 @@ Nothing here imports torch before a model is needed, or anything else that a tex
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING
 from cmpagl_core.errors import CmpaglError, DataError, UsageError
 from cmpagl_core.files import made_at, newest, read_json
 from cmpagl_core.search.index import GalleryIndex, open_index
+from cmpagl_core.search.joined import JoinedStore, join_indexes
 from cmpagl_core.search.searcher import Searcher
+from cmpagl_core.search.store_files import open_store
 from cmpagl_core.session import Session
 from cmpagl_core.workspace import MARKERS, Workspace
 
@@ -46,6 +49,20 @@ def open_searcher(
     find_tower = partial(_tower_of, gallery, session.workspace, run)
     find_graph = partial(_graph_of, gallery, session)
     return Searcher(gallery, partial(encoder_of, gallery, session, run), session.progress, find_tower, find_graph)
+
+
+def open_joined(session: Session, names: Sequence[str]) -> Searcher:
+    """Open several named indexes as one, without copying what they hold.
+
+    Raises DataError for one that does not exist or is broken, MismatchError where their features cannot stand side by
+    side.
+    """
+    indexes = [open_index(session.workspace.find("indexes", name)) for name in dict.fromkeys(names)]
+    gallery = join_indexes(indexes)
+    store = JoinedStore([open_store(index) for index in indexes], gallery.image_features, gallery.image_ids)
+    find_graph = partial(_graph_of, gallery, session)
+    searcher = Searcher(gallery, partial(encoder_of, gallery, session), session.progress, find_graph=find_graph)
+    return searcher.searching(store)
 
 
 def _find_gallery(workspace: Workspace, index: str | None, features: Path | None) -> GalleryIndex | None:

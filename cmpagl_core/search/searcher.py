@@ -21,6 +21,7 @@ from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.reading import Reading
 from cmpagl_core.progress import Progress
 from cmpagl_core.search.index import GalleryIndex, places
+from cmpagl_core.search.joined import JoinedStore
 from cmpagl_core.search.narrowing import ALL, Narrowed, Ranked, distinct_top_k
 from cmpagl_core.search.query import (
     CaptionHit,
@@ -139,10 +140,16 @@ class Searcher:
 
         It takes seconds per million images; other threads can search meanwhile.
         """
-        if len(self._images) >= _SCANNED_ROWS and isinstance(self._images, ExactStore):
-            from cmpagl_core.search.stores.int8 import Int8Store  # torch, which one query does without
+        self._images = self._prepared(self._images)
 
-            self._images = Int8Store(self._images, self._progress)
+    def _prepared(self, store: Store) -> Store:
+        if isinstance(store, JoinedStore):
+            return store.changed(self._prepared)
+        if len(store) < _SCANNED_ROWS or not isinstance(store, ExactStore):
+            return store
+        from cmpagl_core.search.stores.int8 import Int8Store  # torch, which one query does without
+
+        return Int8Store(store, self._progress)
 
     def search_captions(self, queries: Sequence[Query], k: int) -> list[list[CaptionHit]]:
         """The k nearest captions of each query. Raises DataError if the gallery has none, and as `search`."""
@@ -218,11 +225,11 @@ class Searcher:
     def row_of(self, item: str) -> int:
         """The row of an image by its id, else by its number. Raises DataError when there is none."""
         ids = self.gallery.image_ids
-        if self.gallery.tie_order is None:  # sorted by id
+        if self.gallery.tie_order is None:  # sorted by id, but for indexes that are joined
             row = bisect_left(ids, item)
             if row < len(ids) and ids[row] == item:
                 return row
-        elif item in ids:
+        if (self.gallery.tie_order is not None or self.gallery.info.kind == "merged") and item in ids:
             return list(ids).index(item)
         if item.isdecimal() and int(item) < len(self.gallery):
             return int(item)
