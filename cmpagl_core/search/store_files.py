@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,6 +23,7 @@ from cmpagl_core.search.stores.store import Store
 if TYPE_CHECKING:
     from cmpagl_core.search.index import GalleryIndex
     from cmpagl_core.search.stores.faiss import FaissStore
+    from cmpagl_core.search.stores.milvus import Attributes
 
 _ROWS_KIND = "rows of a faiss index"
 
@@ -81,7 +83,7 @@ def make_store(
     if choice.kind == "milvus":
         from cmpagl_core.search.stores.milvus import MilvusStore
 
-        milvus = MilvusStore(exact, _keys(index), choice.uri, _collection(index))
+        milvus = MilvusStore(exact, _keys(index), choice.uri, _collection(index), partial(_attributes, index))
         try:
             milvus.write(progress)
             return StoreFiles({}, _checked(measured_recall(milvus, exact), choice))
@@ -113,7 +115,7 @@ def open_store(index: GalleryIndex) -> Store:
     if choice.kind == "milvus":
         from cmpagl_core.search.stores.milvus import MilvusStore
 
-        return MilvusStore(exact, _keys(index), choice.uri, _collection(index))
+        return MilvusStore(exact, _keys(index), choice.uri, _collection(index), partial(_attributes, index))
     return exact
 
 
@@ -152,5 +154,21 @@ def _keys(index: GalleryIndex) -> NDArray[np.int64]:
     return row_keys([f"{place}\0{sha256}\0{made_by}" for place, sha256 in zip(places, stamps, strict=True)])
 
 
+def _attributes(index: GalleryIndex) -> Attributes:
+    """What Milvus is told of each row: its folder or scene, its day, and the middle of its footprint."""
+    from cmpagl_core.search.footprints import corners, dates
+    from cmpagl_core.search.stores.milvus import Attributes, row_keys
+
+    paths = list(index.paths)
+    cut = np.zeros(len(index), dtype=bool) if index.windows is None else index.windows[:, 2] > 0
+    named = [path if tile else str(Path(path).parent) for path, tile in zip(paths, cut.tolist(), strict=True)]
+    unique, source_of = np.unique(np.array(named, dtype=object), return_inverse=True)
+    none = Attributes.none(len(index))
+    days = [date.fromisoformat(day[:10]).toordinal() if day else 0 for day in dates(index)]
+    middle = corners(index).mean(axis=1)
+    places = np.where(np.isfinite(middle).all(axis=1)[:, None], middle, none.places)
+    return Attributes(row_keys(unique.tolist())[source_of], np.array(days, dtype=np.int64), places)
+
+
 def _collection(index: GalleryIndex) -> str:
-    return f"cmpagl_{sha256_text(f'{index.info.name}|{index.info.source}')[:16]}"
+    return f"cmpagl2_{sha256_text(f'{index.info.name}|{index.info.source}')[:16]}"

@@ -1,13 +1,18 @@
-"""The examples of training on several machines: their shell is right, and their commands start what they say."""
+"""The examples of several machines: their shell and YAML are right, and their commands start what they say."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import jsonschema
+import pytest
+import yaml
 from torch.distributed.run import get_args_parser
 from typer.testing import CliRunner
 
@@ -74,3 +79,35 @@ def test_every_command_of_the_page_is_one_that_torchrun_and_cmpagl_take() -> Non
         else:
             assert command[0] == "cmpagl"
             assert CliRunner().invoke(app, [*command[1:], "--help"]).exit_code == 0
+
+
+@pytest.fixture
+def ray_job() -> Any:
+    return yaml.safe_load((EXAMPLES / "ray-on-kubernetes" / "index.yaml").read_text())
+
+
+def test_the_ray_job_is_one_for_kuberay(ray_job: Any) -> None:
+    schema = json.loads((Path(__file__).parent / "rayjob.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    check = jsonschema.Draft202012Validator(schema)
+    assert [error.message for error in check.iter_errors(ray_job)] == []
+    ray_job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] = (
+        0  # of which Kubernetes wants text
+    )
+    assert not check.is_valid(ray_job)
+
+
+def test_the_ray_job_indexes_with_what_its_pods_have(ray_job: Any) -> None:
+    words = shlex.split(ray_job["spec"]["entrypoint"])
+    assert words[0] == "cmpagl"
+    assert {"index", "--engine", "ray"} <= set(words)
+    assert CliRunner().invoke(app, [*words[1:], "--help"]).exit_code == 0
+    cluster = ray_job["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        mounts = [mount for container in pod["containers"] for mount in container["volumeMounts"]]
+        assert {mount["name"] for mount in mounts} == volumes
+        assert all(any(word.startswith(mount["mountPath"]) for word in words) for mount in mounts)
+    cpus = int(cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+    assert cpus % int(words[words.index("--worker-cpus") + 1]) == 0

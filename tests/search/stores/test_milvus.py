@@ -12,7 +12,7 @@ import pytest
 from cmpagl_core.errors import CmpaglError, UsageError
 from cmpagl_core.progress import Silent
 from cmpagl_core.search.stores.exact import ExactStore
-from cmpagl_core.search.stores.milvus import MilvusStore, row_keys
+from cmpagl_core.search.stores.milvus import Attributes, MilvusStore, row_keys
 from tests.search.stores.test_exact import unit
 
 FEATURES = unit(2000, 32, 0)
@@ -45,6 +45,28 @@ def test_milvus_gives_what_the_exact_store_gives_also_after_updates(uri: str) ->
         np.testing.assert_array_equal(found.scores, expected.scores)
     second.drop()
     second.close()
+
+
+def test_a_filter_is_told_to_milvus_as_sources_days_and_box(uri: str) -> None:
+    rows = np.arange(500)
+    places = np.stack([rows / 500, 50 - rows / 500], axis=1)
+    attributes = Attributes(rows % 5, 730_000 + rows // 10, places)
+    exact = ExactStore(FEATURES[:500])
+    store = MilvusStore(exact, KEYS[:500], uri, "filtered", lambda: attributes)
+    store.write(Silent())
+    for where, condition, meeting in (
+        (rows % 5 == 3, "source in [3] and", 100),
+        ((rows >= 100) & (rows < 300), "day >= 730010 and day <= 730029 and lon >= 0.2 and lon <= 0.598", 200),
+        (rows % 2 == 0, "lon >= 0.0 and lon <= 0.996", 499),
+    ):
+        said, count = attributes.condition(where)
+        assert condition in said
+        assert where.sum() <= count <= meeting
+        assert len(store._client.query("filtered", filter=said, output_fields=["key"], limit=500)) == count
+        found, expected = store.top_k(QUERIES, 10, where), exact.top_k(QUERIES, 10, where)
+        np.testing.assert_array_equal(found.rows, expected.rows)
+    store.drop()
+    store.close()
 
 
 def test_a_key_is_its_texts_and_no_two_rows_share_one(uri: str) -> None:
