@@ -6,7 +6,8 @@
 Features are drawn: Gaussian with the mean and covariance's spectrum of real features (scale_spectrum.json, which
 --spectrum-of writes), in random directions, of unit length. Queries are drawn alike, so no row is near them by design.
 Each store is built and asked in a process of its own, one after the other; memory is the most that the process has for
-itself at once (RssAnon), to which the pages of the mapped features come as far as the machine has room.
+itself at once (RssAnon), to which the pages of the mapped features come as far as the machine has room; a store that
+takes more than --most-gib is ended. --half keeps the features in half precision, where the disk has no room for more.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -73,25 +74,42 @@ class Drawn:
 
 def write_features(path: Path, count: int) -> None:
     """Raises SystemExit where the disk has no room."""
-    needed = count * DIM * 4
+    dtype = np.dtype(np.float16 if path.suffix == ".f16" else np.float32)
+    needed = count * DIM * dtype.itemsize
     free = shutil.disk_usage(path.parent).free
     if free < needed + SPARE_BYTES:
         sys.exit(f"{count:,} rows need {needed / 1e9:.1f} GB, and {path.parent} has {free / 1e9:.1f} GB")
     drawn = Drawn()
     with path.open("wb") as stream:
         for number, start in enumerate(range(0, count, AT_ONCE)):
-            stream.write(drawn.rows(min(AT_ONCE, count - start), number + 1).tobytes())
+            stream.write(drawn.rows(min(AT_ONCE, count - start), number + 1).astype(dtype).tobytes())
+
+
+class Widened:
+    """Features in half precision, widened as they are read."""
+
+    def __init__(self, path: Path) -> None:
+        self._rows = np.memmap(path, dtype=np.float16, mode="r").reshape(-1, DIM)
+        self.shape, self.nbytes = self._rows.shape, self._rows.nbytes
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: Any) -> NDArray[np.float32]:
+        return self._rows[rows].astype(np.float32)
 
 
 def mapped(path: Path) -> NDArray[np.float32]:
+    if path.suffix == ".f16":
+        return cast("NDArray[np.float32]", Widened(path))
     return np.memmap(path, dtype=np.float32, mode="r").reshape(-1, DIM)
 
 
 class Peak:
     """The most anonymous memory of this process, looked at ten times a second."""
 
-    def __init__(self) -> None:
-        self.bytes = 0
+    def __init__(self, most_bytes: float) -> None:
+        self.bytes, self._most = 0, most_bytes
         self._ended = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -99,6 +117,9 @@ class Peak:
         while not self._ended.wait(0.1):
             line = next(line for line in STATUS.read_text().splitlines() if line.startswith("RssAnon"))
             self.bytes = max(self.bytes, int(line.split()[1]) * 1024)
+            if self.bytes > self._most:
+                os.write(2, f"ended: it took {self.bytes:,} bytes of memory\n".encode())
+                os._exit(3)
 
 
 def build(name: str, exact: ExactStore, folder: Path) -> tuple[Store, int]:
@@ -124,15 +145,15 @@ def build(name: str, exact: ExactStore, folder: Path) -> tuple[Store, int]:
     return exact, 0
 
 
-def measure(name: str, path: Path, truth: Path, threads: int) -> dict[str, Any]:
+def measure(name: str, path: Path, truth: Path, threads: int, most_gib: float) -> dict[str, Any]:
     torch.set_num_threads(threads)
     keep_freed_memory()
     features = mapped(path)
-    exact, peak = ExactStore(features), Peak()
+    exact, peak = ExactStore(features), Peak(most_gib * 2**30)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        started_at = time.perf_counter()
+        started_at, cpu_s = time.perf_counter(), time.process_time()
         store, own_bytes = build(name, exact, Path(folder))
-        build_s = time.perf_counter() - started_at
+        build_s, cpu_s = time.perf_counter() - started_at, time.process_time() - cpu_s
         queries = Drawn().rows(QUERIES, 0)
         if name == "exact":
             np.save(truth, store.top_k(queries, K).rows)
@@ -151,7 +172,9 @@ def measure(name: str, path: Path, truth: Path, threads: int) -> dict[str, Any]:
             "store": name,
             "rows": len(features),
             "dim": DIM,
+            "dtype": "float16" if path.suffix == ".f16" else "float32",
             "build_s": round(build_s, 2),
+            "build_cpu_s": round(cpu_s, 2),
             "feature_bytes": features.nbytes,
             "store_bytes": own_bytes,
             "memory_bytes": peak.bytes,
@@ -171,6 +194,8 @@ def main() -> int:
     parser.add_argument("--stores", nargs="+", default=["exact", "int8"], choices=STORES)
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--most-gib", type=float, default=8.0)
+    parser.add_argument("--half", action="store_true")
     parser.add_argument("--spectrum-of", type=Path, default=None)
     parser.add_argument("--one", nargs=3, default=None, metavar=("STORE", "FEATURES", "TRUTH"))
     given = parser.parse_args()
@@ -179,7 +204,7 @@ def main() -> int:
         return 0
     if given.one is not None:
         name, path, truth = given.one
-        print(json.dumps(measure(name, Path(path), Path(truth), given.threads)), flush=True)
+        print(json.dumps(measure(name, Path(path), Path(truth), given.threads, given.most_gib)), flush=True)
         return 0
     stores = [
         "exact",
@@ -187,11 +212,11 @@ def main() -> int:
     ]  # whose answers the others are compared with
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         for count in given.rows:
-            path, truth = Path(folder, "features.f32"), Path(folder, "truth.npy")
+            path, truth = Path(folder, "features.f16" if given.half else "features.f32"), Path(folder, "truth.npy")
             write_features(path, count)
             for name in stores:
-                call = [sys.executable, __file__, "--threads", str(given.threads)]
-                subprocess.run([*call, "--one", name, str(path), str(truth)], check=True)
+                call = [sys.executable, __file__, "--threads", str(given.threads), "--most-gib", str(given.most_gib)]
+                subprocess.run([*call, "--one", name, str(path), str(truth)], check=name == "exact")
             path.unlink()
     return 0
 
