@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,7 @@ class RayEngine:
 
     def encode(self, order: str, shards: Sequence[str]) -> Generator[ShardResult, None, None]:
         """As in `Engine`."""
-        with self._joined(), self._failing():
+        with redirect_stdout(sys.stderr), self._joined(), self._failing():  # Ray prints of lost workers to stdout
             for row in self._dataset(order, shards).iter_rows():
                 yield ShardResult(row["about"], row["features"])
 
