@@ -132,7 +132,7 @@ def test_a_switch_changes_its_field_and_no_other(name: str, path: str, value: ob
 @pytest.mark.parametrize("measure", ["flops", "parameters"])
 def test_plain_swin_is_widened_to_what_the_global_window_costs(measure: str) -> None:
     recipe = override_recipe(Recipe(), [f"image_encoder.{field}" for field in (
-        "size=custom", "width=32", "depths=[2, 2, 4, 2]", "num_heads=[1, 2, 4, 8]", "window_size=3")]
+        "size=custom", "width=32", "depths=[1, 1, 2, 1]", "num_heads=[1, 2, 4, 8]", "window_size=3")]
         + ["data.image_size_px=96"])  # fmt: skip
     (_, variant) = one_at_a_time(recipe, [SWITCHES[f"no-global-window-same-{measure}"]])
     sizes = [getattr(image_encoder_size(one.image_encoder, 96), measure) for one in (recipe, variant.recipe)]
@@ -381,12 +381,12 @@ def test_every_format_shows_every_variant(
     kept = tmp_path_factory.getbasetemp() / "ablation-formats"  # trained once for all formats
     result = cmpagl(
         "ablate", recipe_file, "--no-global-window", "--no-smr", "--data", tiny_prepared, "--results", kept,
-        "--format", format, "--figure", "deltas.png", "--out", "table.txt",
+        "--format", format, "--out", "table.txt", *(("--figure", "deltas.png") if format == "table" else ()),
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     text = Path("table.txt").read_text(encoding="utf-8")
     assert all(name in text for name in ("baseline", "no-global-window", "no-smr"))
-    assert Path("deltas.png").read_bytes().startswith(b"\x89PNG")
+    assert format != "table" or Path("deltas.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_figure_of_another_kind_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from functools import cache
 from typing import Literal
 
-from cmpagl_core.models.summary import image_encoder_size
+from cmpagl_core.models.summary import image_encoder_parameters, image_encoder_size
 from cmpagl_core.recipe import ImageEncoderPart, Recipe
 
 Measure = Literal["flops", "parameters"]
@@ -54,5 +54,4 @@ def _matched_width(cfg: ImageEncoderPart, size_px: int, measure: Measure) -> int
 
 
 def _cost(cfg: ImageEncoderPart, size_px: int, measure: Measure) -> int:
-    size = image_encoder_size(cfg, size_px)
-    return size.flops if measure == "flops" else size.parameters
+    return image_encoder_size(cfg, size_px).flops if measure == "flops" else image_encoder_parameters(cfg, size_px)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from cmpagl_core.imagery.stamps import stamp_file
 from cmpagl_core.progress import Progress
 
 _MOST_THREADS = 8
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 _CLAIM = {"test": 0, "val": 1, "train": 2, "": 3}  # an image in two splits is kept in the one where it cannot leak
 
 
@@ -142,4 +144,4 @@ def _caption_problem(text: str) -> str:
 
 def _unwritable(text: str) -> bool:
     """Whether a text contains NUL or half a character (which JSON can encode)."""
-    return "\0" in text or any("\ud800" <= sign <= "\udfff" for sign in text)
+    return _UNWRITABLE.search(text) is not None

@@ -72,6 +72,12 @@ def image_encoder_size(cfg: ImageEncoderPart, image_size_px: int) -> EncoderSize
         return EncoderSize(_parameters([encoder])[0], _flops(lambda: encoder(pixel_values)))
 
 
+def image_encoder_parameters(cfg: ImageEncoderPart, image_size_px: int) -> int:
+    """As in `image_encoder_size`, without the pass that counts operations."""
+    with torch.device("meta"):
+        return _parameters([GswinEncoder(cfg, image_size_px)])[0]
+
+
 Run = Callable[[], Tensor]
 
 

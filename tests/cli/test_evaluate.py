@@ -222,12 +222,12 @@ def test_both_protocols_come_in_one_document_and_are_kept_apart(cmpagl: Cmpagl, 
 
 def test_sensitivity_shows_the_whole_grid_and_keeps_nothing(cmpagl: Cmpagl, workspace: Path) -> None:
     before = (workspace / "runs/tiny/run.json").read_bytes()
-    call = ("tune", "sensitivity", "--gammas", "0,1,4", "--samples", "20", "--out", workspace / "grid.png")
-    found = document(cmpagl, *call)
+    call = ("tune", "sensitivity", "--gammas", "0,1,4", "--samples", "20")
+    found = document(cmpagl, *call, "--out", workspace / "grid.png")
     assert (found["run"], found["dataset"], found["split"]) == ("tiny", "tiny", "val")
     names = [setting["reranking"] for setting in found["settings"]]
     assert names == ["smr multiply"] * 9 + ["smr add"] * 9 + ["galr", "csls"] + ["dual_softmax"] * 4 + ["sinkhorn"] * 4
-    chosen = document(cmpagl, "tune", "smr", "--gammas", "0,1,4", "--no-keep", "--out", workspace / "smr.png")
+    chosen = document(cmpagl, "tune", "smr", "--gammas", "0,1,4", "--no-keep")
     by_tuning = [point["mr"] for point in chosen["grid"]]
     assert [setting["mr"] for setting in found["settings"][:9]] == pytest.approx(by_tuning)
     assert (workspace / "grid.png").is_file()

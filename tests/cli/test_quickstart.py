@@ -15,8 +15,8 @@ from cmpagl_core.synthetic.truth import SceneTruth, read_truth, shows
 
 MAKEFILE = Path(__file__).parents[2] / "Makefile"
 SMALLER = (
-    "data.image_size_px=128",
-    "image_encoder.window_size=4",
+    "data.image_size_px=96",
+    "image_encoder.window_size=3",
     "fusion_encoder.enabled=false",
     "losses.itm=0.0",
     "train.batch_size=32",
@@ -46,11 +46,11 @@ def airports_near_the_sea(truths: list[SceneTruth]) -> int:
 def test_a_smaller_quickstart_finds_airports_near_the_sea_among_unseen_scenes(
     cmpagl: Callable[..., Result], tmp_path: Path, seed: int
 ) -> None:
-    drawn = ("prepare", "synthetic", "--size", "128")
+    drawn = ("prepare", "synthetic", "--size", "96")
     overrides = [part for override in SMALLER for part in ("--set", override)]
     for call in (
-        (*drawn, "--count", "160", "--seed", str(seed)),
-        (*drawn, "--count", "75", "--seed", str(1000 + seed), "--name", "unseen"),
+        (*drawn, "--count", "120", "--seed", str(seed)),
+        (*drawn, "--count", "60", "--seed", str(1000 + seed), "--name", "unseen"),
         ("train", "quickstart", "--data", "synthetic", "--seed", str(seed), *overrides),
         ("index", "--data", "unseen"),
     ):

@@ -74,6 +74,7 @@ COMMANDS = {
 def test_every_long_command_stops_at_a_signal_and_goes_on_when_called_again(
     words: tuple[str, ...], cmpagl: Cmpagl, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("cmpagl_core.training.loop.draw_curves", lambda root, progress: None)
     progress = Signalling(signal.SIGHUP if words[0] in ("export", "index") else signal.SIGTERM)
     monkeypatch.setattr("cmpagl_cli.app.make_progress", lambda quiet: progress)
     with Interruption().caught():

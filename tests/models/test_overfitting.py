@@ -17,9 +17,10 @@ from cmpagl_core.recipe import Recipe
 
 PAIRS = 32
 STEPS = 200
+SIDE = 32  # pixels: 8 x 8 tokens, four windows in the first stage
 RECIPE = Recipe.model_validate(
     {
-        "data": {"image_size_px": 64},
+        "data": {"image_size_px": SIDE},
         "image_encoder": {
             "size": "custom",
             "width": 16,
@@ -63,7 +64,7 @@ def steps_until_known_by_heart(pixel_values: Tensor, captions: list[str]) -> int
 
 @pytest.mark.slow
 def test_thirty_two_random_pairs_are_learnt_by_heart() -> None:
-    pixel_values = torch.randn(PAIRS, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    pixel_values = torch.randn(PAIRS, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     captions = [f"{'abcdefgh'[index % 8]} thing beside {'stuvwxyz'[index // 8]} places" for index in range(PAIRS)]
     assert steps_until_known_by_heart(pixel_values, captions) < STEPS
 
@@ -79,5 +80,5 @@ def test_thirty_two_real_pairs_are_learnt_by_heart(real_data: Path) -> None:
         captions.setdefault(caption, real_data / "ucm" / "images" / f"{Path(entry['filename']).stem}.jpg")
     pairs = list(captions.items())[:PAIRS]
     assert len(pairs) == PAIRS
-    pixel_values = torch.stack([to_pixel_values(open_image(path), 64) for _, path in pairs])
+    pixel_values = torch.stack([to_pixel_values(open_image(path), SIDE) for _, path in pairs])
     assert steps_until_known_by_heart(pixel_values, [caption for caption, _ in pairs]) < STEPS

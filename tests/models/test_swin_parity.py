@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,8 +23,12 @@ from cmpagl_core.recipe import ImageEncoderPart
 SLOW = pytest.mark.slow
 
 
+@cache
 def scrambled_swin(size: str, image_size_px: int, window: int = 7) -> nn.Module:
-    """timm's Swin with every parameter away from its start, so that a swapped or missed one shows."""
+    """timm's Swin with every parameter away from its start, so that a swapped or missed one shows.
+
+    Made once for all tests, which leave it as it is.
+    """
     torch.manual_seed(0)
     name = f"swin_{size}_patch4_window7_224"
     model = timm.create_model(name, pretrained=False, img_size=image_size_px, window_size=window).eval()
@@ -134,7 +140,7 @@ def test_the_authors_file_layout_is_imported_too(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_window_size_are_resized_as_timm_does(tmp_path: Path) -> None:
-    theirs = scrambled_swin("tiny", 224, window=14)
+    theirs = deepcopy(scrambled_swin("tiny", 224, window=14))
     spec = saved(theirs.state_dict(), tmp_path / "swin.safetensors")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch's, about memory layout inside timm
@@ -146,19 +152,21 @@ def test_weights_of_another_window_size_are_resized_as_timm_does(tmp_path: Path)
 
 def test_weights_of_another_size_are_refused_and_change_nothing(tmp_path: Path) -> None:
     spec = saved(scrambled_swin("tiny", 224).state_dict(), tmp_path / "swin.safetensors")
-    ours = GswinEncoder(ImageEncoderPart(size="base"), 224)
+    narrower = ImageEncoderPart(size="custom", width=48, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24))
+    ours = GswinEncoder(narrower, 224)
     before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
     with pytest.raises(
-        MismatchError, match=r"patch_embed.proj.weight .* is \(96, 3, 4, 4\), but the recipe needs \(128, 3, 4, 4\)"
+        MismatchError, match=r"patch_embed.proj.weight .* is \(96, 3, 4, 4\), but the recipe needs \(48, 3, 4, 4\)"
     ):
         import_swin(ours, spec)
     assert all(torch.equal(tensor, before[name]) for name, tensor in ours.state_dict().items())
 
 
 def test_a_deeper_swin_is_refused_rather_than_cut(tmp_path: Path) -> None:
-    spec = saved(scrambled_swin("small", 224).state_dict(), tmp_path / "swin.safetensors")
-    with pytest.raises(MismatchError, match=r"layers\.2\.blocks\.10"):
-        import_swin(GswinEncoder(ImageEncoderPart(size="tiny"), 224), spec)
+    spec = saved(scrambled_swin("tiny", 224).state_dict(), tmp_path / "swin.safetensors")
+    shallower = ImageEncoderPart(size="custom", width=96, depths=(2, 2, 4, 2), num_heads=(3, 6, 12, 24))
+    with pytest.raises(MismatchError, match=r"layers\.2\.blocks\.4"):
+        import_swin(GswinEncoder(shallower, 224), spec)
 
 
 def test_the_weights_of_no_swin_are_refused(tmp_path: Path) -> None:

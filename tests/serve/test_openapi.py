@@ -51,7 +51,7 @@ def test_the_api_is_as_described(described: tuple[Any, Any], path: str, method: 
     if mode == "negative" and not asked and method == "get":
         pytest.skip("nothing in it can be wrong")
 
-    @settings(max_examples=20, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=12, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
     def ask(case: Any) -> None:
         case.call_and_validate(session=client, excluded_checks=[ACCEPTANCE])

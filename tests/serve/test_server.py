@@ -88,7 +88,7 @@ def test_a_client_that_reads_nothing_is_cut_off(place: Path) -> None:
         assert len(ends(client)) < 200 * 8000
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_signal_ends_it_in_order(tiny_run: Path, tmp_path: Path, number: signal.Signals) -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "cmpagl_cli", "--workspace", str(tiny_run.parent.parent), "serve", "--port", "0"]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from cmpagl_core.datasets.prepared import PreparedDataset
+from tests.training.scripts import run_script
 
 SCRIPT = Path(__file__).parent / "killed_training.py"
 NEVER = "step:1000"
@@ -20,11 +18,8 @@ Results = dict[str, dict[str, str]]
 
 def trained(squares: PreparedDataset, recipe: str, out: Path, *moments: str) -> Results:
     (out / "tiny.yaml").write_text(recipe)
-    command = [sys.executable, str(SCRIPT), str(squares.root), str(out / "tiny.yaml"), str(out / "runs"), *moments]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    results: Results = json.loads(done.stdout)
+    said = run_script(SCRIPT, out / "said", squares.root, out / "tiny.yaml", out / "runs", *moments)
+    results: Results = json.loads(said)
     return results
 
 

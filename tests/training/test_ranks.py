@@ -24,6 +24,7 @@ from cmpagl_core.ranks import ALONE, Ranks
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.runs import open_run
 from cmpagl_core.training.journal import read_journal
+from tests.training.scripts import run_script
 
 HERE = Path(__file__).parent
 STEPS = 9  # of the tiny recipe: 3 epochs of 16 images in batches of 6, 5 and 5
@@ -34,11 +35,8 @@ MakeRecipe = Callable[..., Recipe]
 def ranked(squares: PreparedDataset, tiny_yaml: str, out: Path, *wanted: str) -> dict[str, Any]:
     """What ranked.py prints."""
     (out / "tiny.yaml").write_text(tiny_yaml)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(HERE / "ranked.py"), str(squares.root), str(out / "tiny.yaml"), str(out), *wanted]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+    said = run_script(HERE / "ranked.py", out / "said", squares.root, out / "tiny.yaml", out, *wanted)
+    found: dict[str, Any] = json.loads(said)
     return found
 
 

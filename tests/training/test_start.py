@@ -213,6 +213,7 @@ def test_the_data_set_is_named_so_that_a_newer_one_is_not_taken(workspace: Works
     assert start.name_data(Recipe(), squares, workspace).data.dataset == str(squares.root.absolute())
 
 
+@pytest.mark.slow  # test_killing.py sees the same in a fork
 def test_ctrl_c_says_how_to_resume_and_exits_130(workspace: Workspace) -> None:
     command = [
         sys.executable, "-m", "cmpagl_cli", "--workspace", str(workspace.root), "--threads", "1", "--device", "cpu",

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from cmpagl_core.files import sha256_file
 from cmpagl_core.ranking.kept_params import read_params
 from cmpagl_core.runs import open_run
 from cmpagl_core.workspace import Workspace
+from tests.training.scripts import run_script
 
 SCRIPT = Path(__file__).parent / "two_at_once.py"
 Stories = dict[str, Any]
@@ -36,12 +34,8 @@ def workspace(
 
 
 @pytest.fixture(scope="module")
-def stories(workspace: Workspace) -> Stories:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), str(workspace.root)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    told: Stories = json.loads(done.stdout)
+def stories(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Stories:
+    told: Stories = json.loads(run_script(SCRIPT, tmp_path_factory.mktemp("said") / "two", workspace.root))
     return told
 
 
@@ -115,7 +109,7 @@ def test_of_two_prepares_of_one_name_each_is_whole_or_refused(stories: Stories, 
         assert "True" in ends
         assert all(end == "True" or refused(root, "choose another --name").fullmatch(end) for end in ends)
         prepared = open_prepared(root)
-        assert len(prepared.images) == len(list((root / "source" / "images").iterdir())) == 24
+        assert len(prepared.images) == len(list((root / "source" / "images").iterdir())) == 8
         assert prepared.manifest.complete
 
 

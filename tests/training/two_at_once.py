@@ -43,7 +43,7 @@ from cmpagl_core.workspace import Workspace
 CPU = torch.device("cpu")
 FORK = multiprocessing.get_context("fork")
 OFFSETS_S = (0.0, 0.1, 0.3)
-SCENES = 24
+SCENES = 8
 
 Work = Callable[[Progress], str]
 Story = dict[str, Any]
