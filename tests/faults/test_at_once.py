@@ -19,11 +19,12 @@ from tests.conftest import REPOSITORY
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 
 
-def test_processes_at_the_same_work_leave_what_one_leaves(tmp_path: Path) -> None:
+def at_once(folder: Path, *options: str) -> dict[str, dict[str, Any]]:
+    """What became of each work; all is whole, and who did not do it was told who is at it."""
     done = subprocess.run(
-        [sys.executable, Path(__file__).parent / "at_once.py", tmp_path],
+        [sys.executable, Path(__file__).parent / "at_once.py", folder, *options],
         env={**os.environ, "PYTHONPATH": os.pathsep.join((str(REPOSITORY), *sys.path))},
-        capture_output=True, text=True, check=False, timeout=120,
+        capture_output=True, text=True, check=False, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     results: dict[str, dict[str, Any]] = json.loads(done.stdout)
@@ -32,3 +33,16 @@ def test_processes_at_the_same_work_leave_what_one_leaves(tmp_path: Path) -> Non
         for code, said in zip(told["codes"], told["said"], strict=True):
             assert code == 0 or (code == 1 and "is being written by process" in said), (work, said)
         assert (told["broken"], told["left"], told["differences"]) == ([], [], []), work
+    return results
+
+
+def test_processes_at_the_same_work_leave_what_one_leaves(tmp_path: Path) -> None:
+    assert len(at_once(tmp_path)) == 8
+
+
+@pytest.mark.slow
+def test_five_trainings_evaluations_and_studies_at_once(tmp_path: Path) -> None:
+    results = at_once(tmp_path, "--whole")
+    assert len(results) == 8
+    assert results["5 train"]["codes"] == [0] * 5
+    assert results["5 train"]["runs"] == 5
