@@ -153,7 +153,7 @@ class Bench:
         os.chdir(self.root)
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.root / "tmp")
         from cmpagl_cli.entry import main
-        from tests.faults.workspace import index_with_fake
+        from tests.faults.workspace import ask_server, index_with_fake
 
         if every_step:
             from cmpagl_core.training import loop
@@ -164,6 +164,8 @@ class Bench:
         try:
             if command[0] == "index-with-fake":
                 index_with_fake(*command[1:])
+            if command[0] == "ask-server":
+                ask_server(*command[1:])
             main()
         except SystemExit as ended:
             os._exit(ended.code if isinstance(ended.code, int) else 1)
@@ -425,7 +427,8 @@ def main() -> None:
     asked = parser.parse_args()
     from tests.faults.workspace import CASES, SMALL_CASES, warm_up
 
-    cases = [{**CASES, **SMALL_CASES}[name] for name in asked.case or CASES]
+    every = {**CASES, **SMALL_CASES}
+    cases = [every[name] for name in asked.case or every]
     warm_up(whole=not all(case.name in SMALL_CASES for case in cases))
     swept = []
     with tempfile.TemporaryDirectory(prefix="cmpagl-faults-", dir=asked.folder) as folder:

@@ -114,6 +114,7 @@ _FAKE = ("index-with-fake", "mine", "indexes/fake")
 SMALL_CASES = {
     **{name: CASES[name] for name in ("prepare", "prepare --copy", "prepare an archive")},
     "index update with a fake model": _case("index update with a fake model", *_FAKE, before=(_FAKE, *_CHANGES)),
+    "serve an upload": _case("serve an upload", "ask-server", "indexes/fake", "more/more00.png", before=(_FAKE,)),
 }
 
 
@@ -133,12 +134,40 @@ def index_with_fake(folder: str, root: str) -> NoReturn:
     raise SystemExit(0)
 
 
+def ask_server(root: str, image: str) -> NoReturn:
+    """What a server does with an image that a client sends; ends as its answer is."""
+    from starlette.testclient import TestClient
+
+    from cmpagl_core.errors import CmpaglError
+    from cmpagl_core.progress import Silent
+    from cmpagl_core.search.index import open_index
+    from cmpagl_core.search.searcher import Searcher
+    from cmpagl_core.serve.app import make_app
+    from cmpagl_core.serve.guard import Access
+    from cmpagl_core.session import Session
+    from cmpagl_core.workspace import Workspace
+    from tests.conftest import FakeEncoder
+
+    session = Session(Workspace(Path()), Silent(), lambda: None)  # type: ignore[arg-type, return-value]
+    try:
+        index = open_index(Path(root))
+    except CmpaglError as error:
+        print(f"error: {error}")
+        raise SystemExit(int(error.exit_code)) from error
+    app = make_app(Searcher(index, FakeEncoder, Silent()), session, Access("testserver"))
+    with Path(image).open("rb") as sent, TestClient(app) as client:
+        answer = client.post("/api/search", params={"k": 3}, files={"image": sent})
+    print(answer.text)
+    raise SystemExit(0 if answer.status_code == 200 and len(answer.json()["hits"]) == 3 else 1)
+
+
 def warm_up(whole: bool) -> None:
     """Import once what the forks need; whole: what needs torch, too."""
     import pandas  # noqa: F401
 
     import cmpagl_core.datasets.building
     import cmpagl_core.search.indexing
+    import cmpagl_core.serve.app
     import tests.conftest  # noqa: F401
 
     if not whole:
