@@ -135,6 +135,8 @@ def evaluate(
     )
     found = evaluate_request(given.session, request)
     _show(found, format, by, ranks)
+    if found.unsaved is not None:
+        raise found.unsaved
 
 
 def _show(found: Evaluated, format: OutputFormat, by: Literal["scene", "length"] | None, ranks: bool) -> None:

@@ -14,7 +14,7 @@ from cmpagl_core import __version__
 from cmpagl_core.datasets.prepared import DataSplit, PreparedDataset, open_prepared
 from cmpagl_core.encoders.feature_set import FeatureSet, load_feature_set
 from cmpagl_core.encoders.split_encoder import SplitEncoder
-from cmpagl_core.errors import DataError, MismatchError, UsageError
+from cmpagl_core.errors import CmpaglError, DataError, MismatchError, UsageError
 from cmpagl_core.evaluation.choosing import (
     ChoiceScores,
     RunScorer,
@@ -82,11 +82,15 @@ class EvaluateRequest:
 
 @dataclass(frozen=True, eq=False)
 class Evaluated:
-    """Reports, one per protocol, with the queries' scene classes [N] ("" if unknown) and captions [M]."""
+    """Reports, one per protocol, with the queries' scene classes [N] ("" if unknown) and captions [M].
+
+    unsaved: why the reports on a run are not in its folder, to be raised once they have been shown.
+    """
 
     reports: tuple[RetrievalReport, ...]
     scenes: tuple[str, ...]
     captions: tuple[str, ...]
+    unsaved: CmpaglError | None = None
 
     @property
     def report(self) -> RetrievalReport:
@@ -104,7 +108,7 @@ class Evaluated:
 
 
 def evaluate(session: Session, request: EvaluateRequest) -> Evaluated:
-    """Run an evaluation; reports on a run are saved in its folder.
+    """Run an evaluation; reports on a run are saved in its folder, where that can be written.
 
     Raises MismatchError if features or scores do not belong to the data set's split, and the errors of opening them.
     """
@@ -291,11 +295,16 @@ def _evaluate_run(session: Session, request: EvaluateRequest) -> Evaluated:
     scorer = RunScorer(SplitEncoder(run, session))
     params = params_for(workspace, scorer, options.rerank, options.itm_k)
     reports = _reports(run_scores(scorer, tested, options.itm_k, params), request)
+    unsaved = None
     for report in reports:
         path = report_path(run.root, request.split, report.stamp.protocol, tested.other_dataset)
-        save_report(report, path, progress.say)
-        progress.say(f"saved in {path}")
-    return Evaluated(reports, tested.split.scenes, tested.split.captions)
+        try:
+            save_report(report, path, progress.say)
+        except CmpaglError as error:
+            unsaved = error
+        else:
+            progress.say(f"saved in {path}")
+    return Evaluated(reports, tested.split.scenes, tested.split.captions, unsaved)
 
 
 def _evaluate_features(session: Session, request: EvaluateRequest, path: Path) -> Evaluated:
