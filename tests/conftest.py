@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -38,6 +39,12 @@ settings.load_profile("cmpagl")
 
 
 _CONNECT, _GETADDRINFO = socket.socket.connect, socket.getaddrinfo
+
+
+def pytest_collection_finish() -> None:
+    """What the imports left is not looked through again at every collection of garbage: 5 % of the suite's time."""
+    gc.collect()
+    gc.freeze()
 
 
 def _refuse(*_: Any, **__: Any) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,19 @@ from cmpagl_core.session import Session
 from cmpagl_core.workspace import Workspace
 from tests.conftest import FakeEncoder
 
-schemathesis = pytest.importorskip("schemathesis", reason="pip install 'cmpagl[dev]'")
+
+@pytest.fixture(scope="module")
+def schemathesis() -> Any:
+    """Imported by the one worker that asks: it takes a second."""
+    found = pytest.importorskip("schemathesis", reason="pip install 'cmpagl[dev]'")
+    importlib.import_module("schemathesis.python.asgi")
+    return found
 
 
 @pytest.fixture(scope="module")
-def described(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
+def described(
+    schemathesis: Any, tiny_images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Any, Any]]:
     root = tmp_path_factory.mktemp("api")
     encoder = FakeEncoder()
     index = build_index(encoder, folder_source(tiny_images), root / "index", Silent()).index
@@ -35,14 +44,14 @@ def described(tiny_images: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         yield schemathesis.openapi.from_asgi("/api/openapi.json", app), client
 
 
-# A schema does not say that there must be a query, that weights do not cancel out, or that an index has places.
-ACCEPTANCE = pytest.importorskip("schemathesis.specs.openapi.checks").positive_data_acceptance
 OPERATIONS = [(path, method) for path, methods in description()["paths"].items() for method in methods]
 
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
 @pytest.mark.parametrize("mode", ["positive", "negative"])
-def test_the_api_is_as_described(described: tuple[Any, Any], path: str, method: str, mode: str) -> None:
+def test_the_api_is_as_described(
+    schemathesis: Any, described: tuple[Any, Any], path: str, method: str, mode: str
+) -> None:
     schema, client = described
     operation = schema[path][method.upper()]
     asked = [
@@ -51,9 +60,12 @@ def test_the_api_is_as_described(described: tuple[Any, Any], path: str, method: 
     if mode == "negative" and not asked and method == "get":
         pytest.skip("nothing in it can be wrong")
 
+    # A schema does not say that there must be a query, that weights do not cancel out, or that an index has places.
+    acceptance = importlib.import_module("schemathesis.specs.openapi.checks").positive_data_acceptance
+
     @settings(max_examples=12, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
     def ask(case: Any) -> None:
-        case.call_and_validate(session=client, excluded_checks=[ACCEPTANCE])
+        case.call_and_validate(session=client, excluded_checks=[acceptance])
 
     ask()
