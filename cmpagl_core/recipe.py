@@ -28,6 +28,7 @@ from cmpagl_core.recipe_fields import (
 
 RECIPE_VERSION = 1
 STAGE_STRIDES = (4, 8, 16, 32)
+BALANCE_DIMS = 2  # coordinates that balanced features have in addition
 
 _SIZE = "{size}"  # placeholder in the name of Swin weights, so that one line changes a recipe's size
 _SIZES: dict[str, tuple[int, tuple[int, int, int, int], tuple[int, int, int, int]]] = {
@@ -315,6 +316,13 @@ class TrainPart(Part):
     ema_decay: Fraction = Field(
         0.0, description="decay of the weights' moving average, which is validated and saved; 0: no average"
     )
+    balance_images: int = Field(
+        0,
+        ge=0,
+        le=65_536,
+        description="ours: after training, features get two coordinates that subtract how near they are to at most this "
+        "many train images and their captions, so that none is near to all (docs/method.md); 0: none",
+    )
     patience_epochs: Epochs = Field(0, description="stop after this many validations without a better mR; 0: never")
     validate_every_epochs: int = Field(
         1, ge=1, le=100_000, description="epochs between validations on the selection split"
@@ -381,6 +389,11 @@ class Recipe(Part):
                 "distill gives Gswin its start, from patches: set image_encoder.backbone none and weights random, "
                 "or distill.epochs 0"
             )
+        if self.train.balance_images and not losses.uses_itc:
+            raise ValueError(
+                "balanced features need the logit scale that ITC learns: give losses.itc a weight, or set "
+                "train.balance_images to 0"
+            )
         if losses.embed_dim % self.image_encoder.probes:
             raise ValueError(
                 f"losses.embed_dim {losses.embed_dim} is not divisible by {self.image_encoder.probes}, the number of "
@@ -391,6 +404,11 @@ class Recipe(Part):
                 "a frozen backbone's maps are cached, which allows no random crops: set data.crop_scale_min to 1.0"
             )
         return self
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of a finished run's image_features and text_features: with the coordinates of the balance."""
+        return self.losses.embed_dim + (BALANCE_DIMS if self.train.balance_images else 0)
 
     @property
     def matches_pairs(self) -> bool:

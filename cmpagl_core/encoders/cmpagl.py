@@ -86,7 +86,7 @@ class CmpaglEncoder:
 
     @property
     def dim(self) -> int:
-        return self._run.recipe.losses.embed_dim
+        return self._run.recipe.feature_dim
 
     @property
     def batch_size(self) -> int:
@@ -234,7 +234,12 @@ def write_text_tower(path: Path, loaded: LoadedModel) -> None:
     """Write a model's text encoder as a text tower. Raises CmpaglError if writing fails."""
     encoder = loaded.model.text_encoder
     projection = loaded.model.text_projection.state_dict()
-    tensors = {**encoder.state_dict(), **{f"text_projection.{name}": found for name, found in projection.items()}}
+    balance = loaded.model.balance
+    tensors = {
+        **encoder.state_dict(),
+        **{f"text_projection.{name}": found for name, found in projection.items()},
+        **{f"balance.{name}": found for name, found in (balance.state_dict() if balance is not None else {}).items()},
+    }
     info = TowerInfo(
         model_sha256=loaded.sha256,
         pooling=encoder.pooling,
@@ -243,6 +248,7 @@ def write_text_tower(path: Path, loaded: LoadedModel) -> None:
         layer_norm_eps=encoder.shape.layer_norm_eps,
         max_tokens=loaded.tokenizer.max_tokens,
         probes=loaded.model.probes,
+        balanced=loaded.model.balance is not None,
     )
     weights = {
         name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items() if tensor.is_floating_point()

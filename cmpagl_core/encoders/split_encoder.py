@@ -105,7 +105,7 @@ class SplitEncoder:
         return self.result(
             "image_features",
             {"preprocessing": preprocessing(self.run.recipe), "images": split.image_keys},
-            (len(split), self.run.recipe.losses.embed_dim),
+            (len(split), self.run.recipe.feature_dim),
             is_unit_length,
             lambda: self._encode_images(split),
         )
@@ -119,7 +119,7 @@ class SplitEncoder:
         return self.result(
             "text_features",
             {"captions": split.captions},
-            (len(split.captions), self.run.recipe.losses.embed_dim),
+            (len(split.captions), self.run.recipe.feature_dim),
             is_unit_length,
             lambda: encode_captions(self.loaded, split.captions, self.progress),
         )

@@ -22,7 +22,7 @@ from cmpagl_core.errors import DataError, MismatchError, check_format
 if TYPE_CHECKING:  # a query on an index opens no run
     from cmpagl_core.runs import Run
 
-TOWER_FORMAT = 2
+TOWER_FORMAT = 3
 TOWER_KIND = "text_tower"
 
 Array = NDArray[np.float32]
@@ -45,6 +45,7 @@ class TowerInfo:
     layer_norm_eps: float
     max_tokens: int
     probes: int  # groups of features with equal length
+    balanced: bool  # whether the features have the coordinates of `models/balance.py`
     format_version: int = TOWER_FORMAT
 
 
@@ -102,7 +103,16 @@ class TextTower:
         projected = self._linear(pooled[None], "text_projection")[0]
         grouped = projected.reshape(self.info.probes, -1)
         lengths = np.linalg.norm(grouped, axis=1, keepdims=True) * np.float32(self.info.probes**0.5)
-        return np.asarray((grouped / lengths).reshape(-1), dtype=np.float32)
+        features = np.asarray((grouped / lengths).reshape(-1), dtype=np.float32)
+        return self._balanced(features) if self.info.balanced else features
+
+    def _balanced(self, features: Array) -> Array:
+        """As `Balance.texts` in models/balance.py. features: [D]. Returns [D + 2]."""
+        scale = self.weights["balance.scale"]
+        scaled = scale * (self.weights["balance.image_bank"] @ features) - self.weights["balance.image_offsets"]
+        potential = (np.log(np.exp(scaled - scaled.max()).sum()) + scaled.max()) / scale
+        widened = np.concatenate([features, np.array([-potential, 1.0], dtype=np.float32)])
+        return np.asarray(widened / np.linalg.norm(widened), dtype=np.float32)
 
     def _embed(self, input_ids: NDArray[np.int64]) -> Array:
         words, positions, types = (self.weights[f"embeddings.{name}.weight"] for name in _EMBEDDINGS)
@@ -130,7 +140,8 @@ class TextTower:
 def save_text_tower(path: Path, weights: Mapping[str, Array], tokenizer_json: str, info: TowerInfo) -> None:
     """Write a tower. weights: of the text encoder and `text_projection`, by the model's names."""
     dim, hidden = weights["text_projection.weight"].shape
-    wanted = tower_shapes(info.layers, hidden, len(weights["layers.0.intermediate.dense.weight"]), dim)
+    inner = len(weights["layers.0.intermediate.dense.weight"])
+    wanted = tower_shapes(info.layers, hidden, inner, dim, info.balanced)
     arrays: dict[str, NDArray[Any]] = {name: weights[name].astype(np.float32, copy=False) for name in wanted}
     arrays["tokenizer"] = np.frombuffer(tokenizer_json.encode("utf-8"), dtype=np.uint8)
     write_tensor_file(path, arrays, {"kind": TOWER_KIND, **asdict(info)})
@@ -165,12 +176,15 @@ def run_text_tower(run: Run) -> TextTower | None:
         layer_norm_eps=float(shape["layer_norm_eps"]),
         max_tokens=recipe.data.max_caption_tokens,
         probes=recipe.image_encoder.probes,
+        balanced=recipe.train.balance_images > 0,
     )
     weights = _read_weights(TensorFile(file.path, arrays, file.about), info)
     return TextTower(weights, run.tokenizer_path.read_text(encoding="utf-8"), info)
 
 
-def tower_shapes(layers: int, hidden: int, inner: int, dim: int) -> dict[str, tuple[int | None, ...]]:
+def tower_shapes(
+    layers: int, hidden: int, inner: int, dim: int, balanced: bool = False
+) -> dict[str, tuple[int | None, ...]]:
     """Every tensor of a tower by its name in the model, without `text_encoder.`, with its shape."""
     shapes: dict[str, tuple[int | None, ...]] = {f"embeddings.{name}.weight": (None, hidden) for name in _EMBEDDINGS}
     linear = {"text_projection": (dim, hidden)}
@@ -186,11 +200,13 @@ def tower_shapes(layers: int, hidden: int, inner: int, dim: int) -> dict[str, tu
         shapes |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
     for name in norms:
         shapes |= {f"{name}.weight": (hidden,), f"{name}.bias": (hidden,)}
+    if balanced:
+        shapes |= {"balance.image_bank": (None, dim), "balance.image_offsets": (None,), "balance.scale": (1,)}
     return shapes
 
 
 def _read_info(file: TensorFile) -> TowerInfo:
-    kinds: dict[str, type] = {"model_sha256": str, "pooling": str, "layer_norm_eps": float}
+    kinds: dict[str, type] = {"model_sha256": str, "pooling": str, "layer_norm_eps": float, "balanced": bool}
     values = {field.name: file.about.get(field.name) for field in fields(TowerInfo)}
     sound = all(type(value) is kinds.get(name, int) for name, value in values.items())
     most = {"layers": 99, "num_heads": 999, "probes": 99}
@@ -203,9 +219,12 @@ def _read_weights(file: TensorFile, info: TowerInfo) -> dict[str, Array]:
     hidden = file.array("embeddings.word_embeddings.weight", "<f4", (None, None)).shape[1]
     inner = file.array("layers.0.intermediate.dense.weight", "<f4", (None, hidden)).shape[0]
     dim = file.array("text_projection.weight", "<f4", (None, hidden)).shape[0]
-    shapes = tower_shapes(info.layers, hidden, inner, dim)
+    shapes = tower_shapes(info.layers, hidden, inner, dim, info.balanced)
     weights: dict[str, Array] = {name: file.array(name, "<f4", shape) for name, shape in shapes.items()}
     types, positions = (len(weights[f"embeddings.{name}.weight"]) for name in reversed(_EMBEDDINGS[1:]))
+    banks = [len(weights[f"balance.image_{name}"]) for name in ("bank", "offsets") if info.balanced]
+    if len(set(banks)) > 1 or 0 in banks:
+        raise DataError(f"{file.path}: its shapes do not match", hint=_AGAIN)
     if dim % info.probes or not types or not 2 <= info.max_tokens <= positions or hidden % info.num_heads:
         raise DataError(f"{file.path}: its shapes do not match", hint=_AGAIN)
     return weights

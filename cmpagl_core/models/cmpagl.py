@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cmpagl_core.models.backbone import Backbone
 from cmpagl_core.models.backbone_skip import BackboneSkip
+from cmpagl_core.models.balance import Balance
 from cmpagl_core.models.bert import (
     BertShape,
     CrossAttentionCache,
@@ -34,7 +35,7 @@ class ImageEncoding:
     """The image encoder's output for a batch."""
 
     tokens: Tensor  # [B, 1 + N, C], the paper's F, its mean first
-    features: Tensor  # [B, D], unit length
+    features: Tensor  # [B, D], unit length; D is `Recipe.feature_dim` once the balance is fitted
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class CmpaglModel(nn.Module):
             if isinstance(backbone, Backbone) and cfg.backbone_skip
             else None
         )
+        self.balance = Balance(losses.embed_dim) if recipe.train.balance_images else None
         self.logit_scale = nn.Parameter(torch.tensor(math.log(losses.logit_scale_init)))
         self.itm_head = nn.Linear(shape.hidden_size, 2) if recipe.matches_pairs else None
         self.mlm_head = MlmHead(shape) if fused and losses.mlm > 0 else None
@@ -100,13 +102,19 @@ class CmpaglModel(nn.Module):
         projected = self.image_projection(tokens[:, 0])
         if self.backbone_skip is not None:
             projected = self.backbone_skip(projected, maps)
-        return ImageEncoding(tokens, _unit(projected, self.probes))
+        features = _unit(projected, self.probes)
+        if self.balance is not None and self.balance.is_fitted:
+            features = self.balance.images(features)
+        return ImageEncoding(tokens, features)
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> TextEncoding:
         """input_ids: [B, L] int64. attention_mask: [B, L] bool."""
         tokens = self.text_encoder(input_ids, attention_mask)
         pooled = self.text_encoder.pool(tokens, attention_mask)
-        return TextEncoding(tokens, _unit(self.text_projection(pooled), self.probes), attention_mask)
+        features = _unit(self.text_projection(pooled), self.probes)
+        if self.balance is not None and self.balance.is_fitted:
+            features = self.balance.texts(features)
+        return TextEncoding(tokens, features, attention_mask)
 
     def fuse(self, text: TextEncoding | tuple[Tensor, Tensor], image: Tensor | CrossAttentionCache) -> Tensor:
         """text: an encoding, or (input_ids, attention_mask). image: tokens [B, 1 + N, C], or their cache.

@@ -33,6 +33,7 @@ from cmpagl_core.runs import (
     write_files,
     write_info,
 )
+from cmpagl_core.training.balance import fit_balance
 from cmpagl_core.training.curves import draw_curves
 from cmpagl_core.training.distill import DistillJob, Start, distill_job, distilled_start
 from cmpagl_core.training.journal import Journal, SilentJournal
@@ -280,7 +281,9 @@ def finish(training: Training) -> Run:
     if best is None or learner.best is None:
         raise RuntimeError("training ended without a validation")
     learner.model.load_state_dict(learner.best)
-    params = choose_gammas(learner, plan, plan.is_cached(best.epoch - 1))
+    cached = plan.is_cached(best.epoch - 1)
+    learner.best |= fit_balance(learner, plan, cached)
+    params = choose_gammas(learner, plan, cached)
     info = run_info(plan, learner, training.root.name, training.identity, position, best, job.key if job else "")
     training.journal.write("end", epoch=position.epoch, best_epoch=best.epoch, best_mr=best.mr)
     draw_curves(training.root, training.progress)

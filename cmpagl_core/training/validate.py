@@ -46,7 +46,7 @@ def validate(learner: Learner, plan: Plan, cached: bool) -> Validation:
     """
     always_cached = plan.is_cached(learner.recipe.train.epochs - 1)
     with evaluated(learner) as loaded:
-        views = _views(learner) if always_cached else 1
+        views = views_of(learner) if always_cached else 1
         scores = selection_scores(loaded, learner, plan.validated, cached, views, learner.ranks)
     if not learner.ranks.first:
         return _shared(learner.ranks, None)
@@ -69,14 +69,15 @@ def choose_gammas(learner: Learner, plan: Plan, cached: bool) -> dict[str, Reran
     if not cfg.smr:
         return {}
     loaded = loaded_model(learner)
-    scores = selection_scores(loaded, learner, plan.validated, cached, _views(learner), ALONE)
+    scores = selection_scores(loaded, learner, plan.validated, cached, views_of(learner), ALONE)
     found = choose_smr(scores, plan.validated.caption_image, SmrGrid.of(cfg))
     plain: Base = "cosine" if learner.recipe.losses.pre_alignment else "itm"
     name = Available((plain,), ChosenParams(), ALL_PAIRS).scores_of(plain)
     return {name: found.added_to(RerankParams())}
 
 
-def _views(learner: Learner) -> int:
+def views_of(learner: Learner) -> int:
+    """Views of the recipe's test-time augmentation."""
     return view_count(learner.recipe.evaluate.tta)
 
 
@@ -106,14 +107,15 @@ def selection_scores(
     unique, row_of = unique_texts(selection.captions)  # equal texts have equal features, whoever encodes them
     texts = _joined(ranks, len(unique), loaded, lambda part: encode_captions(loaded, unique[part], Silent()))[row_of]
     own = selection if ranks.alone else selection.subset(range(len(selection))[ranks.part(len(selection))])
-    images = _joined(ranks, len(selection), loaded, lambda _: _image_features(loaded, learner, own, cached, views))
+    images = _joined(ranks, len(selection), loaded, lambda _: image_features(loaded, learner, own, cached, views))
     scores = ScoreMatrix.from_features(images, texts)
     if learner.recipe.losses.pre_alignment or not ranks.first:
         return scores
     return itm_scores(loaded, selection, scores, ALL_PAIRS, Silent())
 
 
-def _image_features(loaded: LoadedModel, learner: Learner, images: DataSplit, cached: bool, views: int) -> Features:
+def image_features(loaded: LoadedModel, learner: Learner, images: DataSplit, cached: bool, views: int) -> Features:
+    """Features of a split averaged over `views` views, from cached maps or from files."""
     if not cached:
         kind: Tta = "d4" if views == VIEWS else "none"
         return encode_images(loaded, images.images, Silent(), tta=kind)

@@ -19,6 +19,7 @@ import torch
 from cmpagl_core import device
 from cmpagl_core.datasets.loading import Draw, KeptImages, PairBatch
 from cmpagl_core.datasets.prepared import PreparedDataset
+from cmpagl_core.encoders.encode import encode_images
 from cmpagl_core.errors import CmpaglError, DataError, GuardError, InterruptedByUserError, MismatchError
 from cmpagl_core.progress import Silent
 from cmpagl_core.ranking.kept_params import read_params
@@ -396,3 +397,14 @@ def backbone_weights(run: Run) -> list[float]:
         for name, value in sorted(tensors.items())
         if name.startswith("image_encoder.patch_embed.body.") and name.endswith("weight")
     ]
+
+
+def test_a_balanced_run_ranks_by_its_bank(squares: PreparedDataset, tiny_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = tiny_recipe("train.balance_images=5", "train.epochs=1")
+    run = train(recipe, squares, tmp_path / "balanced")
+    balance = run.load().model.balance
+    assert balance is not None
+    assert len(balance.image_bank) == 5
+    assert balance.scale.item() == pytest.approx(read_tensors(run.weights_path)["logit_scale"].exp().item())
+    images = encode_images(run.load(), squares.split("val").images, Silent())
+    assert images.shape[1] == recipe.losses.embed_dim + 2
