@@ -111,7 +111,7 @@ class TextTower:
         scale = self.weights["balance.scale"]
         scaled = scale * (self.weights["balance.image_bank"] @ features) - self.weights["balance.image_offsets"]
         potential = (np.log(np.exp(scaled - scaled.max()).sum()) + scaled.max()) / scale
-        widened = np.concatenate([features, np.array([-potential, 1.0], dtype=np.float32)])
+        widened = np.concatenate([features, -potential, np.ones(1, dtype=np.float32)])
         return np.asarray(widened / np.linalg.norm(widened), dtype=np.float32)
 
     def _embed(self, input_ids: NDArray[np.int64]) -> Array:
