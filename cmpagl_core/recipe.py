@@ -213,6 +213,9 @@ class TextEncoderPart(Part):
     pooling: Annotated[Literal["cls", "mean"], Word] = Field(
         "cls", description="a caption's feature: its [CLS] token, or the mean of its tokens"
     )
+    pooled_layers: Annotated[tuple[Layers, ...], AsTuple] = Field(
+        (), max_length=12, description="ours: earlier layers whose pooled tokens are concatenated with the last layer's"
+    )
     dropout: Fraction = Field(0.1, description="in BERT's layers")
 
 
@@ -320,7 +323,7 @@ class TrainPart(Part):
         0,
         ge=0,
         le=65_536,
-        description="ours: after training, features get two coordinates that subtract how near they are to at most this "
+        description="ours: after training, features get two coordinates that subtract how near they are to at most so "
         "many train images and their captions, so that none is near to all (docs/method.md); 0: none",
     )
     patience_epochs: Epochs = Field(0, description="stop after this many validations without a better mR; 0: never")

@@ -248,6 +248,7 @@ def write_text_tower(path: Path, loaded: LoadedModel) -> None:
         layer_norm_eps=encoder.shape.layer_norm_eps,
         max_tokens=loaded.tokenizer.max_tokens,
         probes=loaded.model.probes,
+        pooled_layers=encoder.pooled_layers,
         balanced=loaded.model.balance is not None,
     )
     weights = {

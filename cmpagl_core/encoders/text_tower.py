@@ -45,6 +45,7 @@ class TowerInfo:
     layer_norm_eps: float
     max_tokens: int
     probes: int  # groups of features with equal length
+    pooled_layers: tuple[int, ...]  # earlier layers that are pooled too
     balanced: bool  # whether the features have the coordinates of `models/balance.py`
     format_version: int = TOWER_FORMAT
 
@@ -97,9 +98,11 @@ class TextTower:
     def _features(self, input_ids: NDArray[np.int64]) -> Array:
         """input_ids: [L], one text, so there is no padding and no mask. Returns [D]."""
         x = self._embed(input_ids)  # [L, H]
+        pooled_at = {}
         for layer in range(self.info.layers):
             x = self._layer(x, f"layers.{layer}")
-        pooled = x[0] if self.info.pooling == "cls" else x.mean(axis=0)
+            pooled_at[layer + 1] = x[0] if self.info.pooling == "cls" else x.mean(axis=0)
+        pooled = np.concatenate([pooled_at[layer] for layer in (self.info.layers, *self.info.pooled_layers)])
         projected = self._linear(pooled[None], "text_projection")[0]
         grouped = projected.reshape(self.info.probes, -1)
         lengths = np.linalg.norm(grouped, axis=1, keepdims=True) * np.float32(self.info.probes**0.5)
@@ -139,9 +142,9 @@ class TextTower:
 
 def save_text_tower(path: Path, weights: Mapping[str, Array], tokenizer_json: str, info: TowerInfo) -> None:
     """Write a tower. weights: of the text encoder and `text_projection`, by the model's names."""
-    dim, hidden = weights["text_projection.weight"].shape
+    dim, hidden = len(weights["text_projection.weight"]), weights["embeddings.word_embeddings.weight"].shape[1]
     inner = len(weights["layers.0.intermediate.dense.weight"])
-    wanted = tower_shapes(info.layers, hidden, inner, dim, info.balanced)
+    wanted = tower_shapes(info, hidden, inner, dim)
     arrays: dict[str, NDArray[Any]] = {name: weights[name].astype(np.float32, copy=False) for name in wanted}
     arrays["tokenizer"] = np.frombuffer(tokenizer_json.encode("utf-8"), dtype=np.uint8)
     write_tensor_file(path, arrays, {"kind": TOWER_KIND, **asdict(info)})
@@ -176,20 +179,19 @@ def run_text_tower(run: Run) -> TextTower | None:
         layer_norm_eps=float(shape["layer_norm_eps"]),
         max_tokens=recipe.data.max_caption_tokens,
         probes=recipe.image_encoder.probes,
+        pooled_layers=recipe.text_encoder.pooled_layers,
         balanced=recipe.train.balance_images > 0,
     )
     weights = _read_weights(TensorFile(file.path, arrays, file.about), info)
     return TextTower(weights, run.tokenizer_path.read_text(encoding="utf-8"), info)
 
 
-def tower_shapes(
-    layers: int, hidden: int, inner: int, dim: int, balanced: bool = False
-) -> dict[str, tuple[int | None, ...]]:
+def tower_shapes(info: TowerInfo, hidden: int, inner: int, dim: int) -> dict[str, tuple[int | None, ...]]:
     """Every tensor of a tower by its name in the model, without `text_encoder.`, with its shape."""
     shapes: dict[str, tuple[int | None, ...]] = {f"embeddings.{name}.weight": (None, hidden) for name in _EMBEDDINGS}
-    linear = {"text_projection": (dim, hidden)}
+    linear = {"text_projection": (dim, hidden * (1 + len(info.pooled_layers)))}
     norms = ["embeddings.LayerNorm"]
-    for layer in range(layers):
+    for layer in range(info.layers):
         linear |= {f"layers.{layer}.{name}": (hidden, hidden) for name in _ATTENTION}
         linear |= {
             f"layers.{layer}.intermediate.dense": (inner, hidden),
@@ -200,17 +202,23 @@ def tower_shapes(
         shapes |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
     for name in norms:
         shapes |= {f"{name}.weight": (hidden,), f"{name}.bias": (hidden,)}
-    if balanced:
+    if info.balanced:
         shapes |= {"balance.image_bank": (None, dim), "balance.image_offsets": (None,), "balance.scale": (1,)}
     return shapes
 
 
 def _read_info(file: TensorFile) -> TowerInfo:
-    kinds: dict[str, type] = {"model_sha256": str, "pooling": str, "layer_norm_eps": float, "balanced": bool}
+    kinds: dict[str, type] = {
+        "model_sha256": str, "pooling": str, "layer_norm_eps": float, "balanced": bool, "pooled_layers": tuple,
+    }  # fmt: skip
     values = {field.name: file.about.get(field.name) for field in fields(TowerInfo)}
-    sound = all(type(value) is kinds.get(name, int) for name, value in values.items())
+    layers = values["pooled_layers"]
+    values["pooled_layers"] = tuple(layers) if isinstance(layers, list) else ()
+    sound = isinstance(layers, list) and all(type(value) is kinds.get(name, int) for name, value in values.items())
     most = {"layers": 99, "num_heads": 999, "probes": 99}
     if not sound or any(values[name] not in range(1, limit + 1) for name, limit in most.items()):
+        raise DataError(f"{file.path} does not record its model", hint=_AGAIN)
+    if any(type(layer) is not int or not 0 < layer < values["layers"] for layer in values["pooled_layers"]):
         raise DataError(f"{file.path} does not record its model", hint=_AGAIN)
     return TowerInfo(**values)  # type: ignore[arg-type]  # checked just above
 
@@ -218,8 +226,8 @@ def _read_info(file: TensorFile) -> TowerInfo:
 def _read_weights(file: TensorFile, info: TowerInfo) -> dict[str, Array]:
     hidden = file.array("embeddings.word_embeddings.weight", "<f4", (None, None)).shape[1]
     inner = file.array("layers.0.intermediate.dense.weight", "<f4", (None, hidden)).shape[0]
-    dim = file.array("text_projection.weight", "<f4", (None, hidden)).shape[0]
-    shapes = tower_shapes(info.layers, hidden, inner, dim, info.balanced)
+    dim = file.array("text_projection.weight", "<f4", (None, None)).shape[0]
+    shapes = tower_shapes(info, hidden, inner, dim)
     weights: dict[str, Array] = {name: file.array(name, "<f4", shape) for name, shape in shapes.items()}
     types, positions = (len(weights[f"embeddings.{name}.weight"]) for name in reversed(_EMBEDDINGS[1:]))
     banks = [len(weights[f"balance.image_{name}"]) for name in ("bank", "offsets") if info.balanced]

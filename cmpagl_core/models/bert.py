@@ -122,6 +122,13 @@ def text_layers(cfg: TextEncoderPart, shape: BertShape, fusion: FusionEncoderPar
             f"text_encoder.layers = {layers} leaves none of {shape.num_layers} layers for the fusion encoder",
             hint=f"write at most {most}" + ("" if shared else ", or set fusion_encoder.layers"),
         )
+    late = [layer for layer in cfg.pooled_layers if layer >= layers]
+    if late or len(set(cfg.pooled_layers)) < len(cfg.pooled_layers):
+        raise RecipeError(
+            f"text_encoder.pooled_layers {list(cfg.pooled_layers)} must name different layers before the last one, "
+            f"{layers}",
+            hint="the last layer is always pooled",
+        )
     return layers
 
 
@@ -149,6 +156,8 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.shape = shape
         self.pooling = cfg.pooling
+        self.pooled_layers = cfg.pooled_layers
+        self.pooled_width = shape.hidden_size * (1 + len(cfg.pooled_layers))
         config = _config(shape, cfg.dropout, cross_attention=False)
         self.embeddings = BertEmbeddings(config)
         self.layers = nn.ModuleList(BertLayer(config, layer_idx=index) for index in range(layers))
@@ -156,11 +165,19 @@ class TextEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """input_ids: [B, L]. attention_mask: bool [B, L]. Returns [B, L, H]."""
+        return self.pooled(input_ids, attention_mask)[0]
+
+    def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens as of `forward`, and one vector per text [B, P]: the last layer's, then the pooled layers'."""
         x: Tensor = self.embeddings(input_ids=input_ids)
         bias = attention_bias(attention_mask, x.dtype)
-        for layer in self.layers:
+        earlier: dict[int, Tensor] = {}
+        for number, layer in enumerate(self.layers, start=1):
             x = layer(x, bias)
-        return x
+            if number in self.pooled_layers:
+                earlier[number] = self.pool(x, attention_mask)
+        vectors = [self.pool(x, attention_mask), *(earlier[number] for number in self.pooled_layers)]
+        return x, vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)
 
     def pool(self, text_tokens: Tensor, attention_mask: Tensor) -> Tensor:
         """One vector per text: [B, L, H] to [B, H], ignoring padding."""

@@ -66,7 +66,7 @@ class CmpaglModel(nn.Module):
             else None
         )
         self.image_projection = nn.Linear(width, losses.embed_dim)
-        self.text_projection = nn.Linear(shape.hidden_size, losses.embed_dim)
+        self.text_projection = nn.Linear(self.text_encoder.pooled_width, losses.embed_dim)
         backbone, cfg = self.image_encoder.patch_embed, recipe.image_encoder
         self.backbone_skip = (
             BackboneSkip(cfg, backbone.part_channels, backbone.extra_channels, losses.embed_dim)
@@ -109,8 +109,7 @@ class CmpaglModel(nn.Module):
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> TextEncoding:
         """input_ids: [B, L] int64. attention_mask: [B, L] bool."""
-        tokens = self.text_encoder(input_ids, attention_mask)
-        pooled = self.text_encoder.pool(tokens, attention_mask)
+        tokens, pooled = self.text_encoder.pooled(input_ids, attention_mask)
         features = _unit(self.text_projection(pooled), self.probes)
         if self.balance is not None and self.balance.is_fitted:
             features = self.balance.texts(features)

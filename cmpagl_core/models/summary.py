@@ -103,8 +103,9 @@ def _parts(model: CmpaglModel, pixel_values: Tensor, tokens: int) -> list[tuple[
     input_ids = torch.zeros(1, tokens, dtype=torch.long)
     mask = torch.ones(1, tokens, dtype=torch.bool)
     text_tokens = torch.empty(1, tokens, text.shape.hidden_size)
+    pooled = torch.empty(1, text.pooled_width)
     parts.append(("text half", [text], lambda: text(input_ids, mask)))
-    parts.append(("text projection", [model.text_projection], _call(model.text_projection, text_tokens[:, 0])))
+    parts.append(("text projection", [model.text_projection], _call(model.text_projection, pooled)))
     if model.fusion_encoder is not None:
         parts.append(
             ("fusion half", [model.fusion_encoder], _call(model.fusion_encoder, text_tokens, mask, image_tokens))

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from cmpagl_core.encoders.cmpagl import write_text_tower
 from cmpagl_core.encoders.tensor_file import open_tensor_file, write_tensor_file
 from cmpagl_core.encoders.text_tower import TextTower, open_text_tower, run_text_tower
-from cmpagl_core.errors import DataError, MismatchError
+from cmpagl_core.errors import DataError, MismatchError, RecipeError
 from cmpagl_core.models.bert import BertShape
 from cmpagl_core.models.cmpagl import build_model
 from cmpagl_core.recipe_files import override_recipe
@@ -160,3 +160,15 @@ def test_the_tower_balances_as_the_model_does(loaded: LoadedModel, tmp_path: Pat
     found = tower(other, tmp_path).encode(TEXTS)
     assert found.shape[1] == recipe.feature_dim == recipe.losses.embed_dim + 2
     np.testing.assert_allclose(found, torch_features(other, TEXTS), atol=1e-5)
+
+
+def test_the_tower_pools_the_same_layers_as_the_model(loaded: LoadedModel, tmp_path: Path) -> None:
+    recipe = override_recipe(loaded.recipe, ["text_encoder.pooled_layers=[1]", "text_encoder.pooling=mean"])
+    shape = BertShape.from_dict(loaded.model.text_encoder.shape.to_dict())
+    model = build_model(recipe, loaded.tokenizer.vocab_size, text_shape=shape).eval()
+    other = replace(loaded, model=model, recipe=recipe)
+    assert model.text_projection.in_features == 2 * shape.hidden_size
+    np.testing.assert_allclose(tower(other, tmp_path).encode(TEXTS), torch_features(other, TEXTS), atol=1e-5)
+    assert open_text_tower(tmp_path / "tower").info.pooled_layers == (1,)
+    with pytest.raises(RecipeError, match="must name different layers before the last one"):
+        build_model(override_recipe(recipe, ["text_encoder.pooled_layers=[2]"]), loaded.tokenizer.vocab_size)
