@@ -212,13 +212,16 @@ def _read_info(file: TensorFile) -> TowerInfo:
         "model_sha256": str, "pooling": str, "layer_norm_eps": float, "balanced": bool, "pooled_layers": tuple,
     }  # fmt: skip
     values = {field.name: file.about.get(field.name) for field in fields(TowerInfo)}
-    layers = values["pooled_layers"]
-    values["pooled_layers"] = tuple(layers) if isinstance(layers, list) else ()
-    sound = isinstance(layers, list) and all(type(value) is kinds.get(name, int) for name, value in values.items())
+    given = values["pooled_layers"]
+    pooled = tuple(given) if isinstance(given, list) else None
+    values["pooled_layers"] = pooled
+    sound = all(type(value) is kinds.get(name, int) for name, value in values.items())
     most = {"layers": 99, "num_heads": 999, "probes": 99}
-    if not sound or any(values[name] not in range(1, limit + 1) for name, limit in most.items()):
-        raise DataError(f"{file.path} does not record its model", hint=_AGAIN)
-    if any(type(layer) is not int or not 0 < layer < values["layers"] for layer in values["pooled_layers"]):
+    if (
+        not sound
+        or any(values[name] not in range(1, limit + 1) for name, limit in most.items())
+        or any(type(layer) is not int or layer not in range(1, file.about["layers"]) for layer in pooled or ())
+    ):
         raise DataError(f"{file.path} does not record its model", hint=_AGAIN)
     return TowerInfo(**values)  # type: ignore[arg-type]  # checked just above
 
