@@ -91,7 +91,6 @@ def test_an_index_by_workers_is_that_of_one_process_byte_for_byte(
 def test_what_came_before_an_interruption_is_not_encoded_again(
     encoder: CmpaglEncoder, folder: Path, tmp_path: Path
 ) -> None:
-    make(encoder, folder, tmp_path / "alone")
     with pytest.raises(InterruptedByUserError, match="are kept"):
         make(encoder, folder, tmp_path / "index", SpreadImages(encoder, InProcess(most=3), "cpu", 5))
     engine = InProcess()
@@ -108,6 +107,7 @@ def test_exported_features_are_those_of_one_process(encoder: CmpaglEncoder, tiny
     np.testing.assert_array_equal(spread, encode_images(open_run(tiny_run).load(), images, Silent()))
 
 
+@pytest.mark.slow
 def test_workers_build_an_open_clip_model_from_its_checkpoint(tiny_clip: Path, folder: Path, tmp_path: Path) -> None:
     spec = f"open_clip:{tiny_clip / 'tiny-clip.json'}:{tiny_clip / 'plain.pt'}"
     encoder = open_clip_encoder(spec, Silent(), torch.device("cpu"))

@@ -99,12 +99,20 @@ def handler(served: Served) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+class Quiet(ThreadingHTTPServer):
+    """Says nothing of clients that leave early."""
+
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        pass
+
+
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, this_machine: None) -> Iterator[Served]:
     found = Served(tmp_path / "served")
     found.root.mkdir()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(found))
-    server.daemon_threads = True
+    server = Quiet(("127.0.0.1", 0), handler(found))
     found.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
