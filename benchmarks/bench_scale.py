@@ -7,7 +7,8 @@ Features are drawn: Gaussian with the mean and covariance's spectrum of real fea
 --spectrum-of writes), in random directions, of unit length. Queries are drawn alike, so no row is near them by design.
 Each store is built and asked in a process of its own, one after the other; memory is the most that the process has for
 itself at once (RssAnon), to which the pages of the mapped features come as far as the machine has room; a store that
-takes more than --most-gib is ended. --half keeps the features in half precision, where the disk has no room for more.
+takes more than --most-gib is ended. Milvus is Milvus Lite, or the cluster at CMPAGL_BENCH_MILVUS. --half keeps the
+features in half precision, where the disk has no room for more.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ LATENCY_S = 120.0  # queries are timed for about so long, five at least
 AT_LEAST = 5
 SPARE_BYTES = 3 << 30  # of the disk
 STATUS = Path("/proc/self/status")
+MILVUS_URI = "CMPAGL_BENCH_MILVUS"  # of a cluster, in place of a Milvus Lite file; its bytes are for it to say
 
 
 def write_spectrum(index: Path) -> None:
@@ -138,7 +140,8 @@ def build(name: str, exact: ExactStore, folder: Path) -> tuple[Store, int]:
     if name == "milvus":
         from cmpagl_core.search.stores.milvus import MilvusStore
 
-        milvus = MilvusStore(exact, np.arange(len(exact)), str(folder / "lite.db"), "images")
+        uri = os.environ.get(MILVUS_URI, str(folder / "lite.db"))
+        milvus = MilvusStore(exact, np.arange(len(exact)), uri, f"cmpagl_bench_{len(exact)}")
         milvus.write(Silent())
         found = folder / "lite.db"
         files = found.rglob("*") if found.is_dir() else [found]
