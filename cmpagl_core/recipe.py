@@ -28,7 +28,6 @@ from cmpagl_core.recipe_fields import (
 
 RECIPE_VERSION = 1
 STAGE_STRIDES = (4, 8, 16, 32)
-BALANCE_DIMS = 2  # coordinates that balanced features have in addition
 
 _SIZE = "{size}"  # placeholder in the name of Swin weights, so that one line changes a recipe's size
 _SIZES: dict[str, tuple[int, tuple[int, int, int, int], tuple[int, int, int, int]]] = {
@@ -407,11 +406,6 @@ class Recipe(Part):
                 "a frozen backbone's maps are cached, which allows no random crops: set data.crop_scale_min to 1.0"
             )
         return self
-
-    @property
-    def feature_dim(self) -> int:
-        """Width of a finished run's image_features and text_features: with the coordinates of the balance."""
-        return self.losses.embed_dim + (BALANCE_DIMS if self.train.balance_images else 0)
 
     @property
     def matches_pairs(self) -> bool:

@@ -134,7 +134,7 @@ def _show_onnx(given: Settings, run: str | None, out: Path | None, format: Outpu
         "file": str(written.path),
         "model": found.root.name,
         "image_size_px": written.info.image_size_px,
-        "dim": found.recipe.feature_dim,
+        "dim": found.recipe.losses.embed_dim,
         "largest_difference": written.parity.largest_difference,
         "smallest_cosine": written.parity.smallest_cosine,
         "model_sha256": written.info.model_sha256,

@@ -86,7 +86,7 @@ class CmpaglEncoder:
 
     @property
     def dim(self) -> int:
-        return self._run.recipe.feature_dim
+        return self._run.recipe.losses.embed_dim
 
     @property
     def batch_size(self) -> int:
@@ -234,11 +234,9 @@ def write_text_tower(path: Path, loaded: LoadedModel) -> None:
     """Write a model's text encoder as a text tower. Raises CmpaglError if writing fails."""
     encoder = loaded.model.text_encoder
     projection = loaded.model.text_projection.state_dict()
-    balance = loaded.model.balance
     tensors = {
         **encoder.state_dict(),
         **{f"text_projection.{name}": found for name, found in projection.items()},
-        **{f"balance.{name}": found for name, found in (balance.state_dict() if balance is not None else {}).items()},
     }
     info = TowerInfo(
         model_sha256=loaded.sha256,
@@ -249,7 +247,6 @@ def write_text_tower(path: Path, loaded: LoadedModel) -> None:
         max_tokens=loaded.tokenizer.max_tokens,
         probes=loaded.model.probes,
         pooled_layers=encoder.pooled_layers,
-        balanced=loaded.model.balance is not None,
     )
     weights = {
         name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items() if tensor.is_floating_point()

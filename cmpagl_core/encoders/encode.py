@@ -92,7 +92,7 @@ def encode_captions(loaded: LoadedModel, texts: Sequence[str], progress: Progres
             features[group.rows] = block
             advance(len(group.rows))
     if features is None:
-        return np.empty((0, loaded.recipe.feature_dim), dtype=np.float32)
+        return np.empty((0, loaded.recipe.losses.embed_dim), dtype=np.float32)
     return features[row_of]
 
 

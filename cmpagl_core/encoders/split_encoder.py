@@ -16,6 +16,8 @@ from cmpagl_core.encoders.encode import encode_captions, encode_images, preproce
 from cmpagl_core.encoders.encoder import EncodesImages, collect
 from cmpagl_core.encoders.feature_set import FeatureInfo, FeatureSet, is_unit_length
 from cmpagl_core.encoders.result_cache import Result, ResultCache, Values
+from cmpagl_core.encoders.tensor_file import open_tensor_file
+from cmpagl_core.models.balance import Balance, Potentials
 from cmpagl_core.progress import Progress, Silent
 from cmpagl_core.runs import RECIPE_FILE, TOKENIZER_FILE, WEIGHTS_FILE, LoadedModel, Run
 from cmpagl_core.session import Session
@@ -74,6 +76,23 @@ class SplitEncoder:
             ),
         )
 
+    def potentials(self, features: FeatureSet) -> tuple[Potentials, Potentials] | None:
+        """What to subtract from the cosines of images and of texts; None unless the run is balanced."""
+        if not self.run.recipe.train.balance_images:
+            return None
+        balance = self._balance
+        return balance.image_potentials(features.image_features), balance.text_potentials(features.text_features)
+
+    @cached_property
+    def _balance(self) -> Balance:
+        """The run's, without the rest of its model."""
+        arrays = open_tensor_file(self.run.weights_path).arrays
+        balance = Balance(self.run.recipe.losses.embed_dim)
+        prefix = "balance."
+        own = {name: array for name, array in arrays.items() if name.startswith(prefix)}
+        balance.load_state_dict({name.removeprefix(prefix): torch.tensor(array) for name, array in own.items()})
+        return balance
+
     def cached(self, result: Result) -> Values:
         """A result, from the cache if it was computed before."""
         return result.compute() if self._cache is None else self._cache.get(result)
@@ -105,7 +124,7 @@ class SplitEncoder:
         return self.result(
             "image_features",
             {"preprocessing": preprocessing(self.run.recipe), "images": split.image_keys},
-            (len(split), self.run.recipe.feature_dim),
+            (len(split), self.run.recipe.losses.embed_dim),
             is_unit_length,
             lambda: self._encode_images(split),
         )
@@ -119,7 +138,7 @@ class SplitEncoder:
         return self.result(
             "text_features",
             {"captions": split.captions},
-            (len(split.captions), self.run.recipe.feature_dim),
+            (len(split.captions), self.run.recipe.losses.embed_dim),
             is_unit_length,
             lambda: encode_captions(self.loaded, split.captions, self.progress),
         )

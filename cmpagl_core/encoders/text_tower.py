@@ -46,7 +46,6 @@ class TowerInfo:
     max_tokens: int
     probes: int  # groups of features with equal length
     pooled_layers: tuple[int, ...]  # earlier layers that are pooled too
-    balanced: bool  # whether the features have the coordinates of `models/balance.py`
     format_version: int = TOWER_FORMAT
 
 
@@ -106,16 +105,7 @@ class TextTower:
         projected = self._linear(pooled[None], "text_projection")[0]
         grouped = projected.reshape(self.info.probes, -1)
         lengths = np.linalg.norm(grouped, axis=1, keepdims=True) * np.float32(self.info.probes**0.5)
-        features = np.asarray((grouped / lengths).reshape(-1), dtype=np.float32)
-        return self._balanced(features) if self.info.balanced else features
-
-    def _balanced(self, features: Array) -> Array:
-        """As `Balance.texts` in models/balance.py. features: [D]. Returns [D + 2]."""
-        scale = self.weights["balance.scale"]
-        scaled = scale * (self.weights["balance.image_bank"] @ features) - self.weights["balance.image_offsets"]
-        potential = (np.log(np.exp(scaled - scaled.max()).sum()) + scaled.max()) / scale
-        widened = np.concatenate([features, -potential, np.ones(1, dtype=np.float32)])
-        return np.asarray(widened / np.linalg.norm(widened), dtype=np.float32)
+        return np.asarray((grouped / lengths).reshape(-1), dtype=np.float32)
 
     def _embed(self, input_ids: NDArray[np.int64]) -> Array:
         words, positions, types = (self.weights[f"embeddings.{name}.weight"] for name in _EMBEDDINGS)
@@ -180,7 +170,6 @@ def run_text_tower(run: Run) -> TextTower | None:
         max_tokens=recipe.data.max_caption_tokens,
         probes=recipe.image_encoder.probes,
         pooled_layers=recipe.text_encoder.pooled_layers,
-        balanced=recipe.train.balance_images > 0,
     )
     weights = _read_weights(TensorFile(file.path, arrays, file.about), info)
     return TextTower(weights, run.tokenizer_path.read_text(encoding="utf-8"), info)
@@ -202,14 +191,12 @@ def tower_shapes(info: TowerInfo, hidden: int, inner: int, dim: int) -> dict[str
         shapes |= {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
     for name in norms:
         shapes |= {f"{name}.weight": (hidden,), f"{name}.bias": (hidden,)}
-    if info.balanced:
-        shapes |= {"balance.image_bank": (None, dim), "balance.image_offsets": (None,), "balance.scale": (1,)}
     return shapes
 
 
 def _read_info(file: TensorFile) -> TowerInfo:
     kinds: dict[str, type] = {
-        "model_sha256": str, "pooling": str, "layer_norm_eps": float, "balanced": bool, "pooled_layers": tuple,
+        "model_sha256": str, "pooling": str, "layer_norm_eps": float, "pooled_layers": tuple,
     }  # fmt: skip
     values = {field.name: file.about.get(field.name) for field in fields(TowerInfo)}
     given = values["pooled_layers"]
@@ -233,9 +220,6 @@ def _read_weights(file: TensorFile, info: TowerInfo) -> dict[str, Array]:
     shapes = tower_shapes(info, hidden, inner, dim)
     weights: dict[str, Array] = {name: file.array(name, "<f4", shape) for name, shape in shapes.items()}
     types, positions = (len(weights[f"embeddings.{name}.weight"]) for name in reversed(_EMBEDDINGS[1:]))
-    banks = [len(weights[f"balance.image_{name}"]) for name in ("bank", "offsets") if info.balanced]
-    if len(set(banks)) > 1 or 0 in banks:
-        raise DataError(f"{file.path}: its shapes do not match", hint=_AGAIN)
     if dim % info.probes or not types or not 2 <= info.max_tokens <= positions or hidden % info.num_heads:
         raise DataError(f"{file.path}: its shapes do not match", hint=_AGAIN)
     return weights

@@ -64,8 +64,9 @@ class RunScorer:
 
         The split is encoded immediately. itm_k: as in `offers`. Raises DataError for an unreadable image.
         """
-        features = self.encoder.features(split)
-        cosines = ScoreMatrix.from_features(features.image_features, features.text_features).in_memory()
+        found = self.encoder.features(split)
+        less = self.encoder.potentials(found)
+        cosines = ScoreMatrix.from_features(found.image_features, found.text_features, less=less).in_memory()
 
         def scores(base: Base) -> ScoreMatrix:
             if base == "cosine":

@@ -1,4 +1,4 @@
-"""Features without hubs: two more coordinates subtract how near an item is to all training items [ours].
+"""Scores without hubs: from each is subtracted how near its image and its text are to all training items [ours].
 
 Some captions are near to every image, and some images to every caption; such hubs take the first ranks of queries to
 which they do not belong. Re-rankings such as Sinkhorn see that in the gallery. Here the training data show it: the
@@ -12,9 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+Potentials = NDArray[np.float32]
 
 _SWEEPS = 20  # after which potentials hardly change
 _BUFFERS = ("image_bank", "text_bank", "image_offsets", "text_offsets", "scale")
@@ -53,19 +56,26 @@ class Balance(nn.Module):
             images = (scaled - texts + often).logsumexp(dim=1)
             images = images - images.mean()
             texts = (scaled - images[:, None]).logsumexp(dim=0)
-        at_images = (scaled - texts + often).logsumexp(dim=1).mean()  # subtracted, so that the coordinates are small
+        at_images = (scaled - texts + often).logsumexp(dim=1).mean()  # subtracted, so that potentials are small
         at_texts = (texts * texts_like).sum() / texts_like.sum()
         self.image_bank, self.text_bank = image_features.float(), text_features.float()
         self.image_offsets, self.text_offsets = images + at_texts, texts - often + at_images
         self.scale = torch.tensor([scale], device=scaled.device)
 
-    def images(self, features: Tensor) -> Tensor:
-        """image_features [B, D] of unit length. Returns [B, D + 2], of unit length too."""
-        return _widened(features, self.text_bank, self.text_offsets, self.scale, is_image=True)
+    @torch.no_grad()
+    def image_potentials(self, features: NDArray[np.float32]) -> Potentials:
+        """What to subtract from the scores of images with these features [B, D] of unit length: [B]."""
+        return self._potentials(features, self.text_bank, self.text_offsets)
 
-    def texts(self, features: Tensor) -> Tensor:
-        """text_features [B, D] of unit length. Returns [B, D + 2], of unit length too."""
-        return _widened(features, self.image_bank, self.image_offsets, self.scale, is_image=False)
+    @torch.no_grad()
+    def text_potentials(self, features: NDArray[np.float32]) -> Potentials:
+        """The same of texts."""
+        return self._potentials(features, self.image_bank, self.image_offsets)
+
+    def _potentials(self, features: NDArray[np.float32], bank: Tensor, offsets: Tensor) -> Potentials:
+        scaled = self.scale * torch.from_numpy(features).to(bank) @ bank.t() - offsets  # [B, bank]
+        found: Potentials = (scaled.logsumexp(dim=1) / self.scale).cpu().numpy()
+        return found
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         for name in _BUFFERS:  # a bank has as many rows as were fitted
@@ -73,13 +83,3 @@ class Balance(nn.Module):
             if isinstance(found, Tensor) and found.shape[1:] == getattr(self, name).shape[1:]:
                 setattr(self, name, getattr(self, name).new_zeros(found.shape))
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-def _widened(features: Tensor, bank: Tensor, offsets: Tensor, scale: Tensor, is_image: bool) -> Tensor:
-    """cos(images, texts) of the results is about half of: the cosine, less both potentials over the scale."""
-    with torch.autocast(features.device.type, enabled=False):
-        found = features.float()
-        potential = (scale * found @ bank.t() - offsets).logsumexp(dim=1, keepdim=True) / scale  # [B, 1]
-        one = torch.ones_like(potential)
-        added = (one, -potential) if is_image else (-potential, one)
-        return F.normalize(torch.cat([found, *added], dim=1), dim=1)

@@ -35,7 +35,7 @@ class ImageEncoding:
     """The image encoder's output for a batch."""
 
     tokens: Tensor  # [B, 1 + N, C], the paper's F, its mean first
-    features: Tensor  # [B, D], unit length; D is `Recipe.feature_dim` once the balance is fitted
+    features: Tensor  # [B, D], unit length
 
 
 @dataclass(frozen=True)
@@ -102,18 +102,12 @@ class CmpaglModel(nn.Module):
         projected = self.image_projection(tokens[:, 0])
         if self.backbone_skip is not None:
             projected = self.backbone_skip(projected, maps)
-        features = _unit(projected, self.probes)
-        if self.balance is not None and self.balance.is_fitted:
-            features = self.balance.images(features)
-        return ImageEncoding(tokens, features)
+        return ImageEncoding(tokens, _unit(projected, self.probes))
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> TextEncoding:
         """input_ids: [B, L] int64. attention_mask: [B, L] bool."""
         tokens, pooled = self.text_encoder.pooled(input_ids, attention_mask)
-        features = _unit(self.text_projection(pooled), self.probes)
-        if self.balance is not None and self.balance.is_fitted:
-            features = self.balance.texts(features)
-        return TextEncoding(tokens, features, attention_mask)
+        return TextEncoding(tokens, _unit(self.text_projection(pooled), self.probes), attention_mask)
 
     def fuse(self, text: TextEncoding | tuple[Tensor, Tensor], image: Tensor | CrossAttentionCache) -> Tensor:
         """text: an encoding, or (input_ids, attention_mask). image: tokens [B, 1 + N, C], or their cache.

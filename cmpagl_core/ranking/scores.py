@@ -54,10 +54,15 @@ class ScoreMatrix:
 
     @classmethod
     def from_features(
-        cls, image_features: ArrayLike, text_features: ArrayLike, budget_bytes: int = DEFAULT_BUDGET_BYTES
+        cls,
+        image_features: ArrayLike,
+        text_features: ArrayLike,
+        budget_bytes: int = DEFAULT_BUDGET_BYTES,
+        less: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
     ) -> ScoreMatrix:
         """Cosines of image_features [N, D] and text_features [M, D].
 
+        less: potentials of images [N] and of texts [M] that are subtracted (models/balance.py).
         Raises DataError for widths that differ, values that are not finite, or a feature of length 0.
         """
         images, texts = _unit_rows(image_features, "image_features"), _unit_rows(text_features, "text_features")
@@ -66,6 +71,10 @@ class ScoreMatrix:
                 f"image_features are {images.shape[1]} wide and text_features {texts.shape[1]}",
                 hint="export both from one model",
             )
+        if less is not None:
+            of_images, of_texts = (np.rint(side * _GRID)[:, None] / _GRID for side in less)
+            images = np.hstack([images, np.ones_like(of_images), -of_images]).astype(np.float32)
+            texts = np.hstack([texts, -of_texts, np.ones_like(of_texts)]).astype(np.float32)
         return cls(_CosineSource(images, texts), budget_bytes)
 
     @classmethod

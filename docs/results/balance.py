@@ -1,8 +1,8 @@
-"""The cosine ranking of runs with and without balanced features, on one split.
+"""The cosine ranking of runs balanced and not, on one split.
 
     python docs/results/balance.py --workspace W --data ucm --split test ucm-seed0 ucm-seed1 ucm-seed2
 
-One JSON line per run. Without: the two coordinates of the balance are left out.
+One JSON line per run.
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
-
 from cmpagl_core.datasets.prepared import open_prepared
 from cmpagl_core.encoders.split_encoder import SplitEncoder
 from cmpagl_core.evaluation.recall import Matches, recall
 from cmpagl_core.ranking.scores import ScoreMatrix
-from cmpagl_core.recipe import BALANCE_DIMS
 from cmpagl_core.runs import open_run
 
 
@@ -31,11 +28,13 @@ def main() -> None:
     split = open_prepared(given.workspace / "data" / given.data).split(given.split)
     matches = Matches.own(split.caption_image, len(split))
     for name in given.runs:
-        found = SplitEncoder(open_run(given.workspace / "runs" / name)).features(split)
-        images, texts = found.image_features, found.text_features
-        plain = [rows[:, :-BALANCE_DIMS] for rows in (images, texts)]
-        plain = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in plain]
-        mr = [recall(ScoreMatrix.from_features(*sides), matches).mr for sides in ((images, texts), plain)]
+        encoder = SplitEncoder(open_run(given.workspace / "runs" / name))
+        plain = encoder.features(split)
+        sides = plain.image_features, plain.text_features
+        mr = [
+            recall(ScoreMatrix.from_features(*sides, less=less), matches).mr
+            for less in (encoder.potentials(plain), None)
+        ]
         print(json.dumps({"run": name, "split": given.split, "balanced": mr[0], "without": mr[1]}), flush=True)
 
 

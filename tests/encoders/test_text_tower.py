@@ -149,19 +149,6 @@ def test_a_tower_whose_parts_do_not_fit_is_refused(loaded: LoadedModel, tmp_path
             open_text_tower(path).encode(["square!"])
 
 
-def test_the_tower_balances_as_the_model_does(loaded: LoadedModel, tmp_path: Path) -> None:
-    recipe = override_recipe(loaded.recipe, ["train.balance_images=4"])
-    shape = BertShape.from_dict(loaded.model.text_encoder.shape.to_dict())
-    model = build_model(recipe, loaded.tokenizer.vocab_size, text_shape=shape).eval()
-    assert model.balance is not None
-    banks = (torch.nn.functional.normalize(torch.randn(rows, recipe.losses.embed_dim), dim=1) for rows in (4, 6))
-    model.balance.fit(*banks, torch.tensor([1, 2, 1, 1, 3, 1]), 10.0)
-    other = replace(loaded, model=model, recipe=recipe)
-    found = tower(other, tmp_path).encode(TEXTS)
-    assert found.shape[1] == recipe.feature_dim == recipe.losses.embed_dim + 2
-    np.testing.assert_allclose(found, torch_features(other, TEXTS), atol=1e-5)
-
-
 def test_the_tower_pools_the_same_layers_as_the_model(loaded: LoadedModel, tmp_path: Path) -> None:
     recipe = override_recipe(loaded.recipe, ["text_encoder.pooled_layers=[1]", "text_encoder.pooling=mean"])
     shape = BertShape.from_dict(loaded.model.text_encoder.shape.to_dict())

@@ -13,14 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from cmpagl_core import device
 from cmpagl_core.datasets.loading import Draw, KeptImages, PairBatch
 from cmpagl_core.datasets.prepared import PreparedDataset
-from cmpagl_core.encoders.encode import encode_images
+from cmpagl_core.encoders.split_encoder import SplitEncoder
 from cmpagl_core.errors import CmpaglError, DataError, GuardError, InterruptedByUserError, MismatchError
+from cmpagl_core.evaluation.choosing import RunScorer
 from cmpagl_core.progress import Silent
 from cmpagl_core.ranking.kept_params import read_params
 from cmpagl_core.recipe import Recipe
@@ -406,5 +408,10 @@ def test_a_balanced_run_ranks_by_its_bank(squares: PreparedDataset, tiny_recipe:
     assert balance is not None
     assert len(balance.image_bank) == 5
     assert balance.scale.item() == pytest.approx(read_tensors(run.weights_path)["logit_scale"].exp().item())
-    images = encode_images(run.load(), squares.split("val").images, Silent())
-    assert images.shape[1] == recipe.losses.embed_dim + 2
+    encoder, split = SplitEncoder(run), squares.split("val")
+    plain = encoder.features(split)  # what an index holds
+    less = encoder.potentials(plain)
+    assert less is not None
+    expected = plain.image_features[0] @ plain.text_features[1] - less[0][0] - less[1][1]
+    found = RunScorer(encoder).scores(split, None)("cosine").at(np.array([0]), np.array([1]))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
