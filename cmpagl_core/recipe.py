@@ -322,8 +322,8 @@ class TrainPart(Part):
         0,
         ge=0,
         le=65_536,
-        description="ours: after training, features get two coordinates that subtract how near they are to at most so "
-        "many train images and their captions, so that none is near to all (docs/method.md); 0: none",
+        description="ours: evaluation subtracts from each score how near its image and text are to at most so many "
+        "train images and their captions, so that none is near to all (docs/method.md, section 4); 0: plain cosines",
     )
     patience_epochs: Epochs = Field(0, description="stop after this many validations without a better mR; 0: never")
     validate_every_epochs: int = Field(

@@ -1,4 +1,4 @@
-"""Fits a finished model's balance to its train split (ours)."""
+"""Fits what balances a finished model's scores to its train split (ours)."""
 
 from __future__ import annotations
 
