@@ -19,6 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cmpagl_core.encoders.ray_engine import RayCluster, RayEngine
+from cmpagl_core.errors import UsageError
+from cmpagl_core.progress import Silent
 from tests.conftest import REPOSITORY, Cmpagl
 
 IMAGES = 3_000
@@ -129,6 +132,13 @@ def test_a_cluster_of_its_own_exports_the_same_bytes(cmpagl: Cmpagl, tiny_run: P
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[0]["images"] == 12
     assert (tmp_path / "spread.safetensors").read_bytes() == (tmp_path / "alone.safetensors").read_bytes()
+
+
+def test_without_ray_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # where Ray's settings are left
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=r"Ray is not installed; pip install 'cmpagl\[ray\]'"):
+        RayEngine(RayCluster(), "cpu", Silent())
 
 
 def test_options_of_ray_are_refused_without_it(cmpagl: Cmpagl) -> None:
