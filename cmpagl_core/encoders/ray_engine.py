@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -24,6 +25,7 @@ from cmpagl_core.session import Session
 
 _SHARDS_AHEAD = 2  # of each actor: the one that it encodes, and the next
 _OBJECT_STORE_BYTES = 256 << 20  # of a cluster on this machine: 500 shards of features
+_ANSWER_S = 10.0
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # tells nobody
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what will be the default
@@ -51,10 +53,15 @@ def images_by_ray(encoder: Encoder, cluster: RayCluster, session: Session) -> Sp
 
 
 class RayEngine:
-    """An `Engine`. device: the workers' kind, cpu or cuda. Raises UsageError where Ray is not installed."""
+    """An `Engine`. device: the workers' kind, cpu or cuda.
+
+    Raises UsageError where Ray is not installed, CmpaglError for an address where nobody listens.
+    """
 
     def __init__(self, cluster: RayCluster, device: str, progress: Progress) -> None:
         self._cluster, self._device, self._progress = cluster, device, progress
+        if cluster.address is not None:
+            _check_listening(cluster.address)
         self._ray = _import_ray(own=cluster.address is None)
 
     def encode(self, order: str, shards: Sequence[str]) -> Generator[ShardResult, None, None]:
@@ -153,6 +160,17 @@ def _import_ray(own: bool) -> Any:
         raise UsageError("Ray is not installed", hint="pip install 'cmpagl[ray]'") from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
+
+
+def _check_listening(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), _ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise CmpaglError(f"there is no Ray cluster at {address} ({error})", hint="check `ray status` there") from error
 
 
 def _cores() -> int:

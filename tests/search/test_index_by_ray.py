@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from cmpagl_core.encoders.ray_engine import RayCluster, RayEngine
-from cmpagl_core.errors import UsageError
+from cmpagl_core.errors import CmpaglError, UsageError
 from cmpagl_core.progress import Silent
 from tests.conftest import REPOSITORY, Cmpagl
 
@@ -139,6 +139,11 @@ def test_without_ray_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"Ray is not installed; pip install 'cmpagl\[ray\]'"):
         RayEngine(RayCluster(), "cpu", Silent())
+
+
+def test_an_address_where_nobody_listens_is_said_at_once(this_machine: None) -> None:
+    with pytest.raises(CmpaglError, match=r"there is no Ray cluster at 127\.0\.0\.1:\d+ \(.*refused\)"):
+        RayEngine(RayCluster(f"127.0.0.1:{free_port()}"), "cpu", Silent())
 
 
 def test_options_of_ray_are_refused_without_it(cmpagl: Cmpagl) -> None:
