@@ -72,12 +72,19 @@ class SilentJournal(Journal):
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a log. Raises DataError naming a line that is not an event."""
+    """The events of a log. Raises DataError naming a line that is not an event.
+
+    A last line without its end is what a killed training was writing, and is left out.
+    """
     try:
-        with path.open(encoding="utf-8") as stream:
+        with path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
+                if not line.endswith(b"\n"):
+                    return
                 try:
-                    event = parse_json(line)
+                    event = parse_json(line.decode("utf-8"))
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{path}:{number}: not UTF-8 text") from error
                 except (ValueError, RecursionError) as error:
                     raise DataError(f"{path}:{number}: not valid JSON") from error
                 if not isinstance(event, dict) or "event" not in event:
@@ -87,8 +94,6 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
         raise DataError(f"{path} is not there") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text") from error
 
 
 def _plain(value: Any) -> Any:

@@ -29,7 +29,7 @@ from cmpagl_core.recipe import Recipe
 from cmpagl_core.run_data import is_own
 from cmpagl_core.runs import Run, open_run, read_tensors
 from cmpagl_core.training import loop
-from cmpagl_core.training.journal import read_journal
+from cmpagl_core.training.journal import Journal, read_journal
 from tests.conftest import Told
 
 MakeRecipe = Callable[..., Recipe]
@@ -415,3 +415,16 @@ def test_a_balanced_run_ranks_by_its_bank(squares: PreparedDataset, tiny_recipe:
     expected = plain.image_features[0] @ plain.text_features[1] - less[0][0] - less[1][1]
     found = RunScorer(encoder).scores(split, None)("cosine").at(np.array([0]), np.array([1]))
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_line_that_a_kill_tore_is_left_out_of_the_log(tmp_path: Path) -> None:
+    with Journal(tmp_path / "log.jsonl") as journal:
+        journal.write("step", step=1)
+        journal.write("warning", text="d\u00e9j\u00e0")
+    whole = (tmp_path / "log.jsonl").read_bytes()
+    for end in range(whole.index(b"\n") + 1, len(whole)):
+        (tmp_path / "log.jsonl").write_bytes(whole[:end])
+        assert [event["event"] for event in read_journal(tmp_path / "log.jsonl")] == ["step"]
+    (tmp_path / "log.jsonl").write_bytes(b"[}\n" + whole)
+    with pytest.raises(DataError, match=r"log\.jsonl:1: not valid JSON"):
+        list(read_journal(tmp_path / "log.jsonl"))
