@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -101,7 +102,7 @@ def check_run(root: Path) -> None:
     events = list(read_journal(root / "log.jsonl"))
     assert [event["step"] for event in events if event["event"] == "step"] == list(range(1, STEPS + 1))
     assert [event["epoch"] for event in events if event["event"] == "validation"] == [1, 2, 3]
-    rest = {path.name for path in root.iterdir() if path.suffix != ".json"}
+    rest = {path.name for path in root.iterdir() if path.suffix not in (".json", ".png")}
     assert rest == {"log.jsonl", "model.safetensors", "recipe.yaml"}
 
 
@@ -147,6 +148,30 @@ def test_the_command_starts_processes_and_says_one_sentence_when_one_is_killed(
     ends = [line for line in err.splitlines() if "resume it with `cmpagl train --resume --name killed`" in line]
     assert len(ends) == 1, err
     assert (tmp_path / "runs" / "killed" / "resume" / "state.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_two_machines_of_torchrun_train_one_run(squares: PreparedDataset, tiny_yaml: str, tmp_path: Path) -> None:
+    """Two agents that meet by torchrun's own rendezvous, as those of two machines do."""
+    (tmp_path / "tiny.yaml").write_text(tiny_yaml)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "test")
+    ours = ("-m", "cmpagl_cli", "train", "tiny.yaml", "--data", str(squares.root), "--name", "two", "--format", "json")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *meeting, *ours]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    agents = [
+        subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    said = [agent.communicate(timeout=300) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    documents = [json.loads(out) for out, _ in said if out]
+    assert [one["run"] for one in documents] == ["two"]  # rank 0 alone
+    check_run(tmp_path / "runs" / "two")
 
 
 def rank_of(parent: int, rank: int) -> int:
