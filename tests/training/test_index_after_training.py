@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from cmpagl_core.errors import MismatchError
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.progress import Silent
 from cmpagl_core.recipe import Recipe
-from cmpagl_core.runs import Run
+from cmpagl_core.runs import Run, open_run
 from cmpagl_core.search.gallery_source import dataset_source, folder_source
 from cmpagl_core.search.index import GalleryIndex
 from cmpagl_core.search.indexing import build_index
@@ -27,12 +28,24 @@ from tests.conftest import Told
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(scope="module")
+def trained(
+    squares: PreparedDataset, backbone_recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with a run, and the cache that its training filled."""
+    root = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "draw_curves", lambda root, progress: None)
+        loop.fit(backbone_recipe(), squares, root / "run", Silent(), CPU, cache_root=root / "cache")
+    return root
+
+
 @pytest.fixture
-def run(
-    squares: PreparedDataset, backbone_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Run:
-    monkeypatch.setattr(loop, "draw_curves", lambda root, progress: None)
-    return loop.fit(backbone_recipe(), squares, tmp_path / "run", Silent(), CPU, cache_root=tmp_path / "cache")
+def run(trained: Path, tmp_path: Path) -> Run:
+    """The run, with a cache of the test's own."""
+    for name in ("run", "cache"):
+        shutil.copytree(trained / name, tmp_path / name)
+    return open_run(tmp_path / "run")
 
 
 def decoded_files(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
