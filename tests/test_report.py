@@ -19,7 +19,6 @@ from typer.testing import Result
 
 from cmpagl_core.ablation.table import AblationRow, AblationTable
 from cmpagl_core.datasets.prepared import DataSplit, open_prepared
-from cmpagl_core.encoders.split_encoder import SplitEncoder
 from cmpagl_core.errors import DataError, GuardError, UsageError
 from cmpagl_core.evaluation.evaluate import EvaluateOptions, ScoredModel, matrix_scores
 from cmpagl_core.evaluation.recall import Recalls
@@ -205,15 +204,6 @@ def test_the_worst_texts_are_those_with_the_last_ranks_each_image_once(split: Da
     assert worst[0].caption == split.captions[-1]
     assert len({query.own.image_id for query in worst}) == len(worst)
     assert [query.rank for query in worst] == sorted((query.rank for query in worst), reverse=True)
-
-
-def test_what_was_found_instead_is_ranked_by_the_scores_of_the_evaluation(run: Run, split: DataSplit) -> None:
-    features = SplitEncoder(run).features(split)
-    rank = np.arange(1.0, len(split.captions) + 1)
-    potentials = np.ones(len(split), np.float32), np.zeros(len(split.captions), np.float32)
-    potentials[0][2] = -9.0  # of the image that is far from all others
-    found = {query.found[0].image_id for query in worst_texts(split, rank, features, potentials)}
-    assert found == {split.image_ids[2]}
 
 
 def test_an_image_without_captions_is_no_worst_query(split: DataSplit) -> None:

@@ -30,8 +30,6 @@ from cmpagl_core.training.journal import read_journal
 
 Point = tuple[float, float]
 
-Less = tuple[NDArray[np.float32], NDArray[np.float32]]
-
 _WORST_TEXTS = 12
 _WORST_IMAGES = 6
 _FOUND = 3
@@ -93,7 +91,7 @@ def collect(session: Session, run: Run, data: str | None, split: str, protocol: 
         report = run_scores(RunScorer(encoder), tested).report(EvaluateOptions(protocol))
         save_report(report, path, progress.say)
     features = encoder.features(tested.split) if run.recipe.losses.aligns_features else None
-    return gather(run, report, tested.split, features, None if features is None else encoder.potentials(features))
+    return gather(run, report, tested.split, features)
 
 
 def _kept(path: Path, run: Run, tested: EvalSplit, progress: Progress) -> RetrievalReport | None:
@@ -112,12 +110,8 @@ def _kept(path: Path, run: Run, tested: EvalSplit, progress: Progress) -> Retrie
     return report if current and report.queries.image_ids == split.image_ids else None
 
 
-def gather(
-    run: Run, report: RetrievalReport, split: DataSplit, features: FeatureSet | None, less: Less | None = None
-) -> Evidence:
+def gather(run: Run, report: RetrievalReport, split: DataSplit, features: FeatureSet | None) -> Evidence:
     """Everything for one run. features: of the same split, to show what was found instead; optional.
-
-    less: the potentials of its images and texts, if the run is balanced.
 
     Raises DataError if the evaluation or the features are not of this split.
     """
@@ -134,14 +128,12 @@ def gather(
         report=report,
         curves=read_curves(run.log_path),
         scenes=by_scene(report.queries, stage, split.scenes) if any(split.scenes) else (),
-        worst_texts=worst_texts(split, hits.t2i_rank, features, less),
-        worst_images=worst_images(split, hits.i2t_rank, features, less),
+        worst_texts=worst_texts(split, hits.t2i_rank, features),
+        worst_images=worst_images(split, hits.i2t_rank, features),
     )
 
 
-def worst_texts(
-    split: DataSplit, rank: NDArray[np.float64], features: FeatureSet | None, less: Less | None = None
-) -> tuple[WorstText, ...]:
+def worst_texts(split: DataSplit, rank: NDArray[np.float64], features: FeatureSet | None) -> tuple[WorstText, ...]:
     """The captions whose own image ranks lowest, each image and caption text once. rank [M], from 1."""
     chosen: list[int] = []
     seen: set[object] = set()
@@ -157,22 +149,20 @@ def worst_texts(
             split.captions[row],
             float(rank[row]),
             split.images[int(split.caption_image[row])],
-            tuple(split.images[image] for image in _first_images(features, less, row)),
+            tuple(split.images[image] for image in _first_images(features, row)),
         )
         for row in chosen
     )
 
 
-def worst_images(
-    split: DataSplit, rank: NDArray[np.float64], features: FeatureSet | None, less: Less | None = None
-) -> tuple[WorstImage, ...]:
+def worst_images(split: DataSplit, rank: NDArray[np.float64], features: FeatureSet | None) -> tuple[WorstImage, ...]:
     """The images whose best own caption ranks lowest. rank [N], from 1, NaN without captions."""
     return tuple(
         WorstImage(
             split.images[row],
             float(rank[row]),
             tuple(dict.fromkeys(split.captions[caption] for caption in split.captions_of(row))),
-            _first_captions(split, features, less, row),
+            _first_captions(split, features, row),
         )
         for row in _latest_first(rank)[:_WORST_IMAGES]
     )
@@ -224,16 +214,16 @@ def _latest_first(rank: NDArray[np.float64]) -> list[int]:
     return [int(row) for row in known[np.argsort(-rank[known], kind="stable")]]
 
 
-def _first_images(features: FeatureSet | None, less: Less | None, caption: int) -> list[int]:
+def _first_images(features: FeatureSet | None, caption: int) -> list[int]:
     if features is None:
         return []
-    scores = features.image_features @ features.text_features[caption] - (0.0 if less is None else less[0])
+    scores = features.image_features @ features.text_features[caption]
     return [int(row) for row in np.argsort(-scores, kind="stable")[:_FOUND]]
 
 
-def _first_captions(split: DataSplit, features: FeatureSet | None, less: Less | None, image: int) -> tuple[str, ...]:
+def _first_captions(split: DataSplit, features: FeatureSet | None, image: int) -> tuple[str, ...]:
     if features is None:
         return ()
-    scores = features.text_features @ features.image_features[image] - (0.0 if less is None else less[1])
+    scores = features.text_features @ features.image_features[image]
     first = (split.captions[int(row)] for row in np.argsort(-scores, kind="stable")[: 10 * _FOUND])
     return tuple(dict.fromkeys(first))[:_FOUND]
