@@ -322,8 +322,8 @@ class TrainPart(Part):
         0,
         ge=0,
         le=65_536,
-        description="ours: evaluation subtracts from each score how near its image and text are to at most so many "
-        "train images and their captions, so that none is near to all (docs/method.md, section 4); 0: plain cosines",
+        description="ours: evaluation has a stage `balanced`, which subtracts from each cosine how near its image and "
+        "text are to at most so many train images and their captions (docs/method.md, section 4); 0: no such stage",
     )
     patience_epochs: Epochs = Field(0, description="stop after this many validations without a better mR; 0: never")
     validate_every_epochs: int = Field(
@@ -393,7 +393,7 @@ class Recipe(Part):
             )
         if self.train.balance_images and not losses.uses_itc:
             raise ValueError(
-                "balanced features need the logit scale that ITC learns: give losses.itc a weight, or set "
+                "balanced scores need the logit scale that ITC learns: give losses.itc a weight, or set "
                 "train.balance_images to 0"
             )
         if losses.embed_dim % self.image_encoder.probes:

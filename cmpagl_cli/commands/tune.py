@@ -35,8 +35,8 @@ SplitOption = Annotated[
     ),
 ]
 BaseOption = Annotated[
-    Literal["cosine", "itm"] | None,
-    typer.Option("--base", help="Scores to re-rank: cosine or itm. Default: the plain ranking's."),
+    Literal["cosine", "balanced", "itm"] | None,
+    typer.Option("--base", help="Scores to re-rank: cosine, balanced or itm. Default: the plain ranking's."),
 ]
 FormOption = Annotated[
     Literal["multiply", "add"] | None, typer.Option("--form", help="SMR's form. Default: the recipe's.")

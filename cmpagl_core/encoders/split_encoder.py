@@ -76,10 +76,8 @@ class SplitEncoder:
             ),
         )
 
-    def potentials(self, features: FeatureSet) -> tuple[Potentials, Potentials] | None:
-        """What to subtract from the cosines of images and of texts; None unless the run is balanced."""
-        if not self.run.recipe.train.balance_images:
-            return None
+    def potentials(self, features: FeatureSet) -> tuple[Potentials, Potentials]:
+        """What a balanced run subtracts from the cosines of images and of texts."""
         balance = self._balance
         return balance.image_potentials(features.image_features), balance.text_potentials(features.text_features)
 

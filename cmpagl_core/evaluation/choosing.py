@@ -20,7 +20,7 @@ from cmpagl_core.errors import DataError, GuardError, MismatchError, UsageError
 from cmpagl_core.evaluation.protocol import require_not_test
 from cmpagl_core.evaluation.score_files import equal_scores, open_scores, read_scores_info, require_shape
 from cmpagl_core.evaluation.sensitivity import Sensitivity, smr_sensitivity
-from cmpagl_core.evaluation.stages import Available, Base, Stage, wanted_stages
+from cmpagl_core.evaluation.stages import BASES, Available, Base, Stage, wanted_stages
 from cmpagl_core.evaluation.tune import SmrChoice, SmrGrid, choose_params, choose_smr, choose_temperature
 from cmpagl_core.progress import Progress
 from cmpagl_core.ranking.itm import ALL_PAIRS, Candidates, match_split, matched_scores
@@ -56,7 +56,8 @@ class RunScorer:
         aligned, cfg = self.run.recipe.losses.aligns_features, self.run.recipe.evaluate
         k = ALL_PAIRS if not aligned else cfg.itm_k if itm_k is None else itm_k
         with_itm = self.run.recipe.matches_pairs and (k > 0 or not aligned)
-        bases: tuple[Base, ...] = (*(("cosine",) if aligned else ()), *(("itm",) if with_itm else ()))
+        there = {"cosine": aligned, "balanced": aligned and self.run.recipe.train.balance_images > 0, "itm": with_itm}
+        bases = tuple(base for base in BASES if there[base])
         return Available(bases, params, k if with_itm else None, cfg.smr)
 
     def scores(self, split: DataSplit, itm_k: int | None) -> Callable[[Base], ScoreMatrix]:
@@ -65,12 +66,14 @@ class RunScorer:
         The split is encoded immediately. itm_k: as in `offers`. Raises DataError for an unreadable image.
         """
         found = self.encoder.features(split)
-        less = self.encoder.potentials(found)
-        cosines = ScoreMatrix.from_features(found.image_features, found.text_features, less=less).in_memory()
+        cosines = ScoreMatrix.from_features(found.image_features, found.text_features).in_memory()
 
         def scores(base: Base) -> ScoreMatrix:
             if base == "cosine":
                 return cosines
+            if base == "balanced":
+                less = self.encoder.potentials(found)
+                return ScoreMatrix.from_features(found.image_features, found.text_features, less=less)
             return matched_scores(split, cosines, itm_k or ALL_PAIRS, partial(self._match, split))
 
         return cache(scores)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -16,7 +16,9 @@ from cmpagl_core.evaluation.result import Queries, ReportRow, Spans, StageHits
 from cmpagl_core.ranking.rerank import ChosenParams, Directions, Reranking, Step, parse_rerankings, rerank
 from cmpagl_core.ranking.scores import ScoreMatrix
 
-Base = Literal["cosine", "itm"]
+Base = Literal["cosine", "balanced", "itm"]
+BASES: tuple[Base, ...] = get_args(Base)
+"""balanced: cosines less the potentials of a balanced run (ours; models/balance.py)."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Available:
 
     def scores_of(self, base: Base) -> str:
         """The name of these scores as a key of parameters."""
-        return base if base == "cosine" else f"itm@{self.itm_k}"
+        return f"itm@{self.itm_k}" if base == "itm" else base
 
     def lacking(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
         """Stages whose parameters were never chosen on the scores that they re-rank."""
@@ -121,9 +123,9 @@ def score_stages(
 def _named(text: str, bases: tuple[Base, ...]) -> Stage:
     """Parse a stage's name; a leading `cosine+` is optional. Raises UsageError."""
     first, _, rest = text.partition("+")
-    if first in ("cosine", "itm"):
-        base: Base = "itm" if first == "itm" else "cosine"
-        rerankings = parse_rerankings(rest) if rest else ()
+    named: dict[str, Base] = {base: base for base in BASES}
+    if first in named:
+        base, rerankings = named[first], parse_rerankings(rest) if rest else ()
     else:
         base, rerankings = bases[0], parse_rerankings(text)
     if base not in bases:

@@ -37,11 +37,6 @@ class Balance(nn.Module):
         for name, shape in zip(_BUFFERS, ((0, embed_dim), (0, embed_dim), (0,), (0,), (1,)), strict=True):
             self.register_buffer(name, torch.zeros(shape))
 
-    @property
-    def is_fitted(self) -> bool:
-        """Whether it has a bank."""
-        return len(self.image_bank) > 0
-
     @torch.no_grad()
     def fit(self, image_features: Tensor, text_features: Tensor, texts_like: Tensor, scale: float) -> None:
         """Take over a bank and compute its potentials.
@@ -73,7 +68,9 @@ class Balance(nn.Module):
         return self._potentials(features, self.image_bank, self.image_offsets)
 
     def _potentials(self, features: NDArray[np.float32], bank: Tensor, offsets: Tensor) -> Potentials:
-        scaled = self.scale * torch.from_numpy(features).to(bank) @ bank.t() - offsets  # [B, bank]
+        scaled = (
+            self.scale * torch.tensor(features).to(bank) @ bank.t() - offsets
+        )  # [B, bank]; cached ones are read-only
         found: Potentials = (scaled.logsumexp(dim=1) / self.scale).cpu().numpy()
         return found
 

@@ -108,10 +108,7 @@ def selection_scores(
     texts = _joined(ranks, len(unique), loaded, lambda part: encode_captions(loaded, unique[part], Silent()))[row_of]
     own = selection if ranks.alone else selection.subset(range(len(selection))[ranks.part(len(selection))])
     images = _joined(ranks, len(selection), loaded, lambda _: image_features(loaded, learner, own, cached, views))
-    balance, less = loaded.model.balance, None
-    if balance is not None and balance.is_fitted:
-        less = balance.image_potentials(images), balance.text_potentials(texts)
-    scores = ScoreMatrix.from_features(images, texts, less=less)
+    scores = ScoreMatrix.from_features(images, texts)
     if learner.recipe.losses.pre_alignment or not ranks.first:
         return scores
     return itm_scores(loaded, selection, scores, ALL_PAIRS, Silent())

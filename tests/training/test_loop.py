@@ -25,6 +25,7 @@ from cmpagl_core.errors import CmpaglError, DataError, GuardError, InterruptedBy
 from cmpagl_core.evaluation.choosing import RunScorer
 from cmpagl_core.progress import Silent
 from cmpagl_core.ranking.kept_params import read_params
+from cmpagl_core.ranking.rerank import ChosenParams
 from cmpagl_core.recipe import Recipe
 from cmpagl_core.run_data import is_own
 from cmpagl_core.runs import Run, open_run, read_tensors
@@ -411,10 +412,12 @@ def test_a_balanced_run_ranks_by_its_bank(squares: PreparedDataset, tiny_recipe:
     encoder, split = SplitEncoder(run), squares.split("val")
     plain = encoder.features(split)  # what an index holds
     less = encoder.potentials(plain)
-    assert less is not None
-    expected = plain.image_features[0] @ plain.text_features[1] - less[0][0] - less[1][1]
-    found = RunScorer(encoder).scores(split, None)("cosine").at(np.array([0]), np.array([1]))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    cosine = plain.image_features[0] @ plain.text_features[1]
+    scorer, pair = RunScorer(encoder), (np.array([0]), np.array([1]))
+    assert scorer.offers(ChosenParams()).bases == ("cosine", "balanced", "itm")
+    scores = scorer.scores(split, None)
+    np.testing.assert_allclose(scores("cosine").at(*pair), cosine, atol=1e-5)
+    np.testing.assert_allclose(scores("balanced").at(*pair), cosine - less[0][0] - less[1][1], atol=1e-5)
 
 
 def test_a_line_that_a_kill_tore_is_left_out_of_the_log(tmp_path: Path) -> None:
