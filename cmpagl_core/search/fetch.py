@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -45,8 +46,8 @@ class Fetched:
 def fetch_images(urls: Sequence[str], query: ItemQuery, folder: Path, progress: Progress) -> Fetched:
     """Make `folder` hold the images of some addresses, and nothing else.
 
-    Raises DataError where an address leads to no image, UsageError for a package that is missing, BusyError when
-    another process fetches into it.
+    Raises DataError where the addresses lead to no image, or none could be fetched or has anything inside the box;
+    UsageError for a package that is missing; BusyError when another process fetches into it.
     """
     assets = {asset.url: asset for url in urls for asset in _listed(url, query)}
     if not assets:
@@ -68,9 +69,21 @@ def fetch_images(urls: Sequence[str], query: ItemQuery, folder: Path, progress: 
             pool.shutdown(cancel_futures=True)
             raise
         _remove_others(folder, {_file_name(asset) for asset in assets.values()})
+    if not counts["fetched"] + counts["kept"]:
+        with suppress(OSError):  # what was there before is gone
+            folder.rmdir()
+        raise _nothing(left_out, len(assets))
     if counts["outside"]:
         progress.say(f"{counts['outside']:,} images have nothing inside the box")
     return Fetched(folder, counts["fetched"], counts["outside"], tuple(left_out))
+
+
+def _nothing(left_out: Sequence[Broken], count: int) -> DataError:
+    """Why no image was fetched."""
+    if not left_out:
+        return DataError(f"{count:,} images have nothing inside the box", hint="check --bbox: west,south,east,north")
+    others = f", and {len(left_out) - 1:,} others neither" if len(left_out) > 1 else ""
+    return DataError(f"{left_out[0].why}{others}", hint="check the address, and that the network reaches it")
 
 
 def _listed(url: str, query: ItemQuery) -> Iterator[Asset]:

@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import numpy as np
 import pytest
 import rasterio
+from PIL import Image
 
 from cmpagl_core.errors import DataError
 from cmpagl_core.imagery import remote_copy
@@ -154,6 +155,11 @@ def fetch(served: Served, folder: Path, *urls: str, **query: Any) -> Fetched:
     return fetch_images(urls, ItemQuery(**query), folder, Silent())
 
 
+def make_image(path: Path) -> Path:
+    Image.new("RGB", (8, 8)).save(path)
+    return path
+
+
 def images(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
@@ -179,10 +185,12 @@ def test_what_has_not_changed_is_not_fetched_again_and_what_is_gone_goes(served:
     cog(served.root / "a.tif", 2)
     assert fetch(served, tmp_path / "out", urls[0], bbox=BOX).fetched == 1
     assert [name[:1] for name in images(tmp_path / "out")] == ["a"]
-    assert fetch(served, tmp_path / "out", urls[0], bbox=(0, 0, 1, 1)).outside == 1
-    assert images(tmp_path / "out") == []
+    small = make_image(served.root / "small.png")
+    outside = fetch(served, tmp_path / "out", urls[0], f"{served.url}/{small.name}", bbox=(0, 0, 1, 1))
+    assert (outside.fetched, outside.outside) == (1, 1)
+    assert [name[:5] for name in images(tmp_path / "out")] == ["small"]
     assert fetch(served, tmp_path / "out", urls[0]).fetched == 1
-    copied = tmp_path / "out" / images(tmp_path / "out")[0]
+    (copied,) = (tmp_path / "out" / name for name in images(tmp_path / "out"))
     assert copied.read_bytes() == (served.root / "a.tif").read_bytes()
 
 
@@ -266,16 +274,29 @@ def test_what_a_server_refuses_is_said(served: Served, tmp_path: Path, monkeypat
     (served.root / "text.tif").write_bytes(b"no image")
     cog(served.root / "large.tif")
     monkeypatch.setattr(remote_copy, "MOST_BYTES", 10_000)
-    names = ("moved", "none", "text", "large")
-    found = fetch(served, tmp_path / "out", *(f"{served.url}/{name}.tif" for name in names), bbox=BOX)
-    said = [one.why for one in found.left_out]
-    assert "302 Found); it has moved to http://127.0.0.2:1/a.tif, which is not followed" in said[0]
-    assert "404" in said[1]
-    assert "cannot be read as a GeoTIFF" in said[2]
-    assert "larger than is copied" in said[3]
-    whole = fetch(served, tmp_path / "out", f"{served.url}/large.tif")
+    small = make_image(served.root / "small.png")
+    why = {
+        "moved": "302 Found); it has moved to http://127.0.0.2:1/a.tif, which is not followed",
+        "none": "404",
+        "text": "cannot be read as a GeoTIFF",
+        "large": "larger than is copied",
+    }
+    urls = [f"{served.url}/{name}.tif" for name in why]
+    found = fetch(served, tmp_path / "out", f"{served.url}/{small.name}", *urls, bbox=BOX)
+    assert [says in one.why for says, one in zip(why.values(), found.left_out, strict=True)] == [True] * 4
+    assert len(images(tmp_path / "out")) == found.fetched == 1
+    whole = fetch(served, tmp_path / "out", f"{served.url}/{small.name}", f"{served.url}/large.tif")
     assert "has more than 10,000 bytes" in whole.left_out[0].why
-    assert images(tmp_path / "out") == []
+
+
+def test_where_no_image_comes_it_is_said_why_and_nothing_is_left(served: Served, tmp_path: Path) -> None:
+    missing = [f"{served.url}/none.tif", f"{served.url}/neither.tif"]
+    with pytest.raises(DataError, match=r"none\.tif .*404.*, and 1 others neither"):
+        fetch(served, tmp_path / "out", *missing)
+    cog(served.root / "scene.tif")
+    with pytest.raises(DataError, match="1 images have nothing inside the box"):
+        fetch(served, tmp_path / "out", f"{served.url}/scene.tif", bbox=(13.0, 55.0, 13.1, 55.1))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(served: Served) -> None:
