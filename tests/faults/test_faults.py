@@ -46,7 +46,7 @@ def check(results: list[dict[str, object]]) -> None:
 
 
 def test_a_few_moments_of_preparing_and_indexing(tmp_path: Path) -> None:
-    faults = ("--fault", "kill", "--fault", "full", "--fault", "bad", "--fault", "gone")
+    faults = ("--fault", "kill", "--fault", "full")
     cases = ("--case", "prepare --copy", "--case", "index update with a fake model")
     check(swept(tmp_path, *faults, *cases, "--points", "2"))
 

@@ -22,7 +22,7 @@ from cmpagl_core.training.journal import read_journal
 
 pytestmark = pytest.mark.real
 
-PER_SPLIT = {"train": 24, "val": 8}
+PER_SPLIT = {"train": 16, "val": 8}
 FROZEN = "image_encoder.patch_embed."
 SMALL = (
     "data.dataset=''",
@@ -30,7 +30,7 @@ SMALL = (
     "data.augment=none",
     "evaluate.tta=none",
     "train.epochs=3",
-    "train.batch_size=12",
+    "train.batch_size=8",
     "train.ema_decay=0",
     "train.precision=fp32",
     "optim.warmup_fraction=0",

@@ -33,9 +33,9 @@ def check_same_weights(results: Results) -> None:
 def test_kills_and_interrupts_change_no_byte_of_the_weights(
     squares: PreparedDataset, tiny_yaml: str, tmp_path: Path
 ) -> None:
-    results = trained(squares, tiny_yaml, tmp_path, NEVER, "step:5", "before:4", "ctrl-c:5")
+    results = trained(squares, tiny_yaml, tmp_path, NEVER, "step:5", "ctrl-c:5")
     check_same_weights(results)
-    assert results["step:5"]["ended"] == results["before:4"]["ended"] == "signal 9"
+    assert results["step:5"]["ended"] == "signal 9"
     assert results["ctrl-c:5"]["ended"] == (
         "130: training of ctrl-c-5 was stopped; its state is saved; "
         "resume it with `cmpagl train --resume --name ctrl-c-5`"

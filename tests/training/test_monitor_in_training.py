@@ -136,6 +136,7 @@ def scrambled(data: PreparedDataset, root: Path) -> PreparedDataset:
     return write_prepared(root, images, captions, Provenance(name="scrambled"))
 
 
+@pytest.mark.slow  # test_monitor.py tells the same of figures
 def test_unlearning_what_validation_asks_while_the_loss_falls_is_told_as_overfitting(
     squares: PreparedDataset, tiny_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
