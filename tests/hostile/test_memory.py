@@ -32,7 +32,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (si
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="getrusage counts otherwise elsewhere")
-@pytest.mark.parametrize("mode", ["I;16", "RGBA", "F", "RGB"])
+@pytest.mark.parametrize("mode", ["I;16", "RGBA", "F"])
 def test_a_large_image_takes_few_bytes_a_pixel(mode: str, tmp_path: Path) -> None:
     side = 3_000
     path = tmp_path / ("a.png" if mode.startswith("RGB") else "a.tif")

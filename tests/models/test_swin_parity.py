@@ -96,7 +96,7 @@ def difference(ours: GswinEncoder, theirs: nn.Module) -> float:
     ("size", "image_size_px"),
     [
         ("tiny", 224),
-        ("tiny", 112),
+        pytest.param("tiny", 112, marks=SLOW),
         *(pytest.param(size, px, marks=SLOW) for size in ("tiny", "small", "base") for px in (224, 448)),
     ],
 )

@@ -63,7 +63,7 @@ def test_the_api_is_as_described(
     # A schema does not say that there must be a query, that weights do not cancel out, or that an index has places.
     acceptance = importlib.import_module("schemathesis.specs.openapi.checks").positive_data_acceptance
 
-    @settings(max_examples=12, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=8, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
     def ask(case: Any) -> None:
         case.call_and_validate(session=client, excluded_checks=[acceptance])

@@ -36,7 +36,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "matching alone": ("losses.pre_alignment=false",),
     "in chunks": ("train.chunk_size=2", "train.checkpoint_activations=true"),
 }
-OF_THREE = ("every loss", "hardest, accumulated")  # with parts of two sizes; the rest are compared with two processes
+OF_THREE = ("hardest, accumulated",)  # with parts of two sizes; the rest are compared with two processes
 
 
 def mask_every_third(

@@ -57,7 +57,7 @@ def test_several_processes_train_as_one_would(squares: PreparedDataset, tiny_yam
 
 def check_losses_and_gradients(joint: dict[str, Any]) -> None:
     """Those of two and three processes are those of one."""
-    assert len(joint) == 8
+    assert len(joint) == 7
     assert joint["every loss, 2"]["pairs"] == [[3], [2]]  # uneven
     assert joint["hardest, accumulated, 3"]["pairs"] == [[2, 2], [2, 2], [2, 1]]
     for case, gaps in joint.items():

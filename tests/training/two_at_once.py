@@ -42,7 +42,7 @@ from cmpagl_core.workspace import Workspace
 
 CPU = torch.device("cpu")
 FORK = multiprocessing.get_context("fork")
-OFFSETS_S = (0.0, 0.1, 0.3)
+OFFSETS_S = (0.0, 0.1)
 SCENES = 8
 
 Work = Callable[[Progress], str]
