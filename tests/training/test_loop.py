@@ -30,7 +30,7 @@ from cmpagl_core.recipe import Recipe
 from cmpagl_core.run_data import is_own
 from cmpagl_core.runs import Run, open_run, read_tensors
 from cmpagl_core.training import loop
-from cmpagl_core.training.journal import Journal, read_journal
+from cmpagl_core.training.journal import read_journal
 from tests.conftest import Told
 
 MakeRecipe = Callable[..., Recipe]
@@ -418,16 +418,3 @@ def test_a_balanced_run_ranks_by_its_bank(squares: PreparedDataset, tiny_recipe:
     scores = scorer.scores(split, None)
     np.testing.assert_allclose(scores("cosine").at(*pair), cosine, atol=1e-5)
     np.testing.assert_allclose(scores("balanced").at(*pair), cosine - less[0][0] - less[1][1], atol=1e-5)
-
-
-def test_a_line_that_a_kill_tore_is_left_out_of_the_log(tmp_path: Path) -> None:
-    with Journal(tmp_path / "log.jsonl") as journal:
-        journal.write("step", step=1)
-        journal.write("warning", text="d\u00e9j\u00e0")
-    whole = (tmp_path / "log.jsonl").read_bytes()
-    for end in range(whole.index(b"\n") + 1, len(whole)):
-        (tmp_path / "log.jsonl").write_bytes(whole[:end])
-        assert [event["event"] for event in read_journal(tmp_path / "log.jsonl")] == ["step"]
-    (tmp_path / "log.jsonl").write_bytes(b"[}\n" + whole)
-    with pytest.raises(DataError, match=r"log\.jsonl:1: not valid JSON"):
-        list(read_journal(tmp_path / "log.jsonl"))
