@@ -2,35 +2,35 @@
 
 A cache is a folder of shards under `cache/backbones/<key>/`. The key covers everything that affects the maps except
 the image; a shard lists its images by the SHA-256 of their files. Shards are written atomically and never changed, so a
-kill loses at most one. If two trainings need the same maps, one computes them while the other waits.
+kill loses at most one. If two trainings need the same maps, one computes them while the other waits. In fp32 on a CPU
+many maps are computed by ONNX Runtime, where it is installed, into a folder of their own; maps of both are used.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from cmpagl_core.datasets.augment import allowed_views, d4_transform
+from cmpagl_core.datasets.augment import allowed_views
 from cmpagl_core.datasets.loading import Draw
 from cmpagl_core.datasets.prepared import DataSplit
-from cmpagl_core.device import autocast, usable_precision
-from cmpagl_core.encoders.decode import decoded_batches, image_decoder
+from cmpagl_core.device import usable_precision
+from cmpagl_core.encoders.backbone_maps import Half, MapsEncoder, RuntimeMaps, TorchMaps, folded, maps_graph
+from cmpagl_core.encoders.image_graph import PRECISION, GraphInfo, graph_path
 from cmpagl_core.encoders.tensor_file import open_tensor_file, write_tensor_file
 from cmpagl_core.errors import CmpaglError, DataError
 from cmpagl_core.files import canonical_json, sha256_text
 from cmpagl_core.imagery.image_ref import ImageRef
-from cmpagl_core.imagery.images import IMAGE_MEAN, IMAGE_STD, decoded_px, to_pixel_values
+from cmpagl_core.imagery.images import IMAGE_MEAN, IMAGE_STD, decoded_px
 from cmpagl_core.imagery.stamps import stamp_file
 from cmpagl_core.locks import hold, sweep_lock
 from cmpagl_core.models.backbone import Backbone
@@ -43,8 +43,7 @@ CACHE_FORMAT = 2
 
 _BACKBONE = "image_encoder.patch_embed."  # prefix of its weights' names in a model
 _SHARD_BYTES = 64 << 20
-_VIEWS_AT_ONCE = 128  # batch size of the backbone, in views of one or several images
-_LARGEST_HALF = 65504.0
+_MANY_VIEWS = 1024  # worth the two seconds that it takes to write a graph for ONNX Runtime
 
 _AFTER = "uses the maps, or what is computed from them"
 NOT_IN_BACKBONE: Mapping[str, str] = {
@@ -76,8 +75,6 @@ NOT_IN_BACKBONE: Mapping[str, str] = {
     "image_encoder.backbone_trainable": "says when there is a cache, not what is in it",
     "image_encoder.backbone_unfreeze_epoch": "says when there is a cache, not what is in it",
 }  # fmt: skip
-
-Half = NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -133,6 +130,12 @@ class BackboneSettings:
     precision: str
     device: str = "cpu"  # its type
 
+    @property
+    def ways(self) -> tuple[BackboneSettings, ...]:
+        """The settings of the same maps by torch and, where it may compute them, by ONNX Runtime."""
+        can = (self.device, self.precision) == ("cpu", "fp32")
+        return (self, replace(self, precision=PRECISION)) if can else (self,)
+
     def key(self, weights_sha256: str) -> str:
         """The name of the cache folder."""
         decoded = decoded_px(self.image_size_px)
@@ -170,13 +173,10 @@ def open_backbone_cache(
         name.removeprefix(_BACKBONE) for name in weights if name.startswith((f"{_BACKBONE}body.", f"{_BACKBONE}extra."))
     )
     tensors = {name.partition(".")[2]: weights[_BACKBONE + name] for name in own}
-    home = folder / settings.key(_tensors_sha256(tensors))
-    if not home.is_dir():
+    homes = _homes(folder, settings, _tensors_sha256(tensors))
+    if not any(home.is_dir() for home in homes):
         return None
-    shapes = _shapes(backbone, settings, device)
-    values = sum(int(np.prod(shape)) for shape in shapes)
-    shards, rows = _open_shards(home, len(settings.views), values)
-    return BackboneCache(shapes, settings.views, tuple(shards), rows)
+    return _open_cache(homes, settings, _shapes(backbone, settings, device))
 
 
 def backbone_cache(
@@ -195,51 +195,77 @@ def backbone_cache(
     enough disk space.
     """
     images = _images(splits, progress, ranks)
-    home = folder / settings.key(weights_sha256(backbone))
+    weights = weights_sha256(backbone)
+    homes = _homes(folder, settings, weights)
     shapes = _shapes(backbone, settings, device)
-    values = sum(int(np.prod(shape)) for shape in shapes)
-    shards, rows = _open_shards(home, len(settings.views), values)
-    if ranks.any(any(image not in rows for image in images)):
+    cache = _open_cache(homes, settings, shapes)
+    (missing,) = ranks.greatest([sum(image not in cache.rows for image in images)])
+    if missing:
+        whole = folded(backbone)
+        by_runtime = _by_runtime(folder, whole, settings, weights, int(missing), progress, ranks)
+        home = homes[0] if by_runtime is None else homes[-1]
+        encoder = by_runtime or TorchMaps(whole, settings.image_size_px, settings.views, device, settings.precision)
         with hold(home, progress.say) if ranks.first else nullcontext():
             ranks.wait()  # until rank 0 has the lock
-            _add_missing(home, images, backbone, settings, values, progress, device, ranks)
+            _add_missing(home, images, _open_cache(homes, settings, shapes), encoder, progress, ranks)
             ranks.wait()  # until all have written
-        shards, rows = _open_shards(home, len(settings.views), values)
+        cache = _open_cache(homes, settings, shapes)
     else:
-        sweep_lock(home)
-    return BackboneCache(shapes, settings.views, tuple(shards), rows)
+        for home in homes:
+            sweep_lock(home)
+    return cache
+
+
+def _homes(folder: Path, settings: BackboneSettings, weights_sha256: str) -> list[Path]:
+    return [folder / way.key(weights_sha256) for way in settings.ways]
+
+
+def _by_runtime(
+    folder: Path,
+    backbone: Backbone,
+    settings: BackboneSettings,
+    weights_sha256: str,
+    missing: int,
+    progress: Progress,
+    ranks: Ranks,
+) -> RuntimeMaps | None:
+    """ONNX Runtime for many maps in fp32 on a CPU, if it is installed; its graph is written by rank 0."""
+    if len(settings.ways) == 1 or missing * len(settings.views) < _MANY_VIEWS:
+        return None
+    key = settings.ways[1].key(weights_sha256)
+    info, path = GraphInfo(key, settings.image_size_px, rounded=False), graph_path(folder.parent, key)
+    graph = maps_graph(path, backbone, info, progress) if ranks.first else None
+    if ranks.any(ranks.first and graph is None):
+        return None
+    graph = graph or maps_graph(path, backbone, info, progress)
+    return None if graph is None else RuntimeMaps(graph, settings.views)
 
 
 def _add_missing(
     home: Path,
     images: Mapping[str, ImageRef],
-    backbone: Backbone,
-    settings: BackboneSettings,
-    values: int,
+    cache: BackboneCache,
+    encoder: MapsEncoder,
     progress: Progress,
-    device: torch.device,
     ranks: Ranks,
 ) -> None:
-    """Make the shards of images that are in none yet. images: by their keys; values: of one image's maps."""
-    _, rows = _open_shards(home, len(settings.views), values)
-    missing = [image for image in images if image not in rows]
+    """Make the shards of images that are in none yet. images: by their keys; cache: what is there."""
+    missing = [image for image in images if image not in cache.rows]
     ranks.wait()  # until all have seen the same shards
-    each = 2 * len(settings.views) * values
+    values = sum(int(np.prod(shape)) for shape in cache.shapes)
+    each = 2 * len(cache.views) * values
     if missing:
-        _announce(home, len(missing), len(images), len(settings.views), each, progress)
+        _announce(home, len(missing), len(images), len(cache.views), each, progress)
     missing = missing[ranks.part(len(missing))]
     if missing:
         size = max(1, _SHARD_BYTES // each)
-        folded = copy.deepcopy(backbone)
-        folded.set_trainable(False)  # one that is unfrozen later is frozen while its maps are cached
-        folded.fold_norms()
         with progress.task("cache backbone maps", len(missing), "img") as advance:
             for start in range(0, len(missing), size):
                 part = missing[start : start + size]
-                maps = np.empty((len(part), len(settings.views), values), dtype=np.float16)
+                maps = np.empty((len(part), len(cache.views), values), dtype=np.float16)
                 done = 0
                 try:
-                    for count in _fill(maps, [images[key] for key in part], folded, settings, device):
+                    for count in _fill(maps, [images[key] for key in part], encoder):
                         done += count
                         advance(count)
                 finally:  # finished maps are kept on an interruption or a broken image
@@ -247,18 +273,24 @@ def _add_missing(
                         _write_shard(home, part[:done], maps[:done])
 
 
-def half_maps(parts: Sequence[Tensor]) -> Tensor:
-    """A backbone's own maps [B, C_i, h_i, w_i] as stored in a cache, float16 [B, values]."""
-    return torch.cat([_to_half(part).flatten(1) for part in parts], dim=1)
+def _fill(maps: Half, images: Sequence[ImageRef], encoder: MapsEncoder) -> Iterator[int]:
+    """Compute the maps of some images into `maps` [images, views, values]; yields how many were just done.
 
-
-def rounded_maps(parts: Sequence[Tensor]) -> list[Tensor]:
-    """A backbone's own maps as read from a cache, float32 [B, C_i, h_i, w_i]."""
-    return [_to_half(part).float() for part in parts]
-
-
-def _to_half(maps: Tensor) -> Tensor:
-    return maps.float().clamp(-_LARGEST_HALF, _LARGEST_HALF).half()
+    images: each with the sha256 of its file as its id.
+    """
+    done = 0
+    with closing(encoder.batches(images)) as batches:
+        for batch in batches:
+            if batch.decoded.broken:
+                broken = batch.decoded.broken[0]
+                raise DataError(broken.why, hint=f"repair or remove {broken.image.path.name}")
+            for row, stamp in zip(batch.decoded.rows, batch.decoded.stamps, strict=True):
+                if stamp.sha256 != images[row].image_id:
+                    raise _was_changed(images[row].path)
+            count = len(batch.maps)
+            maps[done : done + count] = batch.maps
+            done += count
+            yield count
 
 
 def weights_sha256(backbone: Backbone) -> str:
@@ -319,46 +351,24 @@ def _shapes(backbone: Backbone, settings: BackboneSettings, device: torch.device
         return tuple((part.shape[1], part.shape[2], part.shape[3]) for part in backbone.parts(blank))
 
 
-def _fill(
-    maps: Half, images: Sequence[ImageRef], backbone: Backbone, settings: BackboneSettings, device: torch.device
-) -> Iterator[int]:
-    """Compute the maps of some images into `maps` [images, views, values]; yields how many were just done.
-
-    images: each with the sha256 of its file as its id.
-    """
-    size_px = settings.image_size_px
-    decode = image_decoder(lambda image: to_pixel_values(image, size_px), decoded_px(size_px))
-    done = 0
-    for batch in decoded_batches(images, decode, max(1, _VIEWS_AT_ONCE // len(settings.views))):
-        if batch.broken:
-            raise DataError(batch.broken[0].why, hint=f"repair or remove {batch.broken[0].image.path.name}")
-        for row, stamp in zip(batch.rows, batch.stamps, strict=True):
-            if stamp.sha256 != images[row].image_id:
-                raise _was_changed(images[row].path)
-        pixel_values = batch.pixel_values.to(device)
-        count = len(pixel_values)
-        turned = torch.stack([d4_transform(pixel_values, view) for view in settings.views], dim=1)  # [B, V, 3, S, S]
-        with torch.inference_mode(), autocast(device, settings.precision):
-            parts = backbone.parts(turned.flatten(0, 1))
-        maps[done : done + count] = half_maps(parts).cpu().numpy().reshape(count, len(settings.views), -1)
-        done += count
-        yield count
-
-
 def _write_shard(home: Path, images: Sequence[str], maps: Half) -> None:
     name = sha256_text("\n".join(images))[:24]
     write_tensor_file(home / f"{name}.safetensors", {"maps": maps}, {"images": list(images)})
 
 
-def _open_shards(home: Path, views: int, values: int) -> tuple[list[Half], dict[str, tuple[int, int]]]:
+def _open_cache(
+    homes: Sequence[Path], settings: BackboneSettings, shapes: tuple[tuple[int, int, int], ...]
+) -> BackboneCache:
+    """The shards of all these folders, those that exist."""
+    values = sum(int(np.prod(shape)) for shape in shapes)
     shards: list[Half] = []
     rows: dict[str, tuple[int, int]] = {}
-    for path in sorted(home.glob("*.safetensors")):
+    for path in (path for home in homes for path in sorted(home.glob("*.safetensors"))):
         file = open_tensor_file(path)
         names: Any = file.about.get("images")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise DataError(f"{path} names no images", hint="delete it; it will be rebuilt")
-        maps: Half = file.array("maps", "<f2", (len(names), views, values))
+        maps: Half = file.array("maps", "<f2", (len(names), len(settings.views), values))
         rows.update((name, (len(shards), row)) for row, name in enumerate(names))
         shards.append(maps)
-    return shards, rows
+    return BackboneCache(shapes, settings.views, tuple(shards), rows)

@@ -17,8 +17,8 @@ from cmpagl_core.encoders.backbone_cache import (
     backbone_cache_folder,
     backbone_settings,
     open_backbone_cache,
-    rounded_maps,
 )
+from cmpagl_core.encoders.backbone_maps import rounded_maps
 from cmpagl_core.encoders.encode import forward_pass, unit_rows
 from cmpagl_core.encoders.encoder import Features
 from cmpagl_core.models.backbone import Backbone

@@ -1,15 +1,15 @@
-"""A run's image encoder as an ONNX file, for ONNX Runtime: faster than torch in fp32, and without importing it (ours).
+"""A run's image encoder, or its frozen backbone, as an ONNX file for ONNX Runtime: faster than torch in fp32 (ours).
 
 Each thread runs a few images of its own. So the activations stay in the processor's caches, and no thread waits for
-another one, which matters beside other busy processes. The file records which model it is of.
+another one, which matters beside other busy processes. The file records which model it is of. torch is not imported.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +27,7 @@ from cmpagl_core.imagery.images import decoded_px, pixel_array
 GRAPH_FORMAT = 1
 GRAPHS_FOLDER = "onnx"  # in a workspace's cache
 PRECISION = "fp32 by ONNX Runtime"
-PIXELS, FEATURES = "pixel_values", "features"  # names of the graph's input and output
+PIXELS, FEATURES, MAPS = "pixel_values", "features", "maps"  # names of a graph's input, and of its output
 
 _IMAGES_PER_RUN = 2  # EfficientNet-Lite0 and 2 on one core: 60 images a second, 48 with 32 at once
 IMAGES_AT_ONCE = 64  # whatever the number of threads, so that features do not depend on it
@@ -74,8 +74,10 @@ def runtime_is_installed() -> bool:
     return find_spec("onnxruntime") is not None
 
 
-class ImageGraph:
+class _Graph:
     """An ONNX file and its session. threads: how many run it at once; as torch has them if None."""
+
+    output: str
 
     def __init__(self, path: Path, model_sha256: str, threads: int | None = None) -> None:
         """Raises DataError for a file that is broken or of another model."""
@@ -86,34 +88,59 @@ class ImageGraph:
         self.info = info
         self._threads = threads or _cores()
 
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._threads, thread_name_prefix="onnx")
+
+    def _run(self, pixel_values: Pixels, view: int) -> NDArray[np.float32]:
+        turned = np.ascontiguousarray(_turned(pixel_values, view))
+        found: NDArray[np.float32] = self._session.run([self.output], {PIXELS: turned})[0]
+        return found
+
+
+class ImageGraph(_Graph):
+    """The image encoder of a run."""
+
+    output = FEATURES
+
     def features(self, pixel_values: Pixels, views: int) -> Features:
         """pixel_values: [B, 3, S, S]. Returns unit rows [B, D], averaged over the first views of the group D4."""
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="onnx") as pool:
+        with self._pool() as pool:
             return self._features(pool, pixel_values, views)
 
     def batches(self, images: Sequence[ImageRef], views: int) -> Generator[EncodedBatch, None, None]:
         """As `Encoder.encode_images`."""
         size_px = self.info.image_size_px
         decode = image_decoder(lambda image: pixel_array(image, size_px), decoded_px(size_px))
-        decoded = decoded_batches(images, decode, IMAGES_AT_ONCE, stack=_stacked)
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="onnx") as pool, closing(decoded):
+        decoded = decoded_batches(images, decode, IMAGES_AT_ONCE, stack=arrays_stacked)
+        with self._pool() as pool, closing(decoded):
             for batch in decoded:
                 features = self._features(pool, batch.pixel_values, views) if batch.rows else np.empty((0, 0), "<f4")
                 yield EncodedBatch(features, batch.rows, batch.stamps, batch.broken)
 
     def _features(self, pool: ThreadPoolExecutor, pixel_values: Pixels, views: int) -> Features:
-        parts = [pixel_values[at : at + _IMAGES_PER_RUN] for at in range(0, len(pixel_values), _IMAGES_PER_RUN)]
-        averaged = np.concatenate(list(pool.map(lambda part: self._averaged(part, views), parts)))
+        averaged = np.concatenate(list(pool.map(lambda part: self._averaged(part, views), _few_each(pixel_values))))
         lengths = np.linalg.norm(averaged, axis=1, keepdims=True)
         return np.asarray(averaged / np.maximum(lengths, 1e-12), dtype=np.float32)
 
     def _averaged(self, pixel_values: Pixels, views: int) -> Features:
-        seen = [self._run(_turned(pixel_values, view)) for view in range(views)]
+        seen = [self._run(pixel_values, view) for view in range(views)]
         return seen[0] if views == 1 else np.mean(seen, axis=0, dtype=np.float32)
 
-    def _run(self, pixel_values: Pixels) -> Features:
-        found: Features = self._session.run([FEATURES], {PIXELS: np.ascontiguousarray(pixel_values)})[0]
-        return found
+
+class MapsGraph(_Graph):
+    """A frozen backbone."""
+
+    output = MAPS
+
+    @contextmanager
+    def running(self) -> Iterator[Callable[[Pixels, int], NDArray[np.float32]]]:
+        """Threads, and what they compute: from pixel_values [B, 3, S, S] and a view of D4 the maps [B, values]."""
+        with self._pool() as pool:
+
+            def maps(pixel_values: Pixels, view: int) -> NDArray[np.float32]:
+                return np.concatenate(list(pool.map(lambda part: self._run(part, view), _few_each(pixel_values))))
+
+            yield maps
 
 
 def _session(path: Path) -> Any:
@@ -137,8 +164,13 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _stacked(images: Sequence[Pixels]) -> Pixels:
+def arrays_stacked(images: Sequence[Pixels]) -> Pixels:
+    """[B, 3, S, S]; of length 0 where there are none."""
     return np.stack(images) if images else np.empty(0, dtype=np.float32)
+
+
+def _few_each(pixel_values: Pixels) -> list[Pixels]:
+    return [pixel_values[at : at + _IMAGES_PER_RUN] for at in range(0, len(pixel_values), _IMAGES_PER_RUN)]
 
 
 def _turned(pixel_values: Pixels, view: int) -> Pixels:

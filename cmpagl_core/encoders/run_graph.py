@@ -48,7 +48,7 @@ def export_graph(run: Run, out: Path, cache_root: Path, progress: Progress) -> W
 
     Raises UsageError where a package is missing, and what `export_image_encoder` raises.
     """
-    if not runtime_is_installed() or not _exporter_is_installed():
+    if not runtime_is_installed() or not exporter_is_installed():
         raise UsageError("ONNX needs the packages onnx and onnxruntime", hint="pip install 'cmpagl[fast]'")
     parity = _write(run, run.load(), out)
     kept = graph_path(cache_root, run.info.weights_sha256)
@@ -76,7 +76,7 @@ def kept_graph(run: Run, cache_root: Path, progress: Progress) -> ImageGraph | N
 def run_graph(run: Run, load: Callable[[], LoadedModel], cache_root: Path, progress: Progress) -> ImageGraph | None:
     """The graph of a run, written if the cache lacks it; None, said if it is a failure, where torch has to do."""
     found = kept_graph(run, cache_root, progress)
-    if found is not None or not runtime_is_installed() or not _exporter_is_installed():
+    if found is not None or not runtime_is_installed() or not exporter_is_installed():
         return found
     path = graph_path(cache_root, run.info.weights_sha256)
     try:
@@ -89,7 +89,8 @@ def run_graph(run: Run, load: Callable[[], LoadedModel], cache_root: Path, progr
     return kept_graph(run, cache_root, progress)
 
 
-def _exporter_is_installed() -> bool:
+def exporter_is_installed() -> bool:
+    """Whether a graph can be written."""
     return find_spec("onnx") is not None
 
 

@@ -15,9 +15,13 @@ from PIL import Image
 from cmpagl_core.datasets.loading import WHOLE, Draw, ImageFiles
 from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.encoders import backbone_cache as module
+from cmpagl_core.encoders import backbone_maps
 from cmpagl_core.encoders.backbone_cache import BackboneSettings, backbone_cache, backbone_settings
+from cmpagl_core.encoders.backbone_maps import TorchMaps, folded
+from cmpagl_core.encoders.image_graph import graph_path
 from cmpagl_core.errors import CmpaglError, DataError
 from cmpagl_core.files import sha256_file
+from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.images import read_pixel_values
 from cmpagl_core.models.backbone import Backbone
 from cmpagl_core.progress import Advance, Silent
@@ -181,7 +185,7 @@ def test_an_interrupted_filling_goes_on_where_it_stopped(
 def test_what_an_interrupted_shard_holds_by_then_is_kept(
     tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_VIEWS_AT_ONCE", 8)  # two images
+    monkeypatch.setattr(backbone_maps, "_VIEWS_AT_ONCE", 8)  # two images
 
     class Interrupts(Silent):
         @contextmanager
@@ -239,3 +243,69 @@ def test_backbones_that_give_other_maps_do_not_meet_in_one_cache(tmp_path: Path)
         backbone = Backbone(recipe.image_encoder).eval()
         cache = backbone_cache(tmp_path / "c", backbone, backbone_settings(recipe, CPU), [split], Silent(), CPU)
         assert len(cache.shapes) == len(strides)
+
+
+@pytest.fixture
+def onnx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime computes any number of maps."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(module, "_MANY_VIEWS", 1)
+
+
+@pytest.mark.usefixtures("onnx")
+def test_onnx_runtime_computes_the_maps_of_torch_into_a_folder_of_their_own(tmp_path: Path, backbone: Backbone) -> None:
+    split, told = images(tmp_path / "p", 5), Told()
+    by_torch, by_runtime = SETTINGS.ways
+    found = backbone_cache(tmp_path / "c", backbone, SETTINGS, [split], told, CPU)
+    assert [path.name for path in (tmp_path / "c").iterdir()] == [by_runtime.key(module.weights_sha256(backbone))]
+    assert told.messages[0] == "writing the frozen backbone for ONNX Runtime, once"
+    encoder = TorchMaps(folded(backbone), 64, SETTINGS.views, CPU, "fp32")
+    (expected,) = encoder.batches([ImageRef(path.name, path) for path in split.paths])
+    np.testing.assert_allclose(found.shards[0], expected.maps, rtol=2e-3, atol=1e-3)  # by a rounding or two
+    again = backbone_cache(tmp_path / "c", backbone, by_torch, [split], told, CPU)
+    assert again.rows == found.rows
+    assert len(told.messages) == 2
+
+
+@pytest.mark.usefixtures("onnx")
+def test_maps_that_torch_cached_before_are_kept_and_used(
+    tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = images(tmp_path / "p", 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_MANY_VIEWS", 1024)
+        backbone_cache(tmp_path / "c", backbone, SETTINGS, [split.subset([0, 1])], Silent(), CPU)
+    told = Told()
+    assert len(backbone_cache(tmp_path / "c", backbone, SETTINGS, [split], told, CPU).rows) == 5
+    assert "of 3 images" in told.messages[-1]
+    assert len(list((tmp_path / "c").iterdir())) == 2
+    weights = {f"image_encoder.patch_embed.{name}": tensor for name, tensor in backbone.state_dict().items()}
+    reopened = module.open_backbone_cache(tmp_path / "c", backbone, weights, SETTINGS, CPU)
+    assert reopened is not None
+    assert reopened.rows.keys() == set(split.image_sha256)
+
+
+@pytest.mark.usefixtures("onnx")
+def test_a_broken_graph_is_written_again_and_torch_does_where_none_can_be(
+    tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split, told = images(tmp_path / "p", 3), Told()
+    graph = graph_path(tmp_path, SETTINGS.ways[1].key(module.weights_sha256(backbone)))
+    graph.parent.mkdir()
+    graph.write_bytes(b"no graph")
+    backbone_cache(tmp_path / "c", backbone, SETTINGS, [split.subset([0])], told, CPU)
+    assert told.messages[0].startswith("not used: ")
+    assert told.messages[1].startswith("writing the frozen backbone")
+
+    def fail(*_: object) -> None:
+        raise CmpaglError("the image encoder cannot be written as ONNX (no such operator)")
+
+    graph.unlink()
+    monkeypatch.setattr("cmpagl_core.encoders.onnx_export.export_backbone", fail)
+    assert len(backbone_cache(tmp_path / "c", backbone, SETTINGS, [split], told, CPU).rows) == 3
+    assert any(message.startswith("maps are computed by torch: ") for message in told.messages)
+
+
+def test_half_precision_and_gpus_are_left_to_torch() -> None:
+    assert len(replace(SETTINGS, precision="bf16").ways) == len(replace(SETTINGS, device="cuda").ways) == 1

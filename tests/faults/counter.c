@@ -1,6 +1,6 @@
 /* Counts what a process does to the files under one folder, and at the Nth time kills it or fills its disk; or counts
  * what it reads of them, and makes the Nth file unreadable from there on, as a bad sector does; or moves all that is in
- * the folder away, as when a disk is unplugged.
+ * the folder away, as when a disk is unplugged; or sets its clock back by a day from there on.
  *
  * Preloaded into the Python of tests/faults/sweep.py, so that the tested code has no hook: libraries in C, C++ and Rust
  * are counted as Python itself is. Counted are creating, writing, resizing, renaming, syncing and removing. A fatal
@@ -20,10 +20,14 @@
 #include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/types.h>
+#include <time.h>
 #include <unistd.h>
 
-enum mode { COUNT, KILL, FULL, BAD, GONE };
+enum mode { COUNT, KILL, FULL, BAD, GONE, CLOCK };
+
+#define DAY_S 86400
 enum verdict { GO_ON, DIE, NO_ROOM };
 
 static char root[PATH_MAX];
@@ -336,4 +340,31 @@ int rmdir(const char *name)
     char path[PATH_MAX];
     ACT("remove", of_name(AT_FDCWD, name, path), path, 0);
     return real(name);
+}
+
+static int set_back(void) { return armed && chosen == CLOCK && events >= target; }
+
+int clock_gettime(clockid_t clock, struct timespec *now)
+{
+    int failed = (int)syscall(SYS_clock_gettime, clock, now);
+    if (!failed && clock == CLOCK_REALTIME && set_back())
+        now->tv_sec -= DAY_S;
+    return failed;
+}
+
+int gettimeofday(struct timeval *restrict now, void *restrict zone)
+{
+    int failed = (int)syscall(SYS_gettimeofday, now, zone);
+    if (!failed && set_back())
+        now->tv_sec -= DAY_S;
+    return failed;
+}
+
+time_t time(time_t *place)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (place)
+        *place = now.tv_sec;
+    return now.tv_sec;
 }

@@ -5,8 +5,8 @@
 must run with COUNTER.so preloaded (`make faults` does). Each case is a command in a small workspace. First it runs
 undisturbed, twice: what differs between the two ends are times and the like, and is not compared. Then, for every
 event that was counted, a fork of this process runs it in a fresh copy of the workspace and is killed there, or finds
-the disk full from there on, or finds that all files vanish there, to be back afterwards; and for every read, that the
-file cannot be read from there on (EIO). Then every file must be whole, the same command (or the one that its sentence
+the disk full from there on, or finds that all files vanish there, to be back afterwards, or its clock a day back from
+there on; and for every read, that the file cannot be read from there on (EIO). Then every file must be whole, the same command (or the one that its sentence
 names) must finish, the end must be the undisturbed one, and nothing may be left of the dead process.
 """
 
@@ -25,11 +25,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
-COUNT, KILL, FULL, BAD, GONE = range(5)
-_MODES = {"kill": KILL, "full": FULL, "bad": BAD, "gone": GONE}
-Fault = Literal["kill", "full", "random", "bad", "gone"]
+COUNT, KILL, FULL, BAD, GONE, CLOCK = range(6)
+_MODES = {"kill": KILL, "full": FULL, "bad": BAD, "gone": GONE, "clock": CLOCK}
+Fault = Literal["kill", "full", "random", "bad", "gone", "clock"]
 
 _JUNK = (".partial", ".lock", ".lock.json", ".state")
 _SHORTEST_S, _LONGEST_S = 0.01, 120.0
@@ -219,9 +219,9 @@ def _examined(bench: Bench, case: Case, fault: Fault, ended: Ended, expected: En
         # An image that was left out is encoded in another batch later, and its features differ in the last bits.
         case, expected = replace(case, is_rounded=True), expected.rounded()
     yield from (f"{path} is not whole ({why})" for path, why in broken_files(bench.root))
-    if fault in ("full", "bad"):
+    if fault in ("full", "bad", "clock"):
         yield from (f"{path} is left though it could end" for path in left_overs(bench.root))
-    if fault == "full" and ended.code == 0:
+    if fault in ("full", "clock") and ended.code == 0:
         yield from End.of(bench, case).differences(expected)
         return
     tried = []
@@ -243,6 +243,8 @@ def _examined(bench: Bench, case: Case, fault: Fault, ended: Ended, expected: En
 def _wrong_ends(fault: Fault, ended: Ended) -> Iterator[str]:
     if fault == "kill" and ended.code not in (-signal.SIGKILL, 0):
         yield f"ended with {ended.code}: {ended.said[-300:]}"
+    if fault == "clock" and ended.code != 0:
+        yield f"a clock that goes back ended with {ended.code}: {ended.said[-300:]}"
     is_sentence = "unexpected" not in ended.said and "Traceback" not in ended.said
     if fault in ("bad", "gone") and not (is_sentence and ended.code in (0, 1, 2, 3, 5)):
         yield f"what cannot be read ended with {ended.code}: {ended.said[-300:]}"
@@ -420,7 +422,7 @@ def main() -> None:
     parser.add_argument("counter", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--case", action="append")
-    parser.add_argument("--fault", action="append", choices=("kill", "full", "random", "bad", "gone"))
+    parser.add_argument("--fault", action="append", choices=get_args(Fault))
     parser.add_argument("--points", type=int)
     parser.add_argument("--random", type=int, default=30)
     parser.add_argument("--folder", type=Path)

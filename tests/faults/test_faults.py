@@ -53,6 +53,5 @@ def test_a_few_moments_of_preparing_and_indexing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_moment_of_every_command(tmp_path: Path) -> None:
-    check(
-        swept(tmp_path, "--fault", "kill", "--fault", "full", "--fault", "random", "--fault", "bad", "--fault", "gone")
-    )
+    every = ("kill", "full", "random", "bad", "gone", "clock")
+    check(swept(tmp_path, *(word for fault in every for word in ("--fault", fault))))
