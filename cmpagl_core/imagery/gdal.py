@@ -32,6 +32,7 @@ UNREADABLE = (
 _MAX_SIDE, _MAX_PIXELS, _MAX_BANDS = 1_000_000, 100_000_000_000, 1_000
 _MAX_BLOCK_BYTES = 256 << 20
 _BESIDE = (".ovr", ".msk", ".OVR", ".MSK", ".msk.ovr", ".ovr.ovr", ".ovr.msk")
+_ERDAS_HEAD = b"EHFA_HEADER_TAG"
 _TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAX_VRT_DEPTH, _MAX_VRT_SOURCES = 3, 10_000
 _OPTIONS = {
@@ -99,8 +100,11 @@ def _open(path: Path, depth: int) -> DatasetReader:
 
 def _opened(path: Path, name: str) -> DatasetReader:
     _check_beside(path)
+    options = (
+        {"OVERVIEW_LEVEL": "NONE"} if _erdas_notes(path) else {}
+    )  # else GDAL takes overviews from wherever they say
     try:
-        dataset = DatasetReader(name, driver=list(DRIVERS))  # rasterio.open takes one driver alone
+        dataset = DatasetReader(name, driver=list(DRIVERS), **options)  # rasterio.open takes one driver alone
     except UNREADABLE as error:
         if not path.exists():
             raise DataError(f"image {path} does not exist") from error
@@ -131,6 +135,20 @@ def _check_beside(path: Path) -> None:
             raise DataError(
                 f"{beside} holds overviews or a mask, and is no TIFF, so {path} is not read", hint="move it away"
             )
+
+
+def _erdas_notes(path: Path) -> list[Path]:
+    """The .aux files of Erdas Imagine beside a file, which may name any other file as its overviews."""
+    names = [path.with_suffix(end) for end in (".aux", ".AUX")] + [Path(f"{path}{end}") for end in (".aux", ".AUX")]
+    found = []
+    for name in names:
+        try:
+            with name.open("rb") as stream:
+                if stream.read(len(_ERDAS_HEAD)) == _ERDAS_HEAD:
+                    found.append(name)
+        except OSError:
+            continue  # there is none
+    return found
 
 
 def brief(text: str) -> str:
@@ -178,4 +196,7 @@ def _check_sources(path: Path, depth: int) -> None:
             f"{path} refers to {len(found):,} files, more than can be read safely", hint="write it as one GeoTIFF"
         )
     for source in found:
+        notes = _erdas_notes(source)
+        if notes:
+            raise DataError(f"{notes[0]} may name any file as overviews, so {path} is not read", hint="move it away")
         _open(source, depth + 1).close()

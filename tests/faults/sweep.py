@@ -5,9 +5,10 @@
 must run with COUNTER.so preloaded (`make faults` does). Each case is a command in a small workspace. First it runs
 undisturbed, twice: what differs between the two ends are times and the like, and is not compared. Then, for every
 event that was counted, a fork of this process runs it in a fresh copy of the workspace and is killed there, or finds
-the disk full from there on, or finds that all files vanish there, to be back afterwards, or its clock a day back from
-there on; and for every read, that the file cannot be read from there on (EIO). Then every file must be whole, the same command (or the one that its sentence
-names) must finish, the end must be the undisturbed one, and nothing may be left of the dead process.
+the disk full from there on, or all files gone, to be back afterwards, or its clock a day back from there on; and for
+every read, that the file cannot be read from there on (EIO). Then every file must be whole, the same command (or the
+one that its sentence names) must finish, the end must be the undisturbed one, and nothing may be left of the dead
+process.
 """
 
 from __future__ import annotations

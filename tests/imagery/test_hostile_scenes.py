@@ -11,6 +11,7 @@ import pytest
 import rasterio
 
 from cmpagl_core.errors import DataError
+from cmpagl_core.imagery.gdal import gdal, open_dataset
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.images import open_image
 from cmpagl_core.imagery.reader import ReadImage, read_image
@@ -90,6 +91,25 @@ def test_masks_and_overviews_beside_a_scene_lead_nowhere(end: str, source: str, 
         assert not isinstance(seen, ReadImage)
         assert f"a.tif{end} holds overviews or a mask, and is no TIFF" in seen.why
     assert Door.knocks == 0
+
+
+@pytest.mark.parametrize("name", ["a.aux", "a.tif.aux"])
+def test_overviews_that_erdas_notes_name_are_not_read(name: str, tmp_path: Path) -> None:
+    scene, notes = tif(tmp_path / "a.tif"), tmp_path / name
+    before = np.asarray(open_image(scene, at_least_px=8))
+    options = {"AUX": "YES", "DEPENDENT_FILE": "a.tif"}
+    with rasterio.open(notes, "w", driver="HFA", width=64, height=64, count=1, dtype="uint16", **options):
+        pass
+    with rasterio.open(scene) as careless:
+        careless.overviews(1)
+        assert str(notes) in careless.files
+    with gdal(), open_dataset(scene) as dataset:
+        assert dataset.overviews(1) == []
+        assert dataset.files == [str(scene)]
+    np.testing.assert_array_equal(np.asarray(open_image(scene, at_least_px=8)), before)
+    seen = read_image(ImageRef("a", vrt(tmp_path / "a.vrt", "a.tif")), at_least_px=8)
+    assert not isinstance(seen, ReadImage)
+    assert f"{name} may name any file as overviews" in seen.why
 
 
 @pytest.mark.parametrize(
