@@ -43,9 +43,9 @@ class HashEncoder:
         return np.empty((len(texts), DIM), dtype=np.float32)
 
 
-def draw(folder: Path) -> None:
+def draw(folder: Path, count: int = IMAGES) -> None:
     """Files that differ, of a few bytes each: their content is read once, and never decoded here."""
-    for number in range(IMAGES):
+    for number in range(count):
         place = folder / f"{number // A_FOLDER:03d}"
         if number % A_FOLDER == 0:
             place.mkdir(parents=True)
