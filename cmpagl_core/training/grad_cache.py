@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -27,7 +27,10 @@ from cmpagl_core.training.parallel import STABILISE
 
 @dataclass(frozen=True)
 class CachedStep:
-    """One micro-batch of a step: its gradients are those of its loss / divisor."""
+    """One micro-batch of a step: its gradients are those of its loss / divisor.
+
+    with_squares: also measure the gradient that each loss leaves at the image tokens.
+    """
 
     learner: Learner
     batch: PairBatch
@@ -35,14 +38,16 @@ class CachedStep:
     generator: torch.Generator
     mlm_normaliser: float
     divisor: int
+    with_squares: bool = False
 
     @property
     def chunk_size(self) -> int:
         return self.learner.recipe.train.chunk_size
 
-    def backward(self, where: str) -> tuple[LossTerms, Encoded]:
-        """Add the gradients to the model's; returns the losses and the encoded batch, without graphs.
+    def backward(self, where: str) -> tuple[LossTerms, Encoded, dict[str, Tensor]]:
+        """Add the gradients to the model's; returns the losses and the encoded batch, without graphs, and the squares.
 
+        The squares are the squared norms of what this process's image tokens get from each loss, to a common factor.
         Of several processes each adds its own share, so they are to be summed; all call this at the same time. where:
         names the step when features are not finite, which raises CmpaglError.
         """
@@ -54,16 +59,25 @@ class CachedStep:
         joint = batch.joint or JointBatch((len(batch),), 0, batch.positives.t())
         with self._autocast():
             scored = score_share(learner.model, cfg, kept, batch, joint, self.generator, learner.ranks)
+        left = _Left()
+        if self.with_squares:
+            left.by_features = {name: self._at_features(loss, kept) for name, loss in scored.weighted.items()}
         if scored.weighted:
             self._run_backward(torch.stack(list(scored.weighted.values())).sum())
-        terms = scored.terms | self._backward_fusion(kept, scored.matching)
+        terms = scored.terms | self._backward_fusion(kept, scored.matching, left)
         for chunk in chunks:
-            chunk.backward(kept)
+            chunk.backward(kept, left)
         weights = {"itc": cfg.itc, "triplet": cfg.triplet_weight, "itm": cfg.itm, "mlm": cfg.mlm}
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        return LossTerms(total, terms, {}, None if batch.joint is None else scored.unmatched), kept
+        return LossTerms(total, terms, {}, None if batch.joint is None else scored.unmatched), kept, left.squares
 
-    def _backward_fusion(self, kept: Encoded, matching: Matching | None) -> dict[str, Tensor]:
+    def _at_features(self, loss: Tensor, kept: Encoded) -> Tensor | None:
+        features = kept.images.features
+        if not loss.requires_grad:
+            return None
+        return torch.autograd.grad(self._scaled(loss), features, retain_graph=True, allow_unused=True)[0]
+
+    def _backward_fusion(self, kept: Encoded, matching: Matching | None, left: _Left) -> dict[str, Tensor]:
         """ITM and MLM by chunks; their gradient is left at the kept tokens, in other processes too."""
         if not self.learner.recipe.losses.uses_fusion:
             return {}
@@ -73,8 +87,13 @@ class CachedStep:
         if matching is not None:
             words = _Collecting(texts.tokens)
             terms["itm"] = self._backward_itm(matching, images, words)
+            if self.with_squares:
+                left.by_tokens["itm"] = _at_own_tokens(kept, matching, images.gradient.clone())
         if self.masked is not None:
             terms["mlm"] = self._backward_mlm(self.masked, images)
+            if self.with_squares:
+                by_both = _at_own_tokens(kept, matching, images.gradient)
+                left.by_tokens["mlm"] = by_both - left.by_tokens["itm"] if "itm" in left.by_tokens else by_both
         if matching is None:
             _backward((kept.images.tokens, images.gradient))
         else:
@@ -108,7 +127,10 @@ class CachedStep:
 
     def _run_backward(self, loss: Tensor) -> None:
         if loss.requires_grad:
-            torch.autograd.backward(self.learner.scaler.scale(loss / self.divisor))
+            torch.autograd.backward(self._scaled(loss))
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return self.learner.scaler.scale(loss / self.divisor)
 
     def _autocast(self) -> AbstractContextManager[object]:
         return autocast(self.learner.device, self.learner.recipe.train.precision)
@@ -137,6 +159,33 @@ class _Collecting:
 
 
 @dataclass
+class _Left:
+    """What single losses leave at the image features or the image tokens, and its squared norms at the tokens."""
+
+    by_features: dict[str, Tensor | None] = field(default_factory=dict)
+    by_tokens: dict[str, Tensor] = field(default_factory=dict)
+    squares: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, images: ImageEncoding, rows: slice) -> None:
+        """Add the squares of some images. images: encoded with their graph."""
+        if not images.tokens.requires_grad:
+            return
+        for name, gradient in self.by_features.items():
+            at_tokens = None
+            if gradient is not None:
+                (at_tokens,) = torch.autograd.grad(
+                    images.features, images.tokens, gradient[rows], retain_graph=True, allow_unused=True
+                )
+            self._count(name, at_tokens)
+        for name, gradient in self.by_tokens.items():
+            self._count(name, gradient[rows])
+
+    def _count(self, name: str, gradient: Tensor | None) -> None:
+        square = torch.zeros(()) if gradient is None else gradient.float().square().sum()
+        self.squares[name] = self.squares[name] + square if name in self.squares else square
+
+
+@dataclass
 class _Chunk:
     """Some pairs of a batch, which are encoded twice with the same random numbers."""
 
@@ -152,10 +201,11 @@ class _Chunk:
         with torch.no_grad():
             return self._encode()
 
-    def backward(self, kept: Encoded) -> None:
-        """Encode again, and carry the gradient of the kept encodings into the model."""
+    def backward(self, kept: Encoded, left: _Left) -> None:
+        """Encode again, and carry the gradient of the kept encodings into the model. left: gets the squares."""
         with self._again():
             found = self._encode()
+        left.add(found.images, self.rows)
         outputs = [(found.images.tokens, kept.images.tokens), (found.images.features, kept.images.features)]
         outputs += [(found.texts.tokens, kept.texts.tokens), (found.texts.features, kept.texts.features)]
         _backward(*((new, None if old.grad is None else old.grad[self.rows, ..., :]) for new, old in outputs))
@@ -194,6 +244,15 @@ def _joined(parts: list[Encoded]) -> Encoded:
             torch.cat([one.attention_mask for one in texts]),
         ),
     )
+
+
+def _at_own_tokens(kept: Encoded, matching: Matching | None, gradient: Tensor) -> Tensor:
+    """The gradient at this process's image tokens of one at all tokens that ITM reads. Collective."""
+    own = kept.images.tokens
+    if matching is None or matching.image_tokens is own:
+        return gradient
+    found: Tensor = torch.autograd.grad(matching.image_tokens, own, gradient, retain_graph=True)[0]
+    return found
 
 
 def _backward(*outputs: tuple[Tensor, Tensor | None]) -> None:

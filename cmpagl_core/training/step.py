@@ -36,7 +36,7 @@ class StepFigures:
 def accumulate(learner: Learner, batches: Sequence[PairBatch], epoch: int, step: int, with_shares: bool) -> StepFigures:
     """Gradients of the mean loss over micro-batches; random numbers depend on seed, epoch and step alone.
 
-    with_shares: also measure each loss's share of the gradient, on the first micro-batch; not with GradCache. ITC,
+    with_shares: also measure each loss's share of the gradient, on the first micro-batch. ITC,
     triplet and ITM see the negatives of their micro-batch; MLM is normalised over all tokens of the step, so
     accumulation does not change it.
     Raises CmpaglError if features or loss are not finite.
@@ -83,13 +83,17 @@ def _backward_whole(
 def _backward_cached(
     learner: Learner, work: _Work, generator: torch.Generator, tokens: float, where: str, with_shares: bool
 ) -> _Seen:
-    """The same with GradCache, which has no graph that joins the losses, so no shares."""
-    seen = []
-    for batch, mask in work:
-        losses, encoded = CachedStep(learner, batch, mask, generator, tokens, len(work)).backward(where)
+    """The same with GradCache."""
+    seen, shares = [], {}
+    for number, (batch, mask) in enumerate(work):
+        measures = with_shares and number == 0 and learner.losses_meet
+        cached = CachedStep(learner, batch, mask, generator, tokens, len(work), measures)
+        losses, encoded, squares = cached.backward(where)
+        if measures:
+            shares = _shares(squares, learner.ranks)
         seen.append(_figures(losses, encoded, batch.positives))
     sum_gradients(learner)
-    return seen, {}
+    return seen, shares
 
 
 def update(learner: Learner, step: int, share: float) -> float:
@@ -126,17 +130,22 @@ def gradient_shares(weighted: dict[str, Tensor], image_tokens: Tensor, ranks: Ra
     """Each loss's share of the gradient norm at the image tokens, through which all losses act; they sum to 1."""
     if not image_tokens.requires_grad:
         return {}
-    norms: dict[str, float] = {}
+    squares: dict[str, Tensor] = {}
     for name, loss in weighted.items():
         gradient = None
         if loss.requires_grad:
             (gradient,) = torch.autograd.grad(loss, [image_tokens], retain_graph=True, allow_unused=True)
-        norms[name] = 0.0 if gradient is None else float(gradient.float().norm())
-    if not ranks.alone:
-        squares = torch.tensor([norm**2 for norm in norms.values()], device=image_tokens.device)
-        norms = dict(zip(norms, ranks.total(squares).sqrt().tolist(), strict=True))
-    total = sum(norms.values())
-    return {name: norm / total for name, norm in norms.items()} if 0 < total < math.inf else {}
+        squares[name] = image_tokens.new_zeros(()) if gradient is None else gradient.float().square().sum()
+    return _shares(squares, ranks)
+
+
+def _shares(squares: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
+    """Of norms, from the squares of this process's; they are added up. None where the encoder does not learn."""
+    if not squares:
+        return {}
+    norms = ranks.total(torch.stack([square.float() for square in squares.values()])).sqrt().tolist()
+    total = sum(norms)
+    return {name: norm / total for name, norm in zip(squares, norms, strict=True)} if 0 < total < math.inf else {}
 
 
 @torch.no_grad()

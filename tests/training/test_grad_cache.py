@@ -59,6 +59,7 @@ def assert_same(found: Step, expected: Step) -> None:
     assert found[0].terms == pytest.approx(expected[0].terms, abs=1e-5)
     assert found[0].loss == pytest.approx(expected[0].loss, abs=1e-5)
     assert found[0].unmatched_cosine == pytest.approx(expected[0].unmatched_cosine, abs=1e-6)
+    assert found[0].gradient_shares == pytest.approx(expected[0].gradient_shares, abs=1e-4)
     assert found[1].keys() == expected[1].keys()
     for name, gradient in expected[1].items():
         torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-4, msg=name)
@@ -92,7 +93,7 @@ def test_activations_computed_again_have_the_same_gradients(
     whole = step_of(tiny_recipe(*overrides), squares)
     again = step_of(tiny_recipe(*overrides, "train.checkpoint_activations=true"), squares)
     assert_same(again, whole)
-    assert again[0].gradient_shares == pytest.approx(whole[0].gradient_shares, abs=1e-5)
+    assert len(again[0].gradient_shares) == 4
 
 
 def test_checkpointing_keeps_fewer_bytes_for_the_backward_pass(
