@@ -43,7 +43,7 @@ CACHE_FORMAT = 2
 
 _BACKBONE = "image_encoder.patch_embed."  # prefix of its weights' names in a model
 _SHARD_BYTES = 64 << 20
-_MANY_VIEWS = 1024  # worth the two seconds that it takes to write a graph for ONNX Runtime
+_MANY_VIEWS = 512  # worth the two seconds that it takes to write a graph for ONNX Runtime
 
 _AFTER = "uses the maps, or what is computed from them"
 NOT_IN_BACKBONE: Mapping[str, str] = {

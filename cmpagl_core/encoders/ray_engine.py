@@ -25,6 +25,7 @@ from cmpagl_core.session import Session
 
 _SHARDS_AHEAD = 2  # of each actor: the one that it encodes, and the next
 _OBJECT_STORE_BYTES = 256 << 20  # of a cluster on this machine: 500 shards of features
+_TRIES_AGAIN = 4  # of a shard whose worker died: with its node, most likely, but an image can crash a decoder each time
 _ANSWER_S = 10.0
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # tells nobody
@@ -90,6 +91,8 @@ class RayEngine:
             ),
             fn_constructor_args=(order,),
             num_cpus=self._cluster.cpus,
+            max_restarts=_TRIES_AGAIN,
+            max_task_retries=_TRIES_AGAIN,
             **({"num_gpus": 1} if self._device == "cuda" else {}),
         )
 
@@ -131,6 +134,11 @@ class RayEngine:
     def _failing(self) -> Iterator[None]:
         try:
             yield
+        except self._ray.exceptions.ActorDiedError as error:
+            raise CmpaglError(
+                f"a worker died {_TRIES_AGAIN + 1} times",
+                hint="give the workers more memory; if an image crashes them, find it without --engine ray",
+            ) from error
         except self._ray.exceptions.RayError as error:
             hint = "run the same command again: what is finished is kept"
             raise CmpaglError(f"Ray could not go on ({_reason(error)})", hint=hint) from error

@@ -274,7 +274,7 @@ def test_maps_that_torch_cached_before_are_kept_and_used(
 ) -> None:
     split = images(tmp_path / "p", 5)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_MANY_VIEWS", 1024)
+        patch.setattr(module, "_MANY_VIEWS", 512)
         backbone_cache(tmp_path / "c", backbone, SETTINGS, [split.subset([0, 1])], Silent(), CPU)
     told = Told()
     assert len(backbone_cache(tmp_path / "c", backbone, SETTINGS, [split], told, CPU).rows) == 5

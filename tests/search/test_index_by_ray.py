@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cmpagl_core.encoders import ray_engine
 from cmpagl_core.encoders.ray_engine import RayCluster, RayEngine
 from cmpagl_core.errors import CmpaglError, UsageError
 from cmpagl_core.progress import Silent
@@ -132,6 +133,22 @@ def test_a_cluster_of_its_own_exports_the_same_bytes(cmpagl: Cmpagl, tiny_run: P
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[0]["images"] == 12
     assert (tmp_path / "spread.safetensors").read_bytes() == (tmp_path / "alone.safetensors").read_bytes()
+
+
+class Crashing:
+    """A worker that every shard kills, as a broken decoder would."""
+
+    def __init__(self, order: str) -> None: ...
+
+    def __call__(self, batch: object) -> object:
+        os._exit(1)
+
+
+@pytest.mark.slow
+def test_a_shard_that_kills_every_worker_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_engine, "_Actor", Crashing)
+    with pytest.raises(CmpaglError, match=r"a worker died 5 times; give the workers more memory"):
+        list(RayEngine(RayCluster(workers=1), "cpu", Silent()).encode("an order", ["a shard", "another"]))
 
 
 def test_without_ray_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
