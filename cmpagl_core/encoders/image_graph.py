@@ -81,7 +81,7 @@ class _Graph:
 
     def __init__(self, path: Path, model_sha256: str, threads: int | None = None) -> None:
         """Raises DataError for a file that is broken or of another model."""
-        self._session = _session(path)
+        self._session, self._path = _session(path), path
         info = GraphInfo.read(self._session.get_modelmeta().custom_metadata_map)
         if info is None or info.model_sha256 != model_sha256:
             raise DataError(f"{path} is of another model or version", hint="delete it; it will be written again")
@@ -93,7 +93,10 @@ class _Graph:
 
     def _run(self, pixel_values: Pixels, view: int) -> NDArray[np.float32]:
         turned = np.ascontiguousarray(_turned(pixel_values, view))
-        found: NDArray[np.float32] = self._session.run([self.output], {PIXELS: turned})[0]
+        try:
+            found: NDArray[np.float32] = self._session.run([self.output], {PIXELS: turned})[0]
+        except Exception as error:
+            raise _refused(self._path, error) from error
         return found
 
 
@@ -146,14 +149,19 @@ class MapsGraph(_Graph):
 def _session(path: Path) -> Any:
     import onnxruntime
 
-    onnxruntime.set_default_logger_severity(3)  # its warnings are about optimisations
+    onnxruntime.set_default_logger_severity(4)  # what it logs below is raised too
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors share no narrower class
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{path} cannot be run by ONNX Runtime ({reason})", hint="delete it") from error
+    except Exception as error:
+        raise _refused(path, error) from error
+
+
+def _refused(path: Path, error: Exception) -> DataError:
+    """error: of any kind, since those of ONNX Runtime share no narrower class."""
+    reason = " ".join(str(error).split())[:200]
+    return DataError(f"{path} cannot be run by ONNX Runtime ({reason})", hint="delete it")
 
 
 def _cores() -> int:

@@ -52,7 +52,7 @@ def export_backbone(backbone: Backbone, info: GraphInfo, path: Path) -> None:
 
     Raises what `export_image_encoder` raises.
     """
-    flat = _FlatMaps(copy.deepcopy(backbone).cpu()).eval()
+    flat = _FlatMaps(plain_layers(copy.deepcopy(backbone).cpu())).eval()
     with atomic_path(path) as partial:
         _write(flat, info, MAPS, partial)
         images = _noise(info.image_size_px)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +25,7 @@ from cmpagl_core.files import sha256_file
 from cmpagl_core.imagery.image_ref import ImageRef
 from cmpagl_core.imagery.images import read_pixel_values
 from cmpagl_core.models.backbone import Backbone
+from cmpagl_core.models.kernels.use import use_kernels
 from cmpagl_core.progress import Advance, Silent
 from cmpagl_core.recipe import ImageEncoderPart, Recipe
 
@@ -266,6 +268,9 @@ def test_onnx_runtime_computes_the_maps_of_torch_into_a_folder_of_their_own(tmp_
     again = backbone_cache(tmp_path / "c", backbone, by_torch, [split], told, CPU)
     assert again.rows == found.rows
     assert len(told.messages) == 2
+    fast = use_kernels(copy.deepcopy(backbone), CPU)  # as a training has it
+    by_fast = backbone_cache(tmp_path / "fast" / "c", fast, SETTINGS, [split], Silent(), CPU)
+    np.testing.assert_array_equal(by_fast.shards[0], found.shards[0])
 
 
 @pytest.mark.usefixtures("onnx")
