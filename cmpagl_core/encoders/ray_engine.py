@@ -7,12 +7,14 @@ or it must ask for a token, as one that is started here does.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import secrets
 import socket
 import sys
-from collections.abc import Generator, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -80,21 +82,25 @@ class RayEngine:
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         found = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
-        return found.map_batches(
-            _Actor,
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(
-                min_size=1,  # so that what is left of a cluster goes on
-                max_size=most,
-                initial_size=most,
-                max_tasks_in_flight_per_actor=_SHARDS_AHEAD,
-            ),
-            fn_constructor_args=(order,),
-            num_cpus=self._cluster.cpus,
-            max_restarts=_TRIES_AGAIN,
-            max_task_retries=_TRIES_AGAIN,
-            **({"num_gpus": 1} if self._device == "cuda" else {}),
+        pool = ray.data.ActorPoolStrategy(
+            min_size=1,  # so that what is left of a cluster goes on
+            max_size=most,
+            initial_size=most,
+            max_tasks_in_flight_per_actor=_SHARDS_AHEAD,
         )
+        options: dict[str, Any] = {"num_gpus": 1} if self._device == "cuda" else {}
+        if _takes_any(found.map_batches):  # Ray 2.64 will not: it tries again without end then
+            options |= {"max_restarts": _TRIES_AGAIN, "max_task_retries": _TRIES_AGAIN}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it tells of 2.64
+            return found.map_batches(
+                _Actor,
+                batch_size=1,
+                compute=pool,
+                fn_constructor_args=(order,),
+                num_cpus=self._cluster.cpus,
+                **options,
+            )
 
     def _most_workers(self) -> int:
         """As many as are asked for and fit. Raises UsageError where none does."""
@@ -179,6 +185,10 @@ def _check_listening(address: str) -> None:
         socket.create_connection((host, int(port)), _ANSWER_S).close()
     except (OSError, OverflowError) as error:
         raise CmpaglError(f"there is no Ray cluster at {address} ({error})", hint="check `ray status` there") from error
+
+
+def _takes_any(call: Callable[..., Any]) -> bool:
+    return any(one.kind is one.VAR_KEYWORD for one in inspect.signature(call).parameters.values())
 
 
 def _cores() -> int:

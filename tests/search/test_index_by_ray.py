@@ -145,6 +145,7 @@ class Crashing:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")  # its own, of its own settings
 def test_a_shard_that_kills_every_worker_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_engine, "_Actor", Crashing)
     with pytest.raises(CmpaglError, match=r"a worker died 5 times; give the workers more memory"):
