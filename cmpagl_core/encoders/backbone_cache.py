@@ -201,10 +201,8 @@ def backbone_cache(
     cache = _open_cache(homes, settings, shapes)
     (missing,) = ranks.greatest([sum(image not in cache.rows for image in images)])
     if missing:
-        whole = folded(backbone)
-        by_runtime = _by_runtime(folder, whole, settings, weights, int(missing), progress, ranks)
-        home = homes[0] if by_runtime is None else homes[-1]
-        encoder = by_runtime or TorchMaps(whole, settings.image_size_px, settings.views, device, settings.precision)
+        encoder = maps_encoder(folder.parent, backbone, settings, weights, int(missing), device, progress, ranks)
+        home = homes[-1] if isinstance(encoder, RuntimeMaps) else homes[0]
         with hold(home, progress.say) if ranks.first else nullcontext():
             ranks.wait()  # until rank 0 has the lock
             _add_missing(home, images, _open_cache(homes, settings, shapes), encoder, progress, ranks)
@@ -220,25 +218,28 @@ def _homes(folder: Path, settings: BackboneSettings, weights_sha256: str) -> lis
     return [folder / way.key(weights_sha256) for way in settings.ways]
 
 
-def _by_runtime(
-    folder: Path,
+def maps_encoder(
+    cache_root: Path,
     backbone: Backbone,
     settings: BackboneSettings,
     weights_sha256: str,
-    missing: int,
+    images: int,
+    device: torch.device,
     progress: Progress,
-    ranks: Ranks,
-) -> RuntimeMaps | None:
-    """ONNX Runtime for many maps in fp32 on a CPU, if it is installed; its graph is written by rank 0."""
-    if len(settings.ways) == 1 or missing * len(settings.views) < _MANY_VIEWS:
-        return None
+    ranks: Ranks = ALONE,
+) -> MapsEncoder:
+    """ONNX Runtime for many maps in fp32 on a CPU, if it is installed, else torch. Rank 0 writes the graph."""
+    whole = folded(backbone)
+    by_torch = TorchMaps(whole, settings.image_size_px, settings.views, device, settings.precision)
+    if len(settings.ways) == 1 or images * len(settings.views) < _MANY_VIEWS:
+        return by_torch
     key = settings.ways[1].key(weights_sha256)
-    info, path = GraphInfo(key, settings.image_size_px, rounded=False), graph_path(folder.parent, key)
-    graph = maps_graph(path, backbone, info, progress) if ranks.first else None
+    info, path = GraphInfo(key, settings.image_size_px, rounded=False), graph_path(cache_root, key)
+    graph = maps_graph(path, whole, info, progress) if ranks.first else None
     if ranks.any(ranks.first and graph is None):
-        return None
-    graph = graph or maps_graph(path, backbone, info, progress)
-    return None if graph is None else RuntimeMaps(graph, settings.views)
+        return by_torch
+    graph = graph or maps_graph(path, whole, info, progress)
+    return by_torch if graph is None else RuntimeMaps(graph, settings.views)
 
 
 def _add_missing(
