@@ -308,10 +308,27 @@ def test_an_interrupted_study_goes_on_where_it_stopped(
 def test_a_broken_result_is_made_again(recipe: Recipe, setting: StudySetting, trainings: list[str]) -> None:
     variants = one_at_a_time(recipe, switches_of(["no-smr"]))
     table = run_study(variants, (0,), setting)
+    state = next((setting.workspace.root / trials.VARIANT_RUNS).iterdir()) / "resume" / "state.safetensors"
+    state.parent.mkdir()
+    state.touch()  # as a kill does between the run's marker and the end of its state
     for path in setting.results.glob("*.trial.json"):
         path.write_text("{}")
     assert run_study(variants, (0,), setting) == table
     assert trainings == ["baseline 0"]
+    assert not state.parent.exists()
+
+
+def test_locks_of_a_study_that_was_killed_when_it_was_done_are_removed(recipe: Recipe, setting: StudySetting) -> None:
+    variants = one_at_a_time(recipe, switches_of(["no-smr"]))
+    table = run_study(variants, (0,), setting)
+    (run_folder,) = (setting.workspace.root / trials.VARIANT_RUNS).glob("baseline*")
+    (result,) = setting.results.glob("*.trial.json")
+    key = json.loads(result.read_text())["training_key"]
+    locks = [run_folder.parent / f".{run_folder.name}.lock", setting.results / f".training-{key[:8]}.lock"]
+    for lock in locks:
+        lock.touch()
+    assert run_study(variants, (0,), setting) == table
+    assert not any(lock.exists() for lock in locks)
 
 
 def test_a_result_whose_files_are_of_two_trials_is_made_again(

@@ -15,6 +15,7 @@ from cmpagl_core.ablation.trials import (
     finished_result,
     run_trial,
     scored,
+    sweep_trial,
     trained_runs,
 )
 from cmpagl_core.ablation.variants import Variant, bases_of
@@ -109,6 +110,8 @@ def run_study(
             known = finished_result(trial, setting)
             if known is None:
                 setting.progress.say(f"{place} of {len(trials)}: {trial.name}, seed {trial.seed}")
+            else:
+                sweep_trial(trial, setting)
             done[name] = known or run_trial(trial, setting, trained)
         results[variant.name].append(done[name])
     return build_table(variants, results, base, notes)

@@ -21,7 +21,7 @@ from cmpagl_core.evaluation.evaluate import EvaluateOptions, run_scores
 from cmpagl_core.evaluation.result import RetrievalReport, load_report, save_report
 from cmpagl_core.evaluation.stages import wanted_stages
 from cmpagl_core.files import read_json, sha256_file, write_json
-from cmpagl_core.locks import hold
+from cmpagl_core.locks import hold, sweep_lock
 from cmpagl_core.progress import Progress, Silent
 from cmpagl_core.ranking.kept_params import read_params
 from cmpagl_core.ranking.rerank import ChosenParams
@@ -32,7 +32,7 @@ from cmpagl_core.runs import Run, list_runs
 from cmpagl_core.session import Session
 from cmpagl_core.training.distill import distill_job
 from cmpagl_core.training.loop import fit
-from cmpagl_core.training.resume import has_state
+from cmpagl_core.training.resume import has_state, remove_state
 from cmpagl_core.training.start import distill_data
 from cmpagl_core.workspace import Workspace
 
@@ -159,8 +159,8 @@ def run_trial(trial: Trial, setting: StudySetting, trained: dict[str, Run]) -> T
     While another process runs the same training, this one waits and then uses its result.
     """
     key, wait = trial.training_key(setting), setting.progress.say
-    # two locks, since two workspaces may share results, and two results folders a workspace
-    with hold(setting.results / f"training-{key[:8]}", wait), hold(run_folder(trial, setting), wait):
+    of_results, of_run = _locked(trial, setting)
+    with hold(of_results, wait), hold(of_run, wait):
         known = finished_result(trial, setting)
         if known is not None:
             return known
@@ -168,7 +168,20 @@ def run_trial(trial: Trial, setting: StudySetting, trained: dict[str, Run]) -> T
             trained.update(trained_runs(replace(setting, progress=Silent())))
         if key not in trained:
             trained[key] = _train(trial, setting, key)
+        elif trained[key].root == of_run:
+            remove_state(of_run)  # which a kill after the training's end left
         return _evaluated(trial, setting, trained[key], key)
+
+
+def sweep_trial(trial: Trial, setting: StudySetting) -> None:
+    """Remove the locks that a process left which was killed when the trial was done."""
+    for target in _locked(trial, setting):
+        sweep_lock(target)
+
+
+def _locked(trial: Trial, setting: StudySetting) -> tuple[Path, Path]:
+    """What a trial holds: both, since two workspaces may share results, and two results folders a workspace."""
+    return setting.results / f"training-{trial.training_key(setting)[:8]}", run_folder(trial, setting)
 
 
 def _evaluated(trial: Trial, setting: StudySetting, run: Run, key: str) -> TrialResult:
