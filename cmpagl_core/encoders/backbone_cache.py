@@ -176,7 +176,7 @@ def open_backbone_cache(
     homes = _homes(folder, settings, _tensors_sha256(tensors))
     if not any(home.is_dir() for home in homes):
         return None
-    return _open_cache(homes, settings, _shapes(backbone, settings, device))
+    return _open_cache(homes, settings, map_shapes(backbone, settings, device))
 
 
 def backbone_cache(
@@ -197,7 +197,7 @@ def backbone_cache(
     images = _images(splits, progress, ranks)
     weights = weights_sha256(backbone)
     homes = _homes(folder, settings, weights)
-    shapes = _shapes(backbone, settings, device)
+    shapes = map_shapes(backbone, settings, device)
     cache = _open_cache(homes, settings, shapes)
     (missing,) = ranks.greatest([sum(image not in cache.rows for image in images)])
     if missing:
@@ -346,7 +346,10 @@ def _announce(home: Path, missing: int, all_images: int, views: int, bytes_each:
         )
 
 
-def _shapes(backbone: Backbone, settings: BackboneSettings, device: torch.device) -> tuple[tuple[int, int, int], ...]:
+def map_shapes(
+    backbone: Backbone, settings: BackboneSettings, device: torch.device
+) -> tuple[tuple[int, int, int], ...]:
+    """(C, h, w) of each of a backbone's own maps."""
     blank = torch.zeros(1, 3, settings.image_size_px, settings.image_size_px, device=device)
     with torch.inference_mode():
         return tuple((part.shape[1], part.shape[2], part.shape[3]) for part in backbone.parts(blank))

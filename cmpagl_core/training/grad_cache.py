@@ -176,12 +176,12 @@ class _Left:
                 (at_tokens,) = torch.autograd.grad(
                     images.features, images.tokens, gradient[rows], retain_graph=True, allow_unused=True
                 )
-            self._count(name, at_tokens)
+            self._count(name, images.tokens.new_zeros(()) if at_tokens is None else at_tokens)
         for name, gradient in self.by_tokens.items():
             self._count(name, gradient[rows])
 
-    def _count(self, name: str, gradient: Tensor | None) -> None:
-        square = torch.zeros(()) if gradient is None else gradient.float().square().sum()
+    def _count(self, name: str, gradient: Tensor) -> None:
+        square = gradient.float().square().sum()
         self.squares[name] = self.squares[name] + square if name in self.squares else square
 
 

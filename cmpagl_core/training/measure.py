@@ -20,6 +20,7 @@ from cmpagl_core.datasets.prepared import DataSplit
 from cmpagl_core.encoders.backbone_cache import (
     BackboneCache,
     backbone_settings,
+    map_shapes,
     maps_encoder,
     views_needed,
     weights_sha256,
@@ -36,7 +37,7 @@ CPU_PAIRS = 8
 _QUICK_S = 3.0
 _IN_FLIGHT = 1.3  # memory of a backward pass beyond the saved activations; measured with ucm-cpu at 64 and 128 pairs
 _DECODED = 16
-_CACHED = 4
+_CACHED = 4  # images whose maps are timed
 _TOKEN_COPIES = 6  # of all tokens with GradCache: kept, drawn for ITM, and their gradients
 _SCORE_COPIES = 12  # of the N x N scores of ITC and the triplet loss, both ways; measured from N = 4,096 on
 
@@ -117,17 +118,15 @@ def use_cache(learner: Learner, images: int) -> tuple[int, float]:
     views = views_needed(recipe)
     if backbone is None or caches_until(recipe, views) == 0:
         return 0, 0.0
-    size, settings = recipe.data.image_size_px, backbone_settings(recipe, learner.device)
-    with torch.inference_mode():
-        parts = backbone.parts(torch.zeros(1, 3, size, size, device=learner.device))
-    values = sum(part[0].numel() for part in parts)
-    shapes = tuple((part.shape[1], part.shape[2], part.shape[3]) for part in parts)
+    settings = backbone_settings(recipe, learner.device)
+    shapes = map_shapes(backbone, settings, learner.device)
+    values = sum(int(np.prod(shape)) for shape in shapes)
     learner.cache = BackboneCache(shapes, views, (), {})
     with tempfile.TemporaryDirectory() as folder:
         encoder = maps_encoder(
             Path(folder), backbone, settings, weights_sha256(backbone), images, learner.device, Silent()
         )
-        image = _noise_image(Path(folder), size)
+        image = _noise_image(Path(folder), settings.image_size_px)
         list(encoder.batches([image]))
         started_at = time.monotonic()
         list(encoder.batches([image] * _CACHED))
