@@ -100,9 +100,8 @@ def _open(path: Path, depth: int) -> DatasetReader:
 
 def _opened(path: Path, name: str) -> DatasetReader:
     _check_beside(path)
-    options = (
-        {"OVERVIEW_LEVEL": "NONE"} if _erdas_notes(path) else {}
-    )  # else GDAL takes overviews from wherever they say
+    # With such notes GDAL would take overviews from wherever they say.
+    options = {"OVERVIEW_LEVEL": "NONE"} if _erdas_notes(path) else {}
     try:
         dataset = DatasetReader(name, driver=list(DRIVERS), **options)  # rasterio.open takes one driver alone
     except UNREADABLE as error:
