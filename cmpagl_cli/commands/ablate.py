@@ -22,7 +22,7 @@ Format = Literal["table", "json", "csv", "markdown", "latex", "html"]
 
 _TRIPLETS = "none|plain|intra|hardest|sum|circle|supcon"
 _RERANKINGS = "galr|csls|dual-softmax|sinkhorn"
-_STUDIES = "gswin|global-window|pre-alignment|triplet|smr|all"
+_STUDIES = "gswin|global-window|global-window-parts|pre-alignment|triplet|smr|all"
 
 RecipeArgument = Annotated[
     str | None, typer.Argument(metavar="RECIPE", help="The baseline. Default: the newest run's recipe.")

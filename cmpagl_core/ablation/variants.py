@@ -146,6 +146,12 @@ SWITCHES: dict[str, Switch] = {
 STUDIES: dict[str, tuple[str, ...]] = {
     "gswin": ("no-global-window", "global-window-source-avgpool", "global-query-global", "branches-parallel"),
     "global-window": ("no-global-window", "no-global-window-same-flops"),
+    "global-window-parts": (
+        "global-window-source-avgpool",
+        "no-shifts",
+        "no-global-window-same-parameters",
+        "global-window-source-random",
+    ),
     "pre-alignment": ("no-pre-alignment", "no-itc", "no-triplet", "no-itm", "itm-negatives-any", "no-mlm"),
     "triplet": (
         "no-triplet",
