@@ -2,9 +2,10 @@
 
     python docs/study/context/judge.py WORKSPACE --out docs/study/context/context.json
 
-Reads the runs that `cmpagl ablate docs/study/context/recipe.yaml --study global-window` left in WORKSPACE. A caption of
-a test image is right if it scores highest among the captions of its kind, which differ in one word. Variants are
-compared by what each image got right, averaged over seeds; p by flipping signs over images, intervals by bootstrap.
+Reads the runs that `cmpagl ablate docs/study/context/recipe.yaml` left in WORKSPACE, with `--study global-window` and
+`--study global-window-parts`. A caption of a test image is right if it scores highest among the captions of its kind,
+which differ in one word. Variants are compared by what each image got right, averaged over seeds; p by flipping signs
+over images, intervals by bootstrap.
 """
 
 from __future__ import annotations
