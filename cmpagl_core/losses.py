@@ -43,6 +43,24 @@ def itc_loss(
     return (forward.mean() + backward.mean()) / 2
 
 
+def hubness_loss(logits: Tensor) -> Tensor:
+    """Variance of how near the images of a batch are to all its captions, plus the same of the captions [ours].
+
+    logits: [B, B], scores times a constant. A hub is near to everything and takes the first ranks of queries that are
+    not its own [Radovanovic et al. 2010]. Nearness is the log-sum of exponentials of a row or column.
+    """
+    images, texts = logits.logsumexp(dim=1), logits.logsumexp(dim=0)
+    return spread_share(images, images) + spread_share(texts, texts)
+
+
+def spread_share(own: Tensor, everything: Tensor) -> Tensor:
+    """The share of the variance of `everything` [N] that its part `own` [b] has.
+
+    The mean has no gradient and needs none: deviations from it sum to 0.
+    """
+    return (own - everything.detach().mean()).square().sum() / max(1, len(everything) - 1)
+
+
 def feature_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """One minus the cosine of what a student predicts of an image and its teacher's features, averaged [ours].
 

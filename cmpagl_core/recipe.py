@@ -246,6 +246,9 @@ class LossesPart(Part):
     triplet_weight: Weight = Field(1.0, description="weight of the loss chosen by triplet")
     margin_cosine: float = Field(0.2, ge=0.0, le=2.0, description="m: margin between a match and a negative")
     intra_weight: Weight = Field(1.0, description="lambda: how strongly the cosine of a match is pulled towards 1")
+    hubness: Weight = Field(
+        0.0, description="ours: weight of the variance of how near an item is to all others of the batch"
+    )
     itm: Weight = Field(1.0, description="weight of image-text matching")
     itm_hardness: Weight = Field(
         1.0, description="scales the logits from which ITM's negatives are sampled; ours: 0.0 samples uniformly"
@@ -262,6 +265,10 @@ class LossesPart(Part):
     @property
     def uses_triplet(self) -> bool:
         return self.pre_alignment and self.triplet != "none" and self.triplet_weight > 0
+
+    @property
+    def uses_hubness(self) -> bool:
+        return self.aligns_features and self.hubness > 0
 
     @property
     def aligns_features(self) -> bool:

@@ -67,7 +67,13 @@ class CachedStep:
         terms = scored.terms | self._backward_fusion(kept, scored.matching, left)
         for chunk in chunks:
             chunk.backward(kept, left)
-        weights = {"itc": cfg.itc, "triplet": cfg.triplet_weight, "itm": cfg.itm, "mlm": cfg.mlm}
+        weights = {
+            "itc": cfg.itc,
+            "triplet": cfg.triplet_weight,
+            "hubness": cfg.hubness,
+            "itm": cfg.itm,
+            "mlm": cfg.mlm,
+        }
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         return LossTerms(total, terms, {}, None if batch.joint is None else scored.unmatched), kept, left.squares
 

@@ -23,6 +23,7 @@ from cmpagl_core.losses import (
     itm_pairs,
     metric_share,
     mlm_loss,
+    spread_share,
 )
 from cmpagl_core.models.bert import CrossAttentionCache
 from cmpagl_core.models.cmpagl import CmpaglModel, TextEncoding
@@ -106,6 +107,10 @@ def score_share(
         _add("itc", cfg.itc, mean_of(itc_share(share, scale, soft, *spread) for share in shares), weighted, terms)
     if cfg.uses_triplet:
         _add("triplet", cfg.triplet_weight, mean_of(metric_share(cfg, share) for share in shares), weighted, terms)
+    if cfg.uses_hubness:
+        near = [by.mean(dim=0).mul(scale.detach()).logsumexp(dim=1) for by in (by_image, by_text)]  # [b] each
+        spreads = [spread_share(own, ranks.gather(own.detach(), joint.sizes)) for own in near]
+        _add("hubness", cfg.hubness, spreads[0] + spreads[1], weighted, terms)
     matching = None
     if cfg.itm > 0:
         logits = by_image.detach().mean(dim=0) * scale.detach(), by_text.detach().mean(dim=0) * scale.detach()

@@ -15,6 +15,7 @@ from cmpagl_core.losses import (
     ItmPairs,
     MaskedTokens,
     caption_overlap,
+    hubness_loss,
     itc_loss,
     itm_loss,
     itm_pairs,
@@ -108,6 +109,8 @@ def compute_losses(
         add("itc", cfg.itc, mean_of(itc_loss(probe * scale, positives, soft, *shares) for probe in scores))
     if cfg.uses_triplet:
         add("triplet", cfg.triplet_weight, mean_of(metric_loss(cfg, probe, positives) for probe in scores))
+    if cfg.uses_hubness:
+        add("hubness", cfg.hubness, hubness_loss(scores.mean(dim=0) * scale.detach()))
     if cfg.uses_fusion:
         image_keys = model.cross_attention_cache(
             images.tokens

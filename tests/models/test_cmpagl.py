@@ -72,6 +72,7 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "no itm": ("losses.itm=0",),
     "no mlm": ("losses.mlm=0",),
     "soft targets": ("losses.itc_soft_targets=0.3", "losses.label_smoothing=0.1"),
+    "hubness": ("losses.hubness=0.1",),
 }
 
 

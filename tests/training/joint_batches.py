@@ -29,7 +29,7 @@ from cmpagl_core.training.validate import validate
 CPU = torch.device("cpu")
 STILL = ("text_encoder.dropout=0", "fusion_encoder.dropout=0", "image_encoder.drop_path=0")
 CASES: dict[str, tuple[str, ...]] = {
-    "every loss": ("losses.itc_soft_targets=0.3", "losses.label_smoothing=0.1"),
+    "every loss": ("losses.itc_soft_targets=0.3", "losses.label_smoothing=0.1", "losses.hubness=0.5"),
     "hardest, accumulated": ("losses.triplet_negatives=hardest", "train.accumulate=2"),
     "circle": ("losses.triplet=circle", "losses.itm=0"),
     "supcon, by matching": ("losses.triplet=supcon", "losses.mlm=0"),

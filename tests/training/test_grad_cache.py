@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 STILL = ("text_encoder.dropout=0", "fusion_encoder.dropout=0", "image_encoder.drop_path=0")
 ALIGNING = ("losses.itm=0", "losses.mlm=0", "fusion_encoder.enabled=false")
 CASES = {
-    "every loss": ("losses.itc_soft_targets=0.3", "losses.label_smoothing=0.1"),
+    "every loss": ("losses.itc_soft_targets=0.3", "losses.label_smoothing=0.1", "losses.hubness=0.5"),
     "hardest, accumulated": ("losses.triplet_negatives=hardest", "train.accumulate=2"),
     "aligning": ALIGNING,
     "matching alone": ("losses.pre_alignment=false",),
