@@ -66,12 +66,14 @@ def pooled_channels(workspace: Workspace, recipe: Recipe, model: CmpaglModel, sp
     backbone = model.image_encoder.patch_embed
     folder = backbone_cache_folder(workspace.cache)
     cache = backbone_cache(folder, backbone, backbone_settings(recipe, CPU), splits, Silent(), CPU)  # type: ignore[arg-type]
-    found, rows = [], {}
+    found: list[Tensor] = []
+    rows: dict[str, int] = {}
     for split in splits:
         source = cache.source(split)
         for start in range(0, len(split), IMAGES_AT_ONCE):
             these = range(start, min(start + IMAGES_AT_ONCE, len(split)))
-            rows.update((split.image_sha256[row], len(rows)) for row in these)
+            done = sum(map(len, found))
+            rows.update((split.image_sha256[row], done + place) for place, row in enumerate(these))
             draws = [Draw(row, 0, view, WHOLE) for row in these for view in cache.views]
             maps = backbone.join(cache.unflatten(source.gather(draws)))  # type: ignore[union-attr, operator]
             found.append(maps.mean(dim=(2, 3)).reshape(len(these), len(cache.views), -1))
