@@ -47,6 +47,9 @@ def draw_curves(root: Path, progress: Progress) -> None:
                 axes.plot(*zip(*points, strict=True), label=label, linewidth=1.2)
             for name, epoch in panel.warnings:
                 axes.axvline(epoch, color="tab:red", linestyle=":", label=name)
+            if not panel.lines:  # as the gradient's shares, where the losses do not all act through the image tokens
+                axes.set(xticks=(), yticks=())
+                axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
             if len(panel.lines) > 1 or panel.warnings:
                 axes.legend(frameon=False)
         with atomic_path(root / CURVES_FILE) as partial:
