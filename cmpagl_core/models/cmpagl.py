@@ -102,12 +102,12 @@ class CmpaglModel(nn.Module):
         projected = self.image_projection(tokens[:, 0])
         if self.backbone_skip is not None:
             projected = self.backbone_skip(projected, maps)
-        return ImageEncoding(tokens, _unit(projected, self.probes))
+        return ImageEncoding(tokens, unit_groups(projected, self.probes))
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> TextEncoding:
         """input_ids: [B, L] int64. attention_mask: [B, L] bool."""
         tokens, pooled = self.text_encoder.pooled(input_ids, attention_mask)
-        return TextEncoding(tokens, _unit(self.text_projection(pooled), self.probes), attention_mask)
+        return TextEncoding(tokens, unit_groups(self.text_projection(pooled), self.probes), attention_mask)
 
     def fuse(self, text: TextEncoding | tuple[Tensor, Tensor], image: Tensor | CrossAttentionCache) -> Tensor:
         """text: an encoding, or (input_ids, attention_mask). image: tokens [B, 1 + N, C], or their cache.
@@ -204,7 +204,7 @@ def _origin(name: str) -> Origin:
     return "imported_image" if name.startswith("image_encoder.") else "imported_text"
 
 
-def _unit(x: Tensor, groups: int) -> Tensor:
+def unit_groups(x: Tensor, groups: int) -> Tensor:
     """Normalise the last axis, in fp32 so that equal inputs stay equal under autocast.
 
     x: [B, D]. All groups of D / groups features get the same length, so that a cosine is the mean of the groups'.
